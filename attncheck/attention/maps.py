@@ -1,0 +1,210 @@
+"""`AttentionMaps`: the attention of a model, one `LayerAttention` per captured call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+__all__ = ["AttentionMaps", "LayerAttention", "Tokens", "head_name"]
+
+Tokens = tuple[tuple[str | int, ...], ...]
+"""Tokens of each batch element, one per key position: strings or token ids."""
+
+
+def head_name(layer: int, head: int) -> str:
+    """Name a head the way messages do.
+
+    Example:
+        >>> head_name(5, 1)
+        'L5H1'
+    """
+    return f"L{layer}H{head}"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """Attention weights of one layer, with what is needed to read them.
+
+    Attributes:
+        weights: ``(batch, head, query, key)``, floating, after softmax, before dropout.
+        name: Module path (``"encoder.layer.0.attention"``) or ``"layer 0"``.
+        index: Number of the layer, the ``L`` of ``L5H1``.
+        kind: ``"self"``, ``"cross"``, or ``"unknown"`` for bare tensors.
+        backend: What computed it: ``"sdpa"``, ``"eager"``, ... or ``"given"`` for bare tensors.
+        n_key_value_heads: Heads of key and value (fewer than query heads under GQA and MQA).
+        mask: Bool, True where the key is visible, broadcastable to ``weights``; None: no mask.
+        causal: Query ``i`` sees no key behind position ``i + n_key - n_query``.
+        heads: The model's numbers of the heads held here.
+        sink_mass: ``(batch, head, query)``: mass on a learned sink that is not a key
+            (``row sum + sink mass = 1``); None where the layer has none.
+        call: How often this module had been called before, in the same capture.
+        status: ``"exact"``, or why the capture is not to be trusted.
+    """
+
+    weights: Tensor
+    name: str = "layer 0"
+    index: int = 0
+    kind: Literal["self", "cross", "unknown"] = "unknown"
+    backend: str = "given"
+    n_key_value_heads: int = 0
+    mask: Tensor | None = None
+    causal: bool = False
+    heads: tuple[int, ...] = ()
+    sink_mass: Tensor | None = None
+    call: int = 0
+    status: str = "exact"
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            object.__setattr__(self, "heads", tuple(range(self.weights.shape[1])))
+        if not self.n_key_value_heads:
+            object.__setattr__(self, "n_key_value_heads", len(self.heads))
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.weights.shape[0]
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads held."""
+        return self.weights.shape[1]
+
+    @property
+    def n_query(self) -> int:
+        """Number of query positions."""
+        return self.weights.shape[2]
+
+    @property
+    def n_key(self) -> int:
+        """Number of key positions."""
+        return self.weights.shape[3]
+
+    @property
+    def positional(self) -> bool:
+        """Whether query and key positions count the same tokens, so that offsets mean something."""
+        return self.kind != "cross" and (self.causal or self.n_query == self.n_key)
+
+    def query_positions(self) -> Tensor:
+        """Key position of each query, ``(query,)``: with fewer queries than keys, the last ones."""
+        return torch.arange(self.n_query, device=self.weights.device) + (self.n_key - self.n_query)
+
+    def visible(self) -> Tensor:
+        """Which keys each query may see: bool ``(batch or 1, head or 1, query, key)``."""
+        shape = (1, 1, self.n_query, self.n_key)
+        seen = torch.ones(shape, dtype=torch.bool, device=self.weights.device)
+        if self.causal:
+            keys = torch.arange(self.n_key, device=self.weights.device)
+            seen = seen & (keys <= self.query_positions()[:, None])
+        return seen if self.mask is None else seen & self.mask
+
+    def valid_rows(self) -> Tensor:
+        """Which query rows carry attention: bool ``(batch, head, query)``.
+
+        Left out are rows that see no key, rows of padding (in self-attention, a query whose own
+        key nobody sees) and rows whose weights are all exactly zero (a fully masked row, as
+        ``scaled_dot_product_attention`` returns it).
+        """
+        visible = self.visible()
+        valid = visible.any(-1) & (self.weights != 0).any(-1)
+        if self.positional and self.mask is not None:
+            seen_by_anyone = visible.any(-2)
+            own = self.query_positions().clamp(min=0)
+            valid = valid & seen_by_anyone[..., own]
+        return valid.expand(self.weights.shape[:3])
+
+
+class AttentionMaps(Sequence[Tensor]):
+    """The attention of a model: a sequence of ``(batch, head, query, key)`` tensors.
+
+    Args:
+        layers: One `LayerAttention` per captured call, in execution order.
+        tokens: Tokens of each batch element, one per key position.
+
+    Example:
+        >>> maps = AttentionMaps([LayerAttention(torch.eye(3)[None, None], name="attn")])
+        >>> maps["attn"].shape == maps[0].shape == (1, 1, 3, 3)
+        True
+        >>> maps
+        AttentionMaps(1 layer, 1 head, float32)
+    """
+
+    def __init__(self, layers: Iterable[LayerAttention], *, tokens: Tokens | None = None) -> None:
+        self.layers: tuple[LayerAttention, ...] = tuple(layers)
+        self.tokens = tokens
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each layer; a module called twice appears twice."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers held."""
+        return len(self.layers)
+
+    def layer(self, which: int | str) -> LayerAttention:
+        """Return a layer by position or by name (its first call)."""
+        if isinstance(which, int):
+            return self.layers[which]
+        for layer in self.layers:
+            if layer.name == which:
+                return layer
+        raise KeyError(f"no layer named {which!r}; the layers are {', '.join(self.names)}")
+
+    @overload
+    def __getitem__(self, which: int | str) -> Tensor: ...
+    @overload
+    def __getitem__(self, which: slice) -> AttentionMaps: ...
+    def __getitem__(self, which: int | str | slice) -> Tensor | AttentionMaps:
+        if isinstance(which, slice):
+            return AttentionMaps(self.layers[which], tokens=self.tokens)
+        return self.layer(which).weights
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (layer.weights for layer in self.layers)
+
+    def __repr__(self) -> str:
+        heads = sum(layer.n_heads for layer in self.layers)
+        dtypes = sorted({str(layer.weights.dtype).removeprefix("torch.") for layer in self.layers})
+        layers = "layer" if len(self) == 1 else "layers"
+        return (
+            f"AttentionMaps({len(self)} {layers}, {heads} head{'s' * (heads != 1)}, "
+            f"{'/'.join(dtypes)})"
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> AttentionMaps:
+        """Return the maps with every tensor moved as `torch.Tensor.to` does (masks stay bool)."""
+
+        def move(layer: LayerAttention) -> LayerAttention:
+            weights = layer.weights.to(*args, **kwargs)
+            mask = None if layer.mask is None else layer.mask.to(weights.device)
+            sink = None if layer.sink_mass is None else layer.sink_mass.to(*args, **kwargs)
+            return replace(layer, weights=weights, mask=mask, sink_mass=sink)
+
+        return AttentionMaps(map(move, self.layers), tokens=self.tokens)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the maps to one safetensors file, whole or not at all; return its path."""
+        from attncheck.attention.storage import save_maps
+
+        return save_maps(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttentionMaps:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file is not one that `save` wrote, or is damaged.
+        """
+        from attncheck.attention.storage import load_maps
+
+        return load_maps(Path(path))

@@ -1,0 +1,68 @@
+"""`AttentionMaps` on disk: one safetensors file, data only, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from attncheck.attention.maps import AttentionMaps, LayerAttention
+
+__all__ = ["load_maps", "save_maps"]
+
+SCHEMA = "attncheck.maps.1"
+TENSORS = ("weights", "mask", "sink_mass")
+
+
+def save_maps(maps: AttentionMaps, path: Path) -> Path:
+    """Write maps to ``path``; a crash half-way leaves what was there before."""
+    tensors, described = {}, []
+    for number, layer in enumerate(maps.layers):
+        for field in TENSORS:
+            tensor = getattr(layer, field)
+            if tensor is not None:
+                tensors[f"{number}.{field}"] = tensor.detach().cpu().contiguous().clone()
+        described.append(
+            {f.name: getattr(layer, f.name) for f in fields(layer) if f.name not in TENSORS}
+        )
+    metadata = {
+        "schema": SCHEMA,
+        "layers": json.dumps(described),
+        "tokens": json.dumps(maps.tokens),
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def load_maps(path: Path) -> AttentionMaps:
+    """Read what `save_maps` wrote."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"path: {path} is not a readable safetensors file ({error})") from None
+    if metadata.get("schema") != SCHEMA:
+        raise ValueError(
+            f"path: {path} holds schema {metadata.get('schema')!r}, expected {SCHEMA!r}: "
+            "it was not written by AttentionMaps.save"
+        )
+    layers = []
+    for number, described in enumerate(json.loads(metadata["layers"])):
+        described["heads"] = tuple(described["heads"])
+        held: dict[str, Any] = {field: tensors.get(f"{number}.{field}") for field in TENSORS}
+        layers.append(LayerAttention(**held, **described))
+    tokens = json.loads(metadata["tokens"])
+    return AttentionMaps(layers, tokens=None if tokens is None else tuple(map(tuple, tokens)))

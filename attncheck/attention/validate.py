@@ -1,0 +1,91 @@
+"""What is not attention, and why: errors that name the value and the way out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attncheck.attention.maps import LayerAttention
+from attncheck.tolerances import TOLERANCES, tolerance_for
+
+__all__ = ["require_floating", "require_weights"]
+
+
+def require_floating(tensor: Tensor, name: str) -> Tensor:
+    """Return the tensor if its dtype can hold weights; integers that are 0 or 1 become float32."""
+    if str(tensor.dtype).removeprefix("torch.") in TOLERANCES:
+        return tensor
+    if tensor.is_complex():
+        raise TypeError(f"{name}: is {tensor.dtype}; attention weights are real")
+    if tensor.is_floating_point():
+        raise TypeError(
+            f"{name}: is {tensor.dtype}, in which no row of weights is exact; convert it to "
+            "float32 first"
+        )
+    if tensor.numel() and not ((tensor == 0) | (tensor == 1)).all():
+        raise TypeError(
+            f"{name}: is {tensor.dtype}; expected floating-point weights, not token ids"
+        )
+    return tensor.to(torch.float32)
+
+
+def require_weights(layer: LayerAttention, name: str) -> None:
+    """Reject a layer whose values are no attention weights.
+
+    Rows that the mask hides, and rows that are exactly zero, may hold anything finite or NaN:
+    they carry no attention and no measure reads them.
+
+    Raises:
+        ValueError: NaN or infinite, negative, or rows that do not sum to 1.
+    """
+    weights, valid = layer.weights, layer.valid_rows()
+    finite = torch.isfinite(weights).all(-1) | ~valid
+    if not finite.all():
+        where = _first(~finite)
+        raise ValueError(
+            f"{name}: has NaN or infinite values, first in row {where} (batch, head, query). A row "
+            "that may see no key gives NaN in softmax: pass mask= so that such rows are left out"
+        )
+    tolerance = tolerance_for(weights.dtype)
+    lowest = weights.masked_fill(~valid[..., None], 0).min()
+    if lowest < -tolerance.atol:
+        raise ValueError(
+            f"{name}: has negative values, down to {lowest.item():.4g}; these look like scores: "
+            "apply softmax(dim=-1) first"
+        )
+    sums = weights.sum(-1, dtype=torch.float64)
+    if layer.sink_mass is not None:
+        sums = sums + layer.sink_mass.to(sums)
+    error = (sums - 1).abs().masked_fill(~valid, 0)
+    if error.max() > max(tolerance.row_sum, 1e-3):
+        where = _first(error == error.max())
+        raise ValueError(
+            f"{name}: rows do not sum to 1: {_at(sums, where):.6g} in row {where} (batch, head, "
+            f"query). {_diagnose(weights, sums, valid)}"
+        )
+
+
+def _diagnose(weights: Tensor, sums: Tensor, valid: Tensor) -> str:
+    """Say what rows that miss 1 most likely are."""
+    if bool((weights > 1 + 1e-3).any()):
+        return "Values above 1 look like scores: apply softmax(dim=-1) first"
+    columns = weights.sum(-2, dtype=torch.float64)
+    if weights.shape[-1] == weights.shape[-2] and bool(((columns - 1).abs() < 1e-3).all()):
+        return "The columns do sum to 1: is the last dimension really the keys?"
+    zeros = (weights == 0).sum(-1)[valid].double().mean() / weights.shape[-1]
+    if bool((sums[valid] > 1 + 1e-3).any()) and zeros > 0.02:
+        return "Scattered zeros and sums on both sides of 1 look like dropout: call model.eval()"
+    if bool((sums[valid] < 1).all()):
+        return (
+            "All rows fall short: a learned sink takes the rest (pass LayerAttention with "
+            "sink_mass), or keys were cut off (renormalise first)"
+        )
+    return "Use attncheck.assert_row_stochastic to see which heads and rows"
+
+
+def _first(where: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in torch.nonzero(where)[0])
+
+
+def _at(tensor: Tensor, index: tuple[int, ...]) -> float:
+    return float(tensor[index])

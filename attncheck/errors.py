@@ -1,0 +1,40 @@
+"""What attncheck raises: two exceptions of its own, beside `ValueError` and `TypeError`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["CaptureError", "CheckFailure"]
+
+
+class CheckFailure(AssertionError):  # noqa: N818 - the name is the verdict a reader sees
+    """An attention property does not hold.
+
+    Args:
+        message: The rendered text, verdict first.
+        finding: The `attncheck.checks.Finding` behind the text: rule, worst offenders, a small CPU copy as evidence.
+
+    Example:
+        >>> raise CheckFailure("not causal: 3 of 960 future weights > 1e-06")
+        Traceback (most recent call last):
+        attncheck.CheckFailure: not causal: 3 of 960 future weights > 1e-06
+    """
+
+    def __init__(self, message: str, finding: Any = None) -> None:
+        super().__init__(message)
+        self.finding = finding
+
+
+class CaptureError(RuntimeError):
+    """Attention could not be captured, or what was captured is not what the layer computed.
+
+    Example:
+        >>> raise CaptureError("captured 0 of 12 attention layers")
+        Traceback (most recent call last):
+        attncheck.CaptureError: captured 0 of 12 attention layers
+    """
+
+
+# Short names in tracebacks and summaries: `attncheck.CheckFailure`.
+for _error in (CheckFailure, CaptureError):
+    _error.__module__ = "attncheck"
