@@ -12,7 +12,8 @@ class CheckFailure(AssertionError):  # noqa: N818 - the name is the verdict a re
 
     Args:
         message: The rendered text, verdict first.
-        finding: The `attncheck.checks.Finding` behind the text: rule, worst offenders, a small CPU copy as evidence.
+        finding: The `attncheck.checks.Finding` behind the text: rule, worst
+            offenders, a small CPU copy as evidence.
 
     Example:
         >>> raise CheckFailure("not causal: 3 of 960 future weights > 1e-06")
