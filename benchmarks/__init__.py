@@ -1,0 +1,1 @@
+"""Measurements of attncheck; `python -m benchmarks` runs them all, results/ keeps them."""
