@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["pytester"]
-
 torch.set_num_threads(1)
 settings.register_profile(
     "attncheck",

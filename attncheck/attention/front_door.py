@@ -71,7 +71,7 @@ def as_attention(
         torch.Size([1, 2, 4, 4])
         >>> as_attention(torch.randn(4, 4).sub(9))
         Traceback (most recent call last):
-        ValueError: attention: has negative values, ... look like scores: apply softmax(dim=-1) first
+        ValueError: attention: has negative values, ... apply softmax(dim=-1) first
     """
     if isinstance(attention, AttentionMaps):
         layers = list(attention.layers)
@@ -119,8 +119,8 @@ def _require_one_shape(layers: list[Tensor], name: str) -> None:
     if len({(batch, query, key) for batch, _, query, key in shapes}) > 1:
         raise ValueError(
             f"{name}: ragged layers, (batch, head, query, key) = "
-            f"{', '.join(map(str, shapes[:4]))}; one model and one input give layers of one shape. Where shapes really differ, pass "
-            "AttentionMaps of LayerAttention"
+            f"{', '.join(map(str, shapes[:4]))}; one model and one input give layers of one shape. "
+            "Where shapes really differ, pass AttentionMaps of LayerAttention"
         )
 
 
