@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-fast test-minilm bench check coverage clean
+.PHONY: virtualenv help demo test test-fast test-minilm bench check coverage clean
 
 help:
 	@echo "make demo         scan the shipped trained model, draw its heads, run a sample test suite"
@@ -17,11 +17,17 @@ help:
 
 # torch goes in first and by its exact version, so that no other requirement picks another build.
 $(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(MAKE) --no-print-directory virtualenv
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# For a python3 that came without its venv module.
+virtualenv:
+	@$(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv
+	@PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --clear $(VENV)
+	@rm -rf $(VENV)-bootstrap
 
 demo: $(READY)
 	$(BIN)/python -m attncheck.demo
