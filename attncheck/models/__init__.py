@@ -1,0 +1,21 @@
+"""Models whose heads are known: one set by hand with closed forms, one small and trained."""
+
+from attncheck.models.fixture_files import fixture_path
+from attncheck.models.tiny import (
+    VOCABULARY,
+    TinyTransformer,
+    encode,
+    load_tiny_model,
+    repeated_tokens,
+    tokens_of,
+)
+
+__all__ = [
+    "VOCABULARY",
+    "TinyTransformer",
+    "encode",
+    "fixture_path",
+    "load_tiny_model",
+    "repeated_tokens",
+    "tokens_of",
+]
