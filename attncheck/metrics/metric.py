@@ -1,0 +1,72 @@
+"""`Metric`: one entry of the catalogue of row measures, and the walk that evaluates entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attncheck.attention import LayerAttention
+from attncheck.metrics.blocks import RowBlock, row_blocks
+
+__all__ = ["Metric", "measure_layer"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure that every query row has on its own.
+
+    Attributes:
+        name: What tables and messages call it.
+        unit: ``"nats"``, ``"tokens"``, ``"keys"``, or ``"share"`` (0 to 1).
+        summary: What it is, in one line.
+        source: Where its definition comes from.
+        reduce: How rows become the value of a head: their mean, or their maximum.
+        measure: From a block of rows to values and which of them count.
+
+    Example:
+        >>> from attncheck.metrics import METRICS
+        >>> METRICS["effective_keys"].unit, METRICS["row_sum_error"].reduce
+        ('keys', 'max')
+    """
+
+    name: str
+    unit: str
+    summary: str
+    source: str
+    measure: Callable[[RowBlock], tuple[Tensor, Tensor]]
+    reduce: Literal["mean", "max"] = "mean"
+
+    def rows(self, layer: LayerAttention) -> tuple[Tensor, Tensor]:
+        """Evaluate every row of a layer.
+
+        Returns:
+            Values, float64, NaN where the row has none, and which rows have one, bool; both
+            ``(batch, head, query)`` on the device of the weights.
+        """
+        return measure_layer(layer, (self,))[self.name]
+
+
+def measure_layer(
+    layer: LayerAttention, metrics: Iterable[Metric]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Evaluate several metrics in one walk over a layer; by name, what `Metric.rows` returns."""
+    metrics = tuple(metrics)
+    shape, device = layer.weights.shape[:3], layer.weights.device
+    found = {
+        metric.name: (
+            torch.full(shape, torch.nan, dtype=torch.float64, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
+        )
+        for metric in metrics
+    }
+    for window, block in row_blocks(layer):
+        for metric in metrics:
+            values, valid = found[metric.name]
+            block_values, block_valid = metric.measure(block)
+            values[window] = block_values.masked_fill(~block_valid, torch.nan)
+            valid[window] = block_valid
+    return found
