@@ -1,5 +1,6 @@
 """Models whose heads are known: one set by hand with closed forms, one small and trained."""
 
+from attncheck.models.analytic import ANALYTIC_HEADS, AnalyticTransformer
 from attncheck.models.fixture_files import fixture_path
 from attncheck.models.tiny import (
     VOCABULARY,
@@ -11,7 +12,9 @@ from attncheck.models.tiny import (
 )
 
 __all__ = [
+    "ANALYTIC_HEADS",
     "VOCABULARY",
+    "AnalyticTransformer",
     "TinyTransformer",
     "encode",
     "fixture_path",
