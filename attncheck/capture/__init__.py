@@ -1,0 +1,6 @@
+"""Capture: what a model's attention is, in the backend that the model runs."""
+
+from attncheck.capture.extractor import AttentionExtractor
+from attncheck.capture.huggingface import extract_huggingface_attention, load_huggingface
+
+__all__ = ["AttentionExtractor", "extract_huggingface_attention", "load_huggingface"]

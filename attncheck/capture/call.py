@@ -1,0 +1,115 @@
+"""What every recorder reports, whatever the way in which a model computes attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+__all__ = ["AttentionCall", "Kind", "Recorder", "Sink"]
+
+Kind: TypeAlias = Literal["self", "cross", "unknown"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of attention, as its backend received and answered it.
+
+    Attributes:
+        name: Module path of the module that called.
+        backend: What computed it.
+        kind: Where keys come from, as far as the recorder can tell.
+        output: ``(batch, head, query, value size)``, what the backend returned.
+        query: ``(batch, head, query, size)``; None where `weights` says everything.
+        key: ``(batch, key-value head, key, size)``; None where `weights` says everything.
+        value: ``(batch, key-value head, key, value size)``; None where `output` was not computed
+            from a value that the recorder sees.
+        weights: ``(batch, head, query, key)`` where the model made them itself, before dropout.
+        mask: Bool (True = visible) or additive, broadcastable to the weights, as the backend got it.
+        bias: Added to the scores, hides nothing.
+        causal: The kernel hides keys behind the query, counted from the first key (top-left).
+        decoding: Queries are known to be the last positions of a causal sequence.
+        scale: Factor on the scores; None: ``1 / sqrt(size)``.
+        softcap: Scores become ``tanh(score / softcap) * softcap``, before mask and bias.
+        sinks: ``(head,)`` or ``(batch, head, query, 1)``: a score that is no key.
+        dropout: Share of weights that the backend dropped from its output.
+        without_dropout: Calls the backend again without dropout, for the fidelity gate.
+        redone: ``(batch, ..., size)``: what a second, weights-returning call returned; compared
+            with `output` where there is no value to multiply.
+    """
+
+    name: str
+    backend: str
+    output: Tensor
+    kind: Kind = "unknown"
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    weights: Tensor | None = None
+    mask: Tensor | None = None
+    bias: Tensor | None = None
+    causal: bool = False
+    decoding: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dropout: float = 0.0
+    without_dropout: Callable[[], Tensor] | None = None
+    redone: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(batch, head, query, key)`` of the weights."""
+        if self.weights is not None:
+            batch, heads, n_query, n_key = self.weights.shape
+            return batch, heads, n_query, n_key
+        assert self.query is not None
+        assert self.key is not None
+        batch = max(self.query.shape[0], self.key.shape[0])
+        return batch, self.query.shape[1], self.query.shape[2], self.key.shape[2]
+
+    @property
+    def n_key_value_heads(self) -> int:
+        """Heads of key and value."""
+        held = self.key if self.key is not None else self.value
+        return self.shape[1] if held is None else held.shape[1]
+
+
+class Sink(Protocol):
+    """Where recorders report to; one for each running capture."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a recorder is inside a call that it reports itself."""
+        ...
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Keep other recorders silent: what runs inside belongs to one call."""
+        ...
+
+    def name_of(self, module: object) -> str | None:
+        """Module path in the captured model, or None for a module of something else."""
+        ...
+
+    def here(self) -> tuple[nn.Module, str] | None:
+        """Innermost module of the captured model whose code is running, with its path."""
+        ...
+
+    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> None:
+        """Take a call; whatever goes wrong in building it becomes an unreadable call."""
+        ...
+
+    def unreadable(self, name: str, what: str, way_out: str) -> None:
+        """Note attention that ran but cannot be captured."""
+        ...
+
+
+class Recorder(Protocol):
+    """One way in which models compute attention, and how to watch it."""
+
+    def installed(self, sink: Sink) -> AbstractContextManager[None]:
+        """Report every such call to ``sink`` until the context ends."""
+        ...

@@ -1,0 +1,136 @@
+"""The count gate: what should have been captured, against what was.
+
+Nothing captured is always an error. Beyond that, modules that look like attention by class are
+watched, and one of them raises the alarm only with evidence: it ran, nothing was captured in it,
+and either an instance of the same class was captured elsewhere or it computed a softmax that was
+never seen to multiply values. So linear attention, convolutions with "attention" in their name,
+routers and pooling layers do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attncheck.attention import LayerAttention
+from attncheck.attention.maps import Tokens
+from attncheck.capture.session import Session, module_names
+from attncheck.errors import CaptureError
+
+__all__ = ["Coverage"]
+
+
+class Coverage:
+    """Watches which modules run in a capture.
+
+    Args:
+        model: The captured model.
+        session: Its capture.
+    """
+
+    def __init__(self, model: nn.Module, session: Session) -> None:
+        self._root = getattr(model, "_orig_mod", model)
+        self._session = session
+        self._names = module_names(model)
+        self._ran: set[int] = set()
+        self._model_calls = 0
+        self._token_ids: list[Tensor] = []
+        self._watched = [module for module in model.modules() if _looks_like_attention(module)]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note calls of the model and of modules that look like attention."""
+        handles = [self._root.register_forward_pre_hook(self._on_model, with_kwargs=True)]
+        handles += [module.register_forward_pre_hook(self._on_module) for module in self._watched]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def tokens(self, layers: Sequence[LayerAttention]) -> Tokens | None:
+        """Return the token ids of the one model call there was, if they fit the layers."""
+        if self._model_calls != 1 or not self._token_ids:
+            return None
+        ids = self._token_ids[0]
+        for layer in layers:
+            if layer.kind != "cross" and (layer.batch, layer.n_key) != tuple(ids.shape):
+                return None
+        return tuple(tuple(row) for row in ids.tolist())
+
+    def judge(self) -> None:
+        """Note modules that ran and were missed.
+
+        Raises:
+            CaptureError: Nothing was captured.
+        """
+        if not self._session.captured:
+            raise CaptureError(self._nothing())
+        captured = self._session.captured
+        classes = {type(m) for m in self._watched if self._names[id(m)] in captured}
+        for module in self._watched:
+            name = self._names[id(module)]
+            inside = any(_within(found, name) or _within(name, found) for found in captured)
+            if id(module) in self._ran and not inside and type(module) in classes:
+                self._session.unreadable(
+                    name,
+                    f"ran, but no attention was seen in it, unlike in other {type(module).__name__}",
+                    "Leave it out with layers=, or pass strict=False",
+                )
+
+    def _on_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._session.new_model_call()
+        self._model_calls += 1
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32):
+            self._token_ids.append(ids.detach())
+
+    def _on_module(self, module: nn.Module, args: Any) -> None:
+        self._ran.add(id(module))
+
+    def _nothing(self) -> str:
+        if self._session.failures:
+            seen = "\n".join(f"  {failure}" for failure in self._session.failures[:6])
+            return f"captured no attention; what ran could not be read:\n{seen}"
+        if not self._model_calls:
+            return (
+                "captured no attention: the model was not called while capturing. Call it inside "
+                "`with AttentionExtractor(model):`, in the same thread"
+            )
+        scripted = [
+            self._names[id(module)]
+            for module in self._root.modules()
+            if isinstance(module, torch.jit.ScriptModule)
+        ]
+        if scripted:
+            return (
+                f"captured no attention: {scripted[0]} is a TorchScript module, inside which no "
+                "Python code runs. Pass the module that it was scripted or traced from"
+            )
+        return (
+            f"captured no attention in {type(self._root).__name__}: no scaled_dot_product_attention, "
+            "no nn.MultiheadAttention, no attention interface of transformers and no softmax that "
+            f"multiplies values was called. {self._likely()}"
+        )
+
+    def _likely(self) -> str:
+        names = [self._names[id(module)] for module in self._watched]
+        if not names:
+            return "The model has no attention, or computes it in a compiled or custom kernel"
+        return (
+            f"Modules that look like attention: {', '.join(names[:4])}. Switch them to a kernel "
+            "that torch can see, such as scaled_dot_product_attention"
+        )
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "attention" in name or "attn" in name
+
+
+def _within(name: str, ancestor: str) -> bool:
+    return name == ancestor or name.startswith(f"{ancestor}.")

@@ -1,0 +1,94 @@
+"""A capture proves itself: weights @ value must be what the layer really returned.
+
+A recomputed softmax sums to 1 by construction, so its rows prove nothing. A few query rows of
+``weights @ value`` against the backend's own output do: they see the scale, the mask, the head
+grouping and the alignment.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attncheck.capture.call import AttentionCall
+from attncheck.tolerances import tolerance_for
+
+__all__ = ["unfaithful"]
+
+ROWS = 8
+"""Query rows compared in each call: first, last, and evenly between."""
+
+ROUNDINGS = 4
+"""How many roundings of a score's size the scores of two correct kernels may lie apart."""
+
+
+def unfaithful(
+    call: AttentionCall, weights: Tensor, heads: Tensor, seen: Tensor | None
+) -> str | None:
+    """Compare a block of rows with the backend's output; None if they agree.
+
+    The error is taken relative to the largest value, because an output is a mean of values. It
+    may be ``atol + rtol`` of the output's dtype, plus `ROUNDINGS` float32 roundings of the largest
+    possible score where the scores were computed anew.
+
+    Args:
+        call: What the backend got and returned.
+        weights: ``(batch, head, query, key)`` of the selected heads.
+        heads: The selected heads.
+        seen: Bool, broadcastable to ``(batch, head, query)``: rows that see any key; others may
+            hold anything.
+    """
+    output = call.output
+    if call.dropout and call.without_dropout is not None:
+        output = call.without_dropout()
+    if call.redone is not None:
+        return _verdict(_largest(call.redone, output), output, call, 0.0)
+    if call.value is None or (call.dropout and call.without_dropout is None):
+        return None
+    rows = _rows(weights.shape[2], weights.device)
+    per_group = max(call.shape[1] // call.value.shape[1], 1)
+    dtype = torch.promote_types(call.value.dtype, torch.float32)
+    value = call.value[:, heads // per_group].to(dtype)
+    rebuilt = torch.matmul(weights[:, :, rows].to(dtype), value)
+    returned = output[:, heads][:, :, rows].to(dtype)
+    if seen is not None:
+        hidden = ~seen.expand(*weights.shape[:3])[:, :, rows]
+        rebuilt = torch.where(hidden[..., None], returned, rebuilt)
+    slack = 0.0 if call.weights is not None else _score_rounding(call)
+    return _verdict(_largest(rebuilt, returned), value, call, slack)
+
+
+def _rows(n_query: int, device: torch.device) -> Tensor:
+    count = min(n_query, ROWS)
+    return torch.linspace(0, n_query - 1, count, device=device).long()
+
+
+def _largest(rebuilt: Tensor, returned: Tensor) -> float:
+    """Largest absolute error; NaN on both sides agrees, NaN on one side is infinitely wrong."""
+    if not rebuilt.numel():
+        return 0.0
+    error = (rebuilt - returned).abs().nan_to_num_(nan=math.inf)
+    return float(error.masked_fill_(rebuilt.isnan() & returned.isnan(), 0).amax())
+
+
+def _score_rounding(call: AttentionCall) -> float:
+    """Largest score that query and key could make, times what rounding may do to it."""
+    assert call.query is not None
+    assert call.key is not None
+    size = call.query.shape[-1]
+    scale = 1 / math.sqrt(size) if call.scale is None else abs(call.scale)
+    longest = call.query.float().norm(dim=-1).amax() * call.key.float().norm(dim=-1).amax()
+    return float(longest) * scale * ROUNDINGS * torch.finfo(torch.float32).eps
+
+
+def _verdict(error: float, reference: Tensor, call: AttentionCall, slack: float) -> str | None:
+    largest = float(reference.nan_to_num(0).abs().amax()) if reference.numel() else 0.0
+    allowed = (tolerance_for(call.output.dtype).row_sum + slack) * largest
+    if error <= allowed:
+        return None
+    return (
+        f"weights @ value differs from the output of {call.backend} by {error:.2e}, "
+        f"allowed {allowed:.2e}"
+    )

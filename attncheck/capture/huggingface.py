@@ -1,0 +1,99 @@
+"""`extract_huggingface_attention`: a model name and a text in, weights and tokens out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from attncheck.capture.extractor import AttentionExtractor
+
+__all__ = ["extract_huggingface_attention", "load_huggingface"]
+
+
+def extract_huggingface_attention(
+    model_name: str | nn.Module,
+    text: str,
+    layer_idx: int = -1,
+    head_idx: int | None = None,
+    *,
+    tokenizer: Any = None,
+) -> tuple[Tensor, list[str]]:
+    """Return the attention of one layer of a Hugging Face model for a text, and its tokens.
+
+    The model runs in the attention backend it is set to (sdpa stays sdpa), in eval mode.
+
+    Args:
+        model_name: Name on the Hugging Face hub, a local folder, or a loaded model.
+        text: Input text.
+        layer_idx: Layer in execution order; -1 is the last.
+        head_idx: One head; None returns all.
+        tokenizer: For a loaded model; by default the one of ``model_name``.
+
+    Returns:
+        Weights, ``(head, query, key)`` or with ``head_idx`` ``(query, key)``, float32 at least
+        where rebuilt, on the CPU; and the tokens, special tokens included.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError: The model or its tokenizer cannot be loaded.
+        ValueError: No such layer or head, or a loaded model without a tokenizer.
+        CaptureError: The model's attention cannot be captured.
+
+    Example:
+        >>> weights, tokens = extract_huggingface_attention(
+        ...     "gpt2", "The quick brown fox", layer_idx=5, head_idx=1
+        ... )  # doctest: +SKIP
+    """
+    if isinstance(model_name, nn.Module):
+        if tokenizer is None:
+            raise ValueError("tokenizer: is None; a loaded model needs tokenizer=...")
+        model = model_name
+    else:
+        model, tokenizer = load_huggingface(model_name, tokenizer)
+    inputs = dict(tokenizer(text, return_tensors="pt", truncation=_is_limited(tokenizer)))
+    device = next((parameter.device for parameter in model.parameters()), None)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    extractor = AttentionExtractor(model, layers=[layer_idx], heads=head_idx)
+    weights = extractor.get_attention(**inputs)[0][0]
+    ids = inputs["input_ids"][0].tolist()
+    tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    return (weights if head_idx is None else weights[0]), tokens
+
+
+def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module, Any]:
+    """Load a model and its tokenizer, in the backend that transformers chooses.
+
+    Args:
+        model_name: Name on the hub, or a folder.
+        tokenizer: Used instead of the model's own.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError: Nothing that can be loaded has this name; says what to try.
+    """
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError:
+        raise ImportError(
+            "loading a Hugging Face model needs transformers: pip install 'attncheck[hf]'"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_name)
+            model: nn.Module = AutoModel.from_pretrained(model_name)
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"model_name: cannot load {model_name!r}: {first_line} Pass the path of a folder that "
+            "save_pretrained wrote, or a loaded model with tokenizer=...; with HF_HUB_OFFLINE=1 "
+            "only models in the local cache are found"
+        ) from error
+    return model.eval(), tokenizer
+
+
+def _is_limited(tokenizer: Any) -> bool:
+    """Whether the tokenizer knows how long its model's input may be."""
+    return int(getattr(tokenizer, "model_max_length", 0) or 0) in range(1, 10**9)

@@ -1,0 +1,19 @@
+"""All recorders, in the order in which they are asked: the first that applies reports a call."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attncheck.capture.call import Recorder, Sink
+from attncheck.capture.functions import FunctionRecorder, Watcher
+from attncheck.capture.sdpa import SdpaWatcher
+from attncheck.capture.transformers_interface import TransformersRecorder
+
+__all__ = ["RECORDERS"]
+
+
+def _watchers(sink: Sink) -> list[Watcher]:
+    return [SdpaWatcher(sink)]
+
+
+RECORDERS: Final[tuple[Recorder, ...]] = (TransformersRecorder(), FunctionRecorder(_watchers))

@@ -1,0 +1,127 @@
+"""Which layers and heads to keep: indices, slices, names, patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["HeadChoice", "LayerChoice", "LayerSelection", "select_heads"]
+
+LayerChoice: TypeAlias = int | str | slice | range | Iterable[int | str] | None
+"""An index (negative counts from the end), a slice or range, a module path (that module and all
+below it), a pattern such as ``"encoder.*"``, a list of those, or None for all."""
+
+HeadChoice: TypeAlias = int | slice | Iterable[int] | None
+"""Head numbers (negative counts from the end), or None for all."""
+
+
+class LayerSelection:
+    """Decides which captured layers are wanted.
+
+    Args:
+        layers: See `LayerChoice`.
+        modules: Paths of the model's modules: a name or pattern must fit one of them.
+
+    Raises:
+        TypeError: An entry is neither integer nor string.
+        ValueError: A name or pattern fits no module.
+    """
+
+    def __init__(self, layers: LayerChoice, modules: Sequence[str]) -> None:
+        self.everything = layers is None
+        self._span: slice | None = layers if isinstance(layers, slice) else None
+        entries: list[int | str] = []
+        if isinstance(layers, int | str):
+            entries = [layers]
+        elif layers is not None and not isinstance(layers, slice):
+            entries = list(layers)
+        for entry in entries:
+            if isinstance(entry, bool) or not isinstance(entry, int | str):
+                raise TypeError(
+                    f"layers: {entry!r} is {type(entry).__name__}; expected indices or names"
+                )
+        self._indices = [entry for entry in entries if isinstance(entry, int)]
+        self._names = [entry for entry in entries if isinstance(entry, str)]
+        for wanted in self._names:
+            if not any(_fits(name, wanted) for name in modules):
+                raise ValueError(f"layers: no module fits {wanted!r}; {_listed(modules)}")
+
+    @property
+    def relative(self) -> bool:
+        """Whether the choice depends on how many layers there are."""
+        bounds = (self._span.start, self._span.stop, self._span.step) if self._span else ()
+        numbers = [*self._indices, *(bound for bound in bounds if bound is not None)]
+        return any(number < 0 for number in numbers)
+
+    def wants(self, index: int, name: str, total: int | None = None) -> bool:
+        """Whether a layer is wanted; a `relative` choice needs the total."""
+        if self.everything or any(_fits(name, wanted) for wanted in self._names):
+            return True
+        if self._span is not None:
+            if total is None:
+                return index in range(*self._span.indices(index + 1))
+            return index in range(*self._span.indices(total))
+        below_zero = None if total is None else index - total
+        return index in self._indices or (below_zero is not None and below_zero in self._indices)
+
+    def require_met(self, names: Sequence[str]) -> None:
+        """Raise if an entry fitted nothing of what the model ran.
+
+        Args:
+            names: Of all layers that ran, in execution order.
+
+        Raises:
+            ValueError: Names the entry and what exists.
+        """
+        total = len(names)
+        for index in self._indices:
+            if not -total <= index < total:
+                raise ValueError(
+                    f"layers: no layer {index}; the model ran {total}, 0 to {total - 1}: "
+                    f"{', '.join(names[:6])}{', ...' if total > 6 else ''}"
+                )
+        for wanted in self._names:
+            if not any(_fits(name, wanted) for name in names):
+                raise ValueError(
+                    f"layers: no attention ran in {wanted!r}; it ran in {', '.join(names[:12])}"
+                    f"{', ...' if total > 12 else ''}"
+                )
+        if self._span is not None and not range(*self._span.indices(total)):
+            raise ValueError(f"layers: {self._span} selects none of the {total} that ran")
+        if not (self.everything or self._indices or self._names or self._span):
+            raise ValueError("layers: is empty; pass None for all layers")
+
+
+def select_heads(heads: HeadChoice, n_heads: int, device: torch.device) -> Tensor:
+    """Return the chosen head numbers, ``(selected,)``, int64, in the order given.
+
+    Raises:
+        ValueError: A head does not exist, or none is chosen.
+    """
+    if heads is None:
+        return torch.arange(n_heads, device=device)
+    if isinstance(heads, slice):
+        chosen = list(range(*heads.indices(n_heads)))
+    else:
+        chosen = [heads] if isinstance(heads, int) else [int(head) for head in heads]
+    for head in chosen:
+        if not -n_heads <= head < n_heads:
+            raise ValueError(f"heads: no head {head}; the layer has {n_heads}, 0 to {n_heads - 1}")
+    if not chosen:
+        raise ValueError(f"heads: {heads!r} selects none of {n_heads}; pass None for all heads")
+    return torch.tensor([head % n_heads for head in chosen], device=device)
+
+
+def _fits(name: str, wanted: str) -> bool:
+    return name == wanted or name.startswith(f"{wanted}.") or fnmatchcase(name, wanted)
+
+
+def _listed(modules: Sequence[str]) -> str:
+    shown = [name for name in modules if name]
+    likely = [name for name in shown if "att" in name.lower()] or shown
+    more = f" and {len(likely) - 8} more" if len(likely) > 8 else ""
+    return f"the model has {', '.join(likely[:8])}{more}"

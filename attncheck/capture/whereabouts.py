@@ -1,0 +1,75 @@
+"""Where in a model the running code is: found on the call stack, with no hook on any module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from attncheck.capture.call import Kind
+
+__all__ = ["innermost", "kind_of"]
+
+OTHER_SEQUENCE: Final = frozenset(
+    {
+        "context",
+        "cross_attention_states",
+        "encoder_hidden_states",
+        "encoder_output",
+        "encoder_outputs",
+        "image_hidden_states",
+        "key_value_states",
+        "kv_states",
+        "memory",
+    }
+)
+"""Parameters of a ``forward`` that carry the other sequence of cross-attention."""
+
+
+def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
+    """Return the innermost running module among ``names`` (by id), with its path."""
+    for module, _ in _running_modules():
+        if id(module) in names:
+            return module, names[id(module)]
+    return None
+
+
+def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: bool) -> Kind:
+    """Tell self- from cross-attention by the arguments of the running ``forward``.
+
+    Names and classes only decide the label, never whether attention is captured.
+    """
+    if getattr(module, "is_cross_attention", False) is True or _named_cross(module, name):
+        return "cross"
+    for running, frame in _running_modules():
+        if running is not module:
+            continue
+        code, local = frame.f_code, frame.f_locals
+        parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        first = local.get(parameters[0]) if parameters else None
+        for parameter in parameters:
+            given = local.get(parameter)
+            if parameter in OTHER_SEQUENCE and given is not first and isinstance(given, Tensor):
+                return "cross"
+        break
+    return "self" if causal or n_query == n_key else "unknown"
+
+
+def _named_cross(module: nn.Module, name: str) -> bool:
+    own = name.rpartition(".")[2].lower()
+    return "cross" in type(module).__name__.lower() or own in {"crossattention", "cross_attn"}
+
+
+def _running_modules() -> Iterator[tuple[nn.Module, FrameType]]:
+    """Yield modules whose methods are running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount:
+            first: Any = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(first, nn.Module):
+                yield first, frame
+        frame = frame.f_back
