@@ -1,0 +1,212 @@
+"""`collect_evidence`: one pass over given weights, vectorised over batch and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import reduce
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncheck.attention import LayerAttention
+from attncheck.patterns.catalogue import PATTERNS
+from attncheck.patterns.evidence import Lines, PatternEvidence, Sums, join_heads
+from attncheck.patterns.grid import Grid, make_grid
+
+__all__ = ["collect_evidence"]
+
+CHUNK: Final = 4_000_000
+"""Weights looked at together: enough to keep the processor busy, while working memory stays near
+200 MB whatever the number of heads."""
+
+TEMPLATED: Final = ("duplicate_token", "induction", "delimiter")
+"""Patterns scored through their mask; the others follow from sums by offset and by column."""
+
+
+def collect_evidence(
+    layer: LayerAttention,
+    tokens: Any = None,
+    *,
+    segment_ids: Any = None,
+    delimiters: Collection[Any] | None = None,
+) -> PatternEvidence:
+    """Collect from a layer's weights all that naming its heads needs.
+
+    Args:
+        layer: Weights ``(batch, head, query, key)`` with mask and causality.
+        tokens: Strings or ids, ``(key,)`` or ``(batch, key)``; with them duplicate_token,
+            induction and delimiter are scored.
+        segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``; without them block is
+            searched for.
+        delimiters: Tokens that count as delimiters; default: punctuation and separators.
+
+    Raises:
+        ValueError: Tokens or segments of the wrong length.
+
+    Example:
+        >>> weights = torch.full((1, 2, 8, 8), 1 / 8)
+        >>> collect_evidence(LayerAttention(weights)).lift("previous_token").tolist()
+        [0.0, 0.0]
+    """
+    grid = make_grid(layer, tokens, segment_ids, delimiters)
+    valid = layer.valid_rows()
+    per_head = max(1, layer.n_query * layer.n_key)
+    heads = max(1, min(layer.n_heads, CHUNK // per_head))
+    batches = max(1, CHUNK // (per_head * layer.n_heads))
+    joined = [
+        reduce(
+            PatternEvidence.merge,
+            (
+                _measure(layer.weights[b, h], valid[b, h], _slice(grid, b, h))
+                for b in _slices(layer.batch, batches)
+            ),
+        )
+        for h in _slices(layer.n_heads, heads)
+    ]
+    return join_heads(joined)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(size, start + step)) for start in range(0, size, step))
+
+
+def _slice(grid: Grid, batch: slice, head: slice) -> Grid:
+    """Return the part of a grid that belongs to a part of the batch and of the heads."""
+
+    def rows(held: Tensor | None) -> Tensor | None:
+        return held if held is None or held.shape[0] == 1 else held[batch]
+
+    visible = grid.visible if grid.visible.shape[0] == 1 else grid.visible[batch]
+    visible = visible if visible.shape[1] == 1 else visible[:, head]
+    return replace(
+        grid,
+        visible=visible,
+        tokens=rows(grid.tokens),
+        segments=rows(grid.segments),
+        delimiters=rows(grid.delimiters),
+    )
+
+
+def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
+    """Evidence of one chunk, summed over its batch."""
+    weights = weights if weights.dtype in (torch.float32, torch.float64) else weights.float()
+    seen = grid.visible.sum(-1)
+    usable = valid & (seen >= 2)
+    inverse = 1 / seen.clamp(min=1).to(torch.float64)
+    weights = torch.where(grid.visible & usable[..., None], weights, 0)
+    square = weights.square().sum(-1, dtype=torch.float64)
+    use = usable.to(torch.float64)
+    spread = ((square - inverse) * inverse).clamp(min=0) * use
+    shared = usable[:, :1] if bool((usable == usable[:, :1]).all()) else usable
+    rows = (shared.to(torch.float64), shared * inverse, spread)
+    masks = _masks(grid)
+    return PatternEvidence(
+        rows=_total(use),
+        sequences=_total(usable.any(-1, keepdim=True).to(torch.float64)),
+        inverse=_total(use * inverse),
+        square=_total(square),
+        evenness=_total(_evenness(weights, seen, usable)),
+        overlap=_total(torch.minimum(weights, inverse[..., None].to(weights)).sum(-1) * use),
+        positional=grid.positional,
+        causal=grid.causal,
+        offsets=_offsets(weights, grid, rows),
+        columns=_columns(weights, grid, rows),
+        templates={name: _masked(weights, mask, rows) for name, mask in masks.items()},
+    )
+
+
+def _masks(grid: Grid) -> dict[str, Tensor]:
+    names = [name for name in TEMPLATED if PATTERNS[name].applies(grid)]
+    if grid.segments is not None and grid.positional:
+        names.append("block")
+    return {name: PATTERNS[name].selected(grid) for name in names}
+
+
+def _total(rows: Tensor) -> NDArray[np.float64]:
+    """Sum ``(batch, head, row)`` to ``(head,)``."""
+    return _numpy(rows.sum((0, 2), dtype=torch.float64))
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().to("cpu", torch.float64).numpy()
+
+
+def _evenness(weights: Tensor, seen: Tensor, usable: Tensor) -> Tensor:
+    """``(exp(entropy) - 1) / (visible keys - 1)`` per usable row."""
+    entropy = -torch.xlogy(weights, weights).sum(-1, dtype=torch.float64)
+    even = torch.expm1(entropy) / (seen - 1).clamp(min=1)
+    return even.clamp(0, 1) * usable
+
+
+def _by_offset(matrix: Tensor) -> Tensor:
+    """Lay diagonals side by side: ``(..., query, key)`` to ``(..., query, offset)``.
+
+    Column ``o`` of the result holds the keys ``o - (n_query - 1)`` tokens *behind* the query
+    (queries being the last positions), 0 where there is no such key.
+    """
+    n_query, n_key = matrix.shape[-2:]
+    wide = F.pad(matrix.flip(-1), (0, n_query))
+    flat = wide.flatten(-2)[..., : n_query * (n_key + n_query - 1)]
+    return flat.unflatten(-1, (n_query, n_key + n_query - 1))
+
+
+def _offsets(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
+    """Sums by distance between query and key; nothing where distances mean nothing."""
+    n_query, n_heads = weights.shape[2], weights.shape[1]
+    if not grid.positional:
+        return Lines(*(np.zeros((n_heads, 0)) for _ in range(4)))
+    start = n_query - 1 if grid.causal else 0
+    seen = _by_offset(grid.visible.to(torch.float64))[..., start:]
+    mass = _by_offset(weights).sum((0, 2), dtype=torch.float64)[..., start:]
+    return _lines(mass, seen, rows, n_heads, zero=n_query - 1 - start)
+
+
+def _columns(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
+    """Sums by key, counted from the first visible key of each sequence."""
+    n_heads, n_key = weights.shape[1], weights.shape[3]
+    seen = grid.visible.to(torch.float64)
+    mass = weights.sum(2, dtype=torch.float64)
+    first = grid.first
+    if bool((first > 0).any()):
+        shift = (grid.keys + first[..., None]).clamp(max=n_key)
+        index = shift.expand(*mass.shape[:2], n_key)
+        mass = F.pad(mass, (0, 1)).gather(-1, index)
+        size = (*seen.shape[:2], grid.visible.shape[2], n_key)
+        seen = F.pad(seen, (0, 1)).gather(-1, shift[..., None, :].expand(size))
+    return _lines(mass.sum(0), seen, rows, n_heads, zero=0)
+
+
+def _lines(
+    mass: Tensor, seen: Tensor, rows: tuple[Tensor, Tensor, Tensor], n_heads: int, zero: int
+) -> Lines:
+    """Chance, rows and variance of every line follow from what each row sees."""
+    sums = []
+    for per_row in (rows[1], rows[0], rows[2]):
+        total = (per_row[..., None, :] @ seen)[..., 0, :].sum(0)
+        # A sum over the batch where neither side has a batch dimension of its own.
+        sums.append(_numpy(total.expand(n_heads, -1)).copy())
+    return Lines(_numpy(mass), *sums, zero=zero)
+
+
+def _masked(weights: Tensor, mask: Tensor, rows: tuple[Tensor, Tensor, Tensor]) -> Sums:
+    """Sums of one relation given as a mask ``(batch or 1, head or 1, query, key)``."""
+    selected = mask.sum(-1)
+    has = (selected > 0).to(torch.float64)
+    n_heads = weights.shape[1]
+    mass = (weights * mask).sum(-1, dtype=torch.float64)
+
+    def total(per_row: Tensor) -> NDArray[np.float64]:
+        return _numpy(per_row.sum((0, 2)).expand(n_heads)).copy()
+
+    use, chance, variance = rows
+    return Sums(
+        mass=_total(mass * has),
+        chance=total(chance * selected),
+        rows=total(use * has),
+        variance=total(variance * selected),
+    )
