@@ -1,0 +1,89 @@
+"""Short, safe pieces of text: numbers, tokens and names as a terminal can show them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+__all__ = ["clip", "columns_of", "count", "number", "safe", "token"]
+
+
+def columns_of(text: str) -> int:
+    """Count the columns that a text takes in a terminal.
+
+    Example:
+        >>> columns_of("key"), columns_of("鍵"), columns_of("e\\u0301")
+        (3, 2, 1)
+    """
+    return sum(_columns(character) for character in text)
+
+
+def safe(text: str) -> str:
+    """Escape what would move the cursor, ring the bell or not be printed at all.
+
+    Example:
+        >>> safe("a\\nb\\x1b[31m")
+        'a\\\\nb\\\\x1b[31m'
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def clip(text: str, columns: int) -> str:
+    """Shorten a text to some columns; what is cut ends in ``...``.
+
+    Example:
+        >>> clip("encoder.layer.11", 10)
+        'encoder...'
+    """
+    if columns_of(text) <= columns:
+        return text
+    kept, room = "", columns - 3
+    for character in text:
+        room -= _columns(character)
+        if room < 0:
+            break
+        kept += character
+    return kept + "..."
+
+
+def token(value: str | int, columns: int = 16) -> str:
+    """Show a token: text in quotes and short, an id as it is.
+
+    Example:
+        >>> token(" cat"), token(17)
+        ("' cat'", '17')
+    """
+    return str(value) if isinstance(value, int) else f"'{clip(safe(str(value)), columns)}'"
+
+
+def number(value: float | int | str) -> str:
+    """Show a value of the table.
+
+    Example:
+        >>> [number(x) for x in (0.06161, 3e-7, 0.0, 12345.6, float("nan"), 7, "NaN")]
+        ['0.0616', '3.0e-07', '0', '1.2e+04', 'nan', '7', 'NaN']
+    """
+    if isinstance(value, str):
+        return safe(value)
+    if isinstance(value, int) or value == 0 or not math.isfinite(value):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.1e}"
+
+
+def count(value: int) -> str:
+    """Show a count in at most six columns.
+
+    Example:
+        >>> count(960), count(49_545_216)
+        ('960', '49.5M')
+    """
+    return str(value) if value < 1_000_000 else f"{value / 1e6:.3g}M"
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
