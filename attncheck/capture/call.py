@@ -28,7 +28,7 @@ class AttentionCall:
         value: ``(batch, key-value head, key, value size)``; None where `output` was not computed
             from a value that the recorder sees.
         weights: ``(batch, head, query, key)`` where the model made them itself, before dropout.
-        mask: Bool (True = visible) or additive, broadcastable to the weights, as the backend got it.
+        mask: Bool (True = visible) or additive, broadcastable to the weights, as it was passed.
         bias: Added to the scores, hides nothing.
         causal: The kernel hides keys behind the query, counted from the first key (top-left).
         decoding: Queries are known to be the last positions of a causal sequence.
@@ -39,6 +39,7 @@ class AttentionCall:
         without_dropout: Calls the backend again without dropout, for the fidelity gate.
         redone: ``(batch, ..., size)``: what a second, weights-returning call returned; compared
             with `output` where there is no value to multiply.
+        sink_is_rest: The model cut a sink's column off its own weights: the rest of a row is its.
     """
 
     name: str
@@ -59,6 +60,7 @@ class AttentionCall:
     dropout: float = 0.0
     without_dropout: Callable[[], Tensor] | None = None
     redone: Tensor | None = None
+    sink_is_rest: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -100,6 +102,14 @@ class Sink(Protocol):
 
     def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> None:
         """Take a call; whatever goes wrong in building it becomes an unreadable call."""
+        ...
+
+    def softmax_seen(self, number: int) -> None:
+        """Note a softmax over a product of activations, by its number in the capture."""
+        ...
+
+    def softmax_used(self, number: int) -> None:
+        """Note that a softmax multiplied values: it was attention, and it was recorded."""
         ...
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ from attncheck.capture.session import Session, module_names
 from attncheck.errors import CaptureError
 
 __all__ = ["Coverage"]
+
+
+UNUSED: Final = "its softmax over query and key was never seen to multiply values key by key"
+SWITCH: Final = (
+    "Switch it to a full-matrix implementation (such as scaled_dot_product_attention), or leave "
+    "it out with strict=False"
+)
 
 
 class Coverage:
@@ -72,24 +79,25 @@ class Coverage:
             raise CaptureError(self._nothing())
         captured = self._session.captured
         classes = {type(m) for m in self._watched if self._names[id(m)] in captured}
+        unused = self._session.unused_softmaxes.values()
         for module in self._watched:
             name = self._names[id(module)]
-            inside = any(_within(found, name) or _within(name, found) for found in captured)
-            if id(module) in self._ran and not inside and type(module) in classes:
-                self._session.unreadable(
-                    name,
-                    f"ran, but no attention was seen in it, unlike in other {type(module).__name__}",
-                    "Leave it out with layers=, or pass strict=False",
-                )
+            if id(module) not in self._ran or any(_related(name, found) for found in captured):
+                continue
+            if any(_within(found, name) for found in unused):
+                self._session.unreadable(name, UNUSED, SWITCH)
+            elif type(module) in classes:
+                cause = f"no attention was seen in it, unlike in other {type(module).__name__}"
+                self._session.unreadable(name, cause, SWITCH)
 
-    def _on_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _on_model(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         self._session.new_model_call()
         self._model_calls += 1
         ids = kwargs.get("input_ids", args[0] if args else None)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32):
             self._token_ids.append(ids.detach())
 
-    def _on_module(self, module: nn.Module, args: Any) -> None:
+    def _on_module(self, module: nn.Module, _: Any) -> None:
         self._ran.add(id(module))
 
     def _nothing(self) -> str:
@@ -112,9 +120,9 @@ class Coverage:
                 "Python code runs. Pass the module that it was scripted or traced from"
             )
         return (
-            f"captured no attention in {type(self._root).__name__}: no scaled_dot_product_attention, "
-            "no nn.MultiheadAttention, no attention interface of transformers and no softmax that "
-            f"multiplies values was called. {self._likely()}"
+            f"captured no attention in {type(self._root).__name__}: it called neither "
+            "scaled_dot_product_attention, nn.MultiheadAttention nor transformers' attention "
+            f"interface, and no softmax of query and key multiplied values. {self._likely()}"
         )
 
     def _likely(self) -> str:
@@ -130,6 +138,10 @@ class Coverage:
 def _looks_like_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return "attention" in name or "attn" in name
+
+
+def _related(name: str, other: str) -> bool:
+    return _within(name, other) or _within(other, name)
 
 
 def _within(name: str, ancestor: str) -> bool:

@@ -23,7 +23,7 @@ class Watcher(Protocol):
     """Sees calls of some torch functions and what they returned."""
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
-        """Names of torch functions, each with what runs in its place.
+        """Names of torch functions, each with what runs in its place; "" stands for all others.
 
         The replacement is called as ``replacement(function, args, kwargs)``, with all function
         modes off, and returns what ``function(*args, **kwargs)`` returns.
@@ -59,6 +59,7 @@ class _Mode(TorchFunctionMode):
         self._replacements: dict[str, Callable[..., Any]] = {}
         for watcher in reversed(watchers):
             self._replacements.update(watcher.functions())
+        self._any_other = self._replacements.get("", _call)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -66,10 +67,12 @@ class _Mode(TorchFunctionMode):
         options = kwargs or {}
         if self._sink.busy:
             return func(*args, **options)
-        replacement = self._replacements.get(getattr(func, "__name__", ""))
-        if replacement is None:
-            return func(*args, **options)
-        return replacement(func, args, options)
+        name = getattr(func, "__name__", "")
+        return self._replacements.get(name, self._any_other)(func, args, options)
+
+
+def _call(function: Any, args: Any, options: Mapping[str, Any]) -> Any:
+    return function(*args, **options)
 
 
 def _remove(mode: TorchFunctionMode) -> None:

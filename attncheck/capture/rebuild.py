@@ -64,6 +64,6 @@ def _masked(scores: Tensor, call: AttentionCall, heads: Tensor) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Softmax over keys in which a row of -inf is zero, as `scaled_dot_product_attention` has it."""
+    """Softmax over keys; a row of -inf becomes zero, as `scaled_dot_product_attention` has it."""
     weights = torch.softmax(scores, dim=-1)
     return weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0)

@@ -6,14 +6,16 @@ from typing import Final
 
 from attncheck.capture.call import Recorder, Sink
 from attncheck.capture.functions import FunctionRecorder, Watcher
+from attncheck.capture.multihead import MultiheadWatcher
 from attncheck.capture.sdpa import SdpaWatcher
+from attncheck.capture.softmax import SoftmaxWatcher
 from attncheck.capture.transformers_interface import TransformersRecorder
 
 __all__ = ["RECORDERS"]
 
 
 def _watchers(sink: Sink) -> list[Watcher]:
-    return [SdpaWatcher(sink)]
+    return [SdpaWatcher(sink), MultiheadWatcher(sink), SoftmaxWatcher(sink)]
 
 
 RECORDERS: Final[tuple[Recorder, ...]] = (TransformersRecorder(), FunctionRecorder(_watchers))

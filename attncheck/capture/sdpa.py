@@ -8,13 +8,12 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.shapes import four_dimensional, heads_in_batch
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["SdpaWatcher"]
 
 PARAMETERS: Final = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-HEAD_COUNTS: Final = ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads")
-"""Attributes in which modules keep their number of heads."""
 
 
 class SdpaWatcher:
@@ -59,7 +58,7 @@ def _as_call(
     output: Tensor,
 ) -> AttentionCall:
     query, key, value = options["query"], options["key"], options["value"]
-    heads = _heads_in_batch(module, query)
+    heads = heads_in_batch(module, query)
     n_query, n_key = query.shape[-2], key.shape[-2]
     causal = bool(options.get("is_causal", False))
     mask = options.get("attn_mask")
@@ -67,38 +66,16 @@ def _as_call(
         name=name,
         backend="sdpa",
         kind=kind_of(module, name, n_query, n_key, causal=causal),
-        query=_four_dimensional(query, heads),
-        key=_four_dimensional(key, heads),
-        value=_four_dimensional(value, heads),
-        output=_four_dimensional(output, heads),
+        query=four_dimensional(query, heads),
+        key=four_dimensional(key, heads),
+        value=four_dimensional(value, heads),
+        output=four_dimensional(output, heads),
         mask=None if mask is None else _mask(mask, query, n_key, heads),
         causal=causal,
         scale=options.get("scale"),
         dropout=float(options.get("dropout_p", 0.0)),
-        without_dropout=lambda: _four_dimensional(function(**{**options, "dropout_p": 0.0}), heads),
+        without_dropout=lambda: four_dimensional(function(**{**options, "dropout_p": 0.0}), heads),
     )
-
-
-def _heads_in_batch(module: nn.Module, query: Tensor) -> int:
-    """Return how many heads a three-dimensional query carries in its batch axis."""
-    if query.ndim != 3:
-        return 1
-    for attribute in HEAD_COUNTS:
-        heads = getattr(module, attribute, None)
-        if isinstance(heads, int) and heads > 1 and query.shape[0] % heads == 0:
-            return heads
-    return 1
-
-
-def _four_dimensional(tensor: Tensor, heads: int) -> Tensor:
-    """Turn ``(..., length, size)`` into ``(batch, head, length, size)``."""
-    if tensor.ndim == 4:
-        return tensor
-    if tensor.ndim == 2:
-        return tensor[None, None]
-    if tensor.ndim == 3:
-        return tensor.unflatten(0, (-1, heads))
-    return tensor.flatten(0, -4)
 
 
 def _mask(mask: Tensor, query: Tensor, n_key: int, heads: int) -> Tensor:
@@ -108,4 +85,4 @@ def _mask(mask: Tensor, query: Tensor, n_key: int, heads: int) -> Tensor:
     if mask.numel() == query.shape[-2] * n_key:
         return mask.reshape(1, 1, query.shape[-2], n_key)
     full = mask.broadcast_to(*query.shape[:-1], n_key)
-    return _four_dimensional(full, heads)
+    return four_dimensional(full, heads)

@@ -77,6 +77,8 @@ class Session:
         """Name of every attention call of the longest model call so far, wanted or not."""
         self.captured: set[str] = set()
         """Names of modules whose attention was seen and understood, wanted or not."""
+        self.unused_softmaxes: dict[int, str] = {}
+        """Modules that computed a softmax of query and key never seen to multiply values."""
         self._names = module_names(model)
         self._settings = settings
         self._on_layer = on_layer
@@ -137,6 +139,16 @@ class Session:
             self._pending.append(numbered)
         else:
             self._keep(numbered)
+
+    def softmax_seen(self, number: int) -> None:
+        """Remember a softmax over a product of activations, and where it ran."""
+        place = self.here()
+        if place is not None and not in_backward():
+            self.unused_softmaxes[number] = place[1]
+
+    def softmax_used(self, number: int) -> None:
+        """Forget a softmax that turned out to be recorded attention."""
+        self.unused_softmaxes.pop(number, None)
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:
         """Note attention that ran but cannot be captured."""
@@ -202,7 +214,8 @@ class Session:
         if call.weights is None:
             weights, sink_mass = rebuild_weights(call, heads)
         else:
-            weights, sink_mass = per_head(call.weights, heads), None
+            weights = per_head(call.weights, heads)
+            sink_mass = _rest(weights) if call.sink_is_rest else None
         seen = self._reader.read(
             call.mask, *call.shape[2:], top_left=call.causal, decoding=call.decoding
         )
@@ -244,6 +257,10 @@ def module_names(model: nn.Module) -> dict[int, str]:
         plain = ".".join(part for part in name.split(".") if part != "_orig_mod")
         names[id(module)] = plain or type(getattr(module, "_orig_mod", module)).__name__
     return names
+
+
+def _rest(weights: Tensor) -> Tensor:
+    return (1 - weights.sum(-1, dtype=torch.float64)).clamp_(min=0).to(weights.dtype)
 
 
 def _of_heads(seen: Visibility, heads: Tensor) -> Visibility:

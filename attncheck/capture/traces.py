@@ -1,0 +1,78 @@
+"""Follow a tensor through the functions that a model applies to it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+__all__ = ["Hiding", "Trace", "Traces"]
+
+Hiding: TypeAlias = tuple[Literal["visible", "hidden", "added"], Tensor]
+"""A mask that a model applied to its scores, and in which of three ways."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What is known about a tensor on its way from query and key to value.
+
+    Attributes:
+        stage: Before or after softmax.
+        hiding: Masks applied to the scores.
+        softmax: Number of this softmax in the capture.
+        n_key: Size of the dimension that softmax ran over.
+        clean: The weights before dropout, where dropout changed them.
+        sliced: A column of weights was cut off, as models with a sink do.
+    """
+
+    stage: Literal["scores", "weights"]
+    hiding: tuple[Hiding, ...] = ()
+    softmax: int = -1
+    n_key: int = 0
+    clean: Tensor | None = field(default=None, repr=False)
+    sliced: bool = False
+
+    def with_hiding(self, *more: Hiding) -> Trace:
+        """Return the trace with further masks."""
+        return replace(self, hiding=(*self.hiding, *more))
+
+
+class Traces:
+    """Traces by tensor; a tensor's trace ends with the tensor."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[weakref.ref[Tensor], Trace]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def __getitem__(self, tensor: Tensor) -> Trace | None:
+        held = self._held.get(id(tensor))
+        if held is None:
+            return None
+        if held[0]() is not tensor:
+            del self._held[id(tensor)]
+            return None
+        return held[1]
+
+    def __setitem__(self, tensor: Tensor, trace: Trace) -> None:
+        key = id(tensor)
+
+        def forget(reference: weakref.ref[Tensor]) -> None:
+            held = self._held.get(key)
+            if held is not None and held[0] is reference:
+                del self._held[key]
+
+        self._held[key] = weakref.ref(tensor, forget), trace
+
+    def first(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
+        """Return the first traced tensor among some arguments."""
+        for value in values:
+            if isinstance(value, Tensor):
+                trace = self[value]
+                if trace is not None:
+                    return value, trace
+        return None
