@@ -1,0 +1,221 @@
+"""`HeadProfile`: the table of measures, layers by heads, that everything else is a view of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attncheck.attention import head_name
+from attncheck.patterns import HeadLabels, classify_evidence
+from attncheck.profile.change import MeasureChange
+from attncheck.profile.layer import Array, LayerProfile
+from attncheck.profile.storage import SCHEMA, read_json, require_schema, write_json
+
+__all__ = ["HeadProfile"]
+
+SHOWN = ("normalized_entropy", "effective_keys", "max_weight", "mean_distance", "sink_mass")
+"""Measures of a table that nobody chose."""
+
+
+class HeadProfile:
+    """Measures of every head of a model, as sums that add up.
+
+    Profiles of parts of the input, from other batches, processes or machines, `merge` into the
+    profile of all of it: counts exactly, sums to rounding, whatever the lengths of the sequences.
+    Nothing here is larger than ``heads * keys``.
+
+    ``profile[measure]`` is an array ``(layer, head)``, NaN where a layer has fewer heads or no such
+    value. Names of `METRICS` give the mean over rows, except ``row_sum_error``, which gives the
+    maximum; ``".mean"`` and ``".max"`` give either. Names of `PATTERNS` give the mass of the
+    pattern; ``".chance"`` and ``".lift"`` the rest.
+
+    Args:
+        layers: Profile of each captured call, in execution order.
+
+    Example:
+        >>> import torch
+        >>> from attncheck import profile_attention
+        >>> weights = torch.stack([torch.eye(16), torch.full((16, 16), 1 / 16)])
+        >>> profile = profile_attention(weights)
+        >>> profile
+        HeadProfile(1 layer, 2 heads, 16 rows each, float32)
+        >>> profile["effective_keys"].round(6), profile["diagonal.lift"].round(6)
+        (array([[ 1., 16.]]), array([[1., 0.]]))
+    """
+
+    def __init__(self, layers: Iterable[LayerProfile]) -> None:
+        self.layers: tuple[LayerProfile, ...] = tuple(layers)
+        if not self.layers:
+            raise ValueError("layers: empty; a profile holds at least one layer")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each layer."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Measures that some layer has: metrics, then patterns."""
+        return tuple(dict.fromkeys(name for layer in self.layers for name in layer.measures))
+
+    def heads(self) -> tuple[str, ...]:
+        """Name of each head, ``"L5H1"``, layer by layer."""
+        return tuple(head_name(layer.index, head) for layer, head, _ in self._places())
+
+    def __getitem__(self, measure: str) -> Array:
+        table = np.full((len(self.layers), max(layer.n_heads for layer in self.layers)), np.nan)
+        refused: list[KeyError] = []
+        for row, layer in zip(table, self.layers, strict=True):
+            try:
+                row[: layer.n_heads] = layer.value(measure)
+            except KeyError as error:
+                refused.append(error)
+        if len(refused) == len(self.layers):
+            raise refused[0]
+        return table
+
+    def __repr__(self) -> str:
+        heads = len(self.heads())
+        rows = [int(layer.counts["row_sum_error"].max()) for layer in self.layers]
+        span = str(rows[0]) if len(set(rows)) == 1 else f"{min(rows)} to {max(rows)}"
+        dtypes = "/".join(sorted({layer.dtype for layer in self.layers}))
+        return (
+            f"HeadProfile({_number(len(self.layers), 'layer')}, {_number(heads, 'head')}, "
+            f"{span} rows each, {dtypes})"
+        )
+
+    def head(self, name: str) -> dict[str, float]:
+        """Return every measure of one head, by its name such as ``"L5H1"``.
+
+        Raises:
+            KeyError: There is no such head.
+        """
+        for layer, head, place in self._places():
+            if head_name(layer.index, head) == name:
+                return {measure: float(layer.value(measure)[place]) for measure in layer.measures}
+        raise KeyError(f"no head {name!r}; the heads are {self.heads()[0]} to {self.heads()[-1]}")
+
+    def table(self, measures: Sequence[str] = SHOWN) -> str:
+        """Return a plain-text table, one line a head; ``-`` where a head has no such value.
+
+        Raises:
+            KeyError: No such measure.
+        """
+        widths = [max(8, len(measure)) for measure in measures]
+        columns = {measure: self[measure] for measure in measures}
+        pairs = list(zip(measures, widths, strict=True))
+        lines = [f"{'head':<7}" + "".join(f"  {measure:>{width}}" for measure, width in pairs)]
+        for row, layer in enumerate(self.layers):
+            for place, head in enumerate(layer.heads):
+                cells = (_cell(columns[measure][row, place], width) for measure, width in pairs)
+                lines.append(f"{head_name(layer.index, head):<7}" + "".join(cells))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def merge(self, other: HeadProfile) -> HeadProfile:
+        """Return the profile of what both have seen.
+
+        Raises:
+            ValueError: The two are not of the same layers and heads.
+        """
+        self._require_same_layers(other)
+        pairs = zip(self.layers, other.layers, strict=True)
+        return HeadProfile(mine.merge(theirs) for mine, theirs in pairs)
+
+    def classify(self) -> HeadLabels:
+        """Name what each head does, from the evidence held; see `attncheck.classify_heads`."""
+        return classify_evidence(
+            [layer.evidence for layer in self.layers],
+            [layer.heads for layer in self.layers],
+            [layer.index for layer in self.layers],
+        )
+
+    def compare(
+        self, other: HeadProfile, measures: Sequence[str] | None = None
+    ) -> list[MeasureChange]:
+        """List what changed from this profile to another, largest `MeasureChange.size` first.
+
+        Args:
+            other: Profile of the same heads later, or in another model of the same shape.
+            measures: Which ones to compare. Default: all that both profiles have.
+
+        Raises:
+            ValueError: The two don't hold the same heads.
+            KeyError: A named measure is in neither.
+        """
+        self._require_same_layers(other)
+        if measures is None:
+            measures = [name for name in self.measures if name in other.measures]
+        changes = []
+        for measure in measures:
+            before, after = self[measure], other[measure]
+            for row, layer in enumerate(self.layers):
+                for place, head in enumerate(layer.heads):
+                    values = float(before[row, place]), float(after[row, place])
+                    changes.append(MeasureChange(measure, layer.index, head, *values))
+        changed = [change for change in changes if change.size > 0]
+        return sorted(changed, key=lambda change: -change.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the profile as numbers, lists and dicts, ready for JSON; exact."""
+        return {"schema": SCHEMA, "layers": [layer.to_dict() for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> HeadProfile:
+        """Read what `to_dict` returned.
+
+        Raises:
+            ValueError: It is no profile, is damaged, or is of another version.
+        """
+        try:
+            require_schema(held)
+            return cls(LayerProfile.from_dict(layer) for layer in held["layers"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"held: damaged profile ({error!r})") from None
+        except ValueError as error:
+            raise ValueError(f"held: {error}") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the profile to one JSON file, whole or not at all; return its path."""
+        return write_json(self.to_dict(), Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadProfile:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file is not one that `save` wrote, or is damaged.
+        """
+        held = read_json(Path(path))
+        try:
+            return cls.from_dict(held)
+        except ValueError as error:
+            raise ValueError(f"path: {path}: {str(error).removeprefix('held: ')}") from None
+
+    def _places(self) -> Iterator[tuple[LayerProfile, int, int]]:
+        """Every head: its layer, its number, its place in the layer's arrays."""
+        for layer in self.layers:
+            for place, head in enumerate(layer.heads):
+                yield layer, head, place
+
+    def _require_same_layers(self, other: HeadProfile) -> None:
+        if self.heads() != other.heads():
+            raise ValueError(
+                f"other: holds {_number(len(other.layers), 'layer')} with heads "
+                f"{_span(other.heads())}, here {_number(len(self.layers), 'layer')} with heads "
+                f"{_span(self.heads())}; both must be of the same model and capture"
+            )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _span(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
+
+
+def _cell(value: float, width: int) -> str:
+    return f"  {'-':>{width}}" if np.isnan(value) else f"  {value:>{width}.3f}"

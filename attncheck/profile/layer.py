@@ -1,0 +1,191 @@
+"""`LayerProfile`: the measures of one layer's heads, as sums that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from attncheck.metrics import METRICS
+from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name
+
+__all__ = ["LayerProfile"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Counts: TypeAlias = npt.NDArray[np.int64]
+
+IDENTITY: Final = (
+    "name",
+    "index",
+    "call",
+    "kind",
+    "backend",
+    "causal",
+    "dtype",
+    "heads",
+    "n_kv_heads",
+)
+"""What two profiles of one layer have in common, whatever input they saw."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProfile:
+    """Measures of the heads of one layer over all the rows seen so far.
+
+    Attributes:
+        name: Module path or ``"layer 0"``.
+        index: Number of the layer, the ``L`` of ``L5H1``.
+        call: How often this module had been called before, in the same capture.
+        kind: ``"self"``, ``"cross"`` or ``"unknown"``.
+        backend: What computed the attention.
+        causal: Whether queries saw no later key.
+        dtype: Of the weights, such as ``"float32"``.
+        heads: The model's numbers of the heads.
+        n_kv_heads: Heads of key and value.
+        sums: Sum over rows by metric, each ``(head,)``, float64.
+        counts: Number of rows with a value by metric, each ``(head,)``, int64.
+        maxima: Largest value of a row by metric, each ``(head,)``; ``-inf`` without a row.
+        evidence: What patterns are scored from.
+    """
+
+    name: str
+    index: int
+    call: int
+    kind: str
+    backend: str
+    causal: bool
+    dtype: str
+    heads: tuple[int, ...]
+    n_kv_heads: int
+    sums: Mapping[str, Array]
+    counts: Mapping[str, Counts]
+    maxima: Mapping[str, Array]
+    evidence: PatternEvidence
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads held."""
+        return len(self.heads)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names that `value` knows here: metrics, then patterns."""
+        return (*self.sums, *self.evidence.names)
+
+    def value(self, measure: str) -> Array:
+        """Return a measure of each head, ``(head,)``; see `HeadProfile` for the names.
+
+        Raises:
+            KeyError: No such measure, or this layer cannot have it.
+        """
+        name, _, part = measure.partition(".")
+        if name in self.sums:
+            return self._metric(name, part or METRICS[name].reduce)
+        return self._pattern(name, part or "mass")
+
+    def _metric(self, name: str, part: str) -> Array:
+        held: Array
+        if part == "mean":
+            count = self.counts[name]
+            empty = np.full(len(count), np.nan)
+            held = np.divide(self.sums[name], count, out=empty, where=count > 0)
+        elif part == "max":
+            held = np.where(self.counts[name] > 0, self.maxima[name], np.nan)
+        else:
+            raise KeyError(f"{name} has .mean and .max, no .{part}")
+        return held
+
+    def _pattern(self, name: str, part: str) -> Array:
+        if part not in ("mass", "chance", "lift"):
+            raise KeyError(f"{name} has .mass, .chance and .lift, no .{part}")
+        try:
+            name = canonical_name(name)
+        except ValueError:
+            known = ", ".join([*self.sums, *PATTERNS])
+            raise KeyError(f"no measure {name!r}; the measures are {known}") from None
+        try:
+            found: Array = getattr(self.evidence, part)(name)
+        except ValueError as error:
+            raise KeyError(str(error)) from None
+        return found
+
+    def merge(self, other: LayerProfile) -> LayerProfile:
+        """Add what the same layer did on other input.
+
+        Raises:
+            ValueError: The two are not of the same layer.
+        """
+        for field in IDENTITY:
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                way_out = "; pass causal= when profiling parts" if field == "causal" else ""
+                raise ValueError(
+                    f"other: {field} of {other.name} is {theirs!r}, here {mine!r}; only profiles "
+                    f"of the same layers add up{way_out}"
+                )
+        return replace(
+            self,
+            sums=_combine(np.add, self.sums, other.sums),
+            counts=_combine(np.add, self.counts, other.counts),
+            maxima=_combine(np.maximum, self.maxima, other.maxima),
+            evidence=self.evidence.merge(other.evidence),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the profile as numbers, lists and dicts, ready for JSON; exact."""
+        described = {field: getattr(self, field) for field in IDENTITY}
+        described["heads"] = list(self.heads)
+        described["metrics"] = {
+            name: {
+                "sum": self.sums[name].tolist(),
+                "count": self.counts[name].tolist(),
+                "max": [None if np.isinf(m) else m for m in self.maxima[name].tolist()],
+            }
+            for name in self.sums
+        }
+        described["evidence"] = self.evidence.to_dict()
+        return described
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> LayerProfile:
+        """Read what `to_dict` returned.
+
+        Raises:
+            ValueError: A field is missing or of the wrong length.
+        """
+        missing = [name for name in (*IDENTITY, "metrics", "evidence") if name not in held]
+        if missing:
+            raise ValueError(f"a layer lacks {', '.join(missing)}")
+        identity = {name: held[name] for name in IDENTITY} | {"heads": tuple(held["heads"])}
+        metrics = held["metrics"]
+        unknown = set(metrics) - set(METRICS)
+        if unknown:
+            raise ValueError(f"unknown metrics {', '.join(sorted(unknown))}: from a later version?")
+        profile = cls(
+            **identity,
+            sums={name: np.array(m["sum"], dtype=np.float64) for name, m in metrics.items()},
+            counts={name: np.array(m["count"], dtype=np.int64) for name, m in metrics.items()},
+            maxima={name: _maxima(m["max"]) for name, m in metrics.items()},
+            evidence=PatternEvidence.from_dict(held["evidence"]),
+        )
+        profile._require_lengths()
+        return profile
+
+    def _require_lengths(self) -> None:
+        arrays = [*self.sums.values(), *self.counts.values(), *self.maxima.values()]
+        shapes = {array.shape for array in arrays} | {(self.evidence.n_heads,)}
+        if shapes != {(self.n_heads,)}:
+            raise ValueError(f"{self.name} names {self.n_heads} heads but holds {sorted(shapes)}")
+
+
+def _combine(operation: Any, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    if set(mine) != set(theirs):
+        raise ValueError(f"other: measured {sorted(theirs)}, here {sorted(mine)}")
+    return {name: operation(array, theirs[name]) for name, array in mine.items()}
+
+
+def _maxima(values: list[float | None]) -> Array:
+    return np.array([-np.inf if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,46 @@
+"""`HeadProfile` on disk: one JSON file with a schema, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["SCHEMA", "read_json", "require_schema", "write_json"]
+
+SCHEMA: Final = "attncheck.profile.1"
+
+
+def write_json(described: Mapping[str, Any], path: Path) -> Path:
+    """Write to ``path``; a crash half-way leaves what was there before."""
+    text = json.dumps(described, allow_nan=False, separators=(",", ":"))
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: It holds something else, or is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"path: {path} is not readable JSON ({error})") from None
+
+
+def require_schema(held: Any) -> None:
+    """Raise ValueError unless ``held`` says that it is a profile of this version."""
+    schema = held.get("schema") if isinstance(held, Mapping) else None
+    if schema != SCHEMA:
+        raise ValueError(f"holds schema {schema!r}, expected {SCHEMA!r}: not a saved HeadProfile")
