@@ -42,7 +42,7 @@ def diagnose(
     seen = weights.masked_fill(~layer.visible(), 0).sum(-1, dtype=torch.float64)
     if _ones(seen[broken], limit):
         return "visible keys alone sum to 1: hidden (padded) keys carry weight on top"
-    first = _first_keys(weights, broken, limit)
+    first = _first_keys(weights, limit)
     if first:
         extra = layer.n_key - first
         return f"the first {first} keys sum to 1: the last {extra} look like padding, cut them off"
@@ -85,10 +85,10 @@ def _looks_dropped(layer: LayerAttention, sums: Tensor) -> bool:
     return both and float(zeros) >= DROPPED
 
 
-def _first_keys(weights: Tensor, broken: Tensor, limit: float) -> int:
-    """How many first keys sum to 1 in every broken row; 0 if no number does."""
-    sums = weights[broken].double().cumsum(-1)[:, :-1]
-    hits = ((sums - 1).abs() <= limit).all(0)
+def _first_keys(weights: Tensor, limit: float) -> int:
+    """How many first keys sum to 1 in every row, the others being more; 0 if no number does."""
+    sums = weights.double().cumsum(-1)[..., :-1]
+    hits = ((sums - 1).abs() <= limit).all(2).all(1).all(0)
     return int(hits.nonzero()[0]) + 1 if hits.any() else 0
 
 

@@ -170,7 +170,7 @@ def assert_pattern(  # noqa: PLR0913
         >>> assert_pattern(weights, "previous_token", min_mass=0.9)
         >>> assert_pattern(weights, "diagonal", min_mass=0.9)
         Traceback (most recent call last):
-        attncheck.CheckFailure: no diagonal head: best is L0H0 with mass 0.0...
+        attncheck.CheckFailure: no diagonal head: best L0H0 mass 0.0...
         ...
     """
     __tracebackhide__ = True
@@ -258,6 +258,6 @@ def _verdict(pattern: str, scored: list[_Scored], shown: list[_Scored], needed: 
     if len(shown) >= needed:
         return f"{pattern}: {len(shown)} of {len(scored)} heads"
     if shown or needed == len(scored) > 1:
-        return f"{pattern}: only {len(shown)} of {len(scored)} heads"
+        return f"{pattern} lacking: {len(scored) - len(shown)} of {len(scored)} heads"
     best = max(scored, key=lambda one: -1.0 if math.isnan(one.mass) else one.mass)
-    return f"no {pattern} head: best is {best.name} with mass {best.mass:.4f}"
+    return f"no {pattern} head: best {best.name} mass {best.mass:.4f}"

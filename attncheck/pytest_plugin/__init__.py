@@ -1,0 +1,27 @@
+"""The pytest plugin: hooks and fixtures only. It imports nothing heavy until a test asks."""
+
+from attncheck.pytest_plugin.artifacts import pytest_runtest_makereport
+from attncheck.pytest_plugin.fixtures import (
+    attention_device,
+    attention_extractor,
+    attention_pattern,
+    pytest_generate_tests,
+    synthetic_attention,
+)
+from attncheck.pytest_plugin.options import (
+    pytest_addoption,
+    pytest_configure,
+    pytest_report_header,
+)
+
+__all__ = [
+    "attention_device",
+    "attention_extractor",
+    "attention_pattern",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_generate_tests",
+    "pytest_report_header",
+    "pytest_runtest_makereport",
+    "synthetic_attention",
+]

@@ -1,0 +1,94 @@
+"""After a failed assertion: a picture under the failure, and, if asked for, files.
+
+The exception carries the evidence, and the report of the failed test is the one place where it is
+used: a property test that fails while it searches and shrinks writes once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from attncheck.errors import CheckFailure
+from attncheck.pytest_plugin.options import artifacts_folder, max_artifacts
+
+if TYPE_CHECKING:
+    from attncheck.checks.finding import Finding
+
+__all__ = ["pytest_runtest_makereport"]
+
+WRITTEN = pytest.StashKey[set[str]]()
+"""Node ids that have written artifacts in this process."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the findings of a failed test show, then drop their evidence."""
+    report = yield
+    if call.excinfo is None:
+        return report
+    failures = list(_failures(call.excinfo.value))
+    if report.failed:
+        findings = [failure.finding for failure in failures if failure.finding is not None]
+        for finding in findings:
+            _show(report, finding)
+        if findings:
+            _write(item, report, findings)
+    for failure in failures:
+        if failure.finding is not None:
+            failure.finding = replace(failure.finding, evidence=None)
+    return report
+
+
+def _failures(error: BaseException) -> Iterator[CheckFailure]:
+    """Find the check failures in an exception, or in a group of them."""
+    if isinstance(error, CheckFailure):
+        yield error
+    elif isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _failures(inner)
+
+
+def _show(report: pytest.TestReport, finding: Finding) -> None:
+    evidence = finding.evidence
+    if evidence is None:
+        return
+    from attncheck.pytest_plugin.picture import draw
+
+    several = finding.offenders and finding.offenders[0].at.batch is not None
+    where = f" batch {evidence.batch}" if several else ""
+    report.sections.append((f"attncheck pattern {evidence.head}{where}", draw(evidence)))
+
+
+def _write(item: pytest.Item, report: pytest.TestReport, findings: list[Finding]) -> None:
+    """Write the files of one failed test, unless too many have."""
+    folder = artifacts_folder(item.config)
+    if folder is None:
+        return
+    written = item.config.stash.setdefault(WRITTEN, set())
+    most = max_artifacts(item.config)
+    if item.nodeid not in written and len(written) >= most:
+        text = f"not written: attncheck_max_artifacts = {most} is reached"
+        report.sections.append(("attncheck artifacts", text))
+        return
+    from attncheck.pytest_plugin.files import write_artifacts
+
+    try:
+        paths = write_artifacts(folder, item.nodeid, findings)
+    except OSError as error:
+        report.sections.append(("attncheck artifacts", f"not written: {error}"))
+        return
+    written.add(item.nodeid)
+    shown = "\n".join(_relative(path, item.config.invocation_params.dir) for path in paths)
+    report.sections.append(("attncheck artifacts", shown))
+    item.user_properties.append(("attncheck_artifacts", str(paths[0].parent)))
+
+
+def _relative(path: Path, start: Path) -> str:
+    return str(path.relative_to(start)) if path.is_relative_to(start) else str(path)
