@@ -2,5 +2,11 @@
 
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.huggingface import extract_huggingface_attention, load_huggingface
+from attncheck.capture.profile_model import profile_model
 
-__all__ = ["AttentionExtractor", "extract_huggingface_attention", "load_huggingface"]
+__all__ = [
+    "AttentionExtractor",
+    "extract_huggingface_attention",
+    "load_huggingface",
+    "profile_model",
+]

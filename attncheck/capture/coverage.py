@@ -9,14 +9,13 @@ routers and pooling layers do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from attncheck.attention import LayerAttention
 from attncheck.attention.maps import Tokens
 from attncheck.capture.session import Session, module_names
 from attncheck.errors import CaptureError
@@ -24,10 +23,10 @@ from attncheck.errors import CaptureError
 __all__ = ["Coverage"]
 
 
-UNUSED: Final = "its softmax over query and key was never seen to multiply values key by key"
+UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 SWITCH: Final = (
-    "Switch it to a full-matrix implementation (such as scaled_dot_product_attention), or leave "
-    "it out with strict=False"
+    "Attention over part of the matrix only, in chunks or sparse blocks, is not supported: switch "
+    "the model to full attention, or pass strict=False to keep the other layers"
 )
 
 
@@ -45,7 +44,7 @@ class Coverage:
         self._names = module_names(model)
         self._ran: set[int] = set()
         self._model_calls = 0
-        self._token_ids: list[Tensor] = []
+        self._token_ids: Tensor | None = None
         self._watched = [module for module in model.modules() if _looks_like_attention(module)]
 
     @contextmanager
@@ -59,15 +58,11 @@ class Coverage:
             for handle in handles:
                 handle.remove()
 
-    def tokens(self, layers: Sequence[LayerAttention]) -> Tokens | None:
-        """Return the token ids of the one model call there was, if they fit the layers."""
-        if self._model_calls != 1 or not self._token_ids:
+    def tokens(self) -> Tokens | None:
+        """Return the token ids of the model's call; None if it had none, or was called again."""
+        if self._model_calls != 1 or self._token_ids is None:
             return None
-        ids = self._token_ids[0]
-        for layer in layers:
-            if layer.kind != "cross" and (layer.batch, layer.n_key) != tuple(ids.shape):
-                return None
-        return tuple(tuple(row) for row in ids.tolist())
+        return tuple(tuple(row) for row in self._token_ids.tolist())
 
     def judge(self) -> None:
         """Note modules that ran and were missed.
@@ -95,7 +90,7 @@ class Coverage:
         self._model_calls += 1
         ids = kwargs.get("input_ids", args[0] if args else None)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32):
-            self._token_ids.append(ids.detach())
+            self._token_ids = ids.detach()
 
     def _on_module(self, module: nn.Module, _: Any) -> None:
         self._ran.add(id(module))
@@ -126,6 +121,9 @@ class Coverage:
         )
 
     def _likely(self) -> str:
+        unused = sorted(set(self._session.unused_softmaxes.values()))
+        if unused:
+            return f"In {', '.join(unused[:4])}, {UNUSED.removeprefix('its ')}. {SWITCH}"
         names = [self._names[id(module)] for module in self._watched]
         if not names:
             return "The model has no attention, or computes it in a compiled or custom kernel"

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from attncheck.attention import AttentionMaps, LayerAttention
+from attncheck.attention.maps import Tokens
+from attncheck.attention.tokens import as_tokens
 from attncheck.capture.coverage import Coverage
 from attncheck.capture.recorders import RECORDERS
 from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection
@@ -105,15 +107,25 @@ class AttentionExtractor:
             raise CaptureError("maps: layers went to on_layer, none was kept")
         if not self._layers:
             raise CaptureError("maps: the capture failed, see its error")
-        tokens = None if self._coverage is None else self._coverage.tokens(self._layers)
+        try:
+            tokens = as_tokens(self.tokens, self._layers)
+        except ValueError:
+            tokens = None
         return AttentionMaps(self._layers, tokens=tokens)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """Token ids of the captured call, where it had ``input_ids`` and was the only one."""
+        return None if self._coverage is None else self._coverage.tokens()
 
     def __enter__(self) -> AttentionExtractor:
         if self._open:
             raise RuntimeError("this AttentionExtractor is already capturing; make a second one")
         self._layers = []
         keep = self._layers.append if self._on_layer is None else self._on_layer
-        settings = Settings(self._selection, self._heads, self._device, self._dtype)
+        settings = Settings(
+            self._selection, self._heads, self._device, self._dtype, keeps=self._on_layer is None
+        )
         self._session = Session(self.model, settings, keep)
         self._coverage = Coverage(self.model, self._session)
         with ExitStack() as stack:
@@ -146,9 +158,21 @@ class AttentionExtractor:
         Raises:
             CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
         """
-        with _evaluating(self.model), self:
-            self.model(*args, **kwargs)
+        self.watch(*args, **kwargs)
         return self.maps
+
+    def watch(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model as `get_attention` does, and return what the model returns.
+
+        Args:
+            args: For the model.
+            kwargs: For the model.
+
+        Raises:
+            CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
+        """
+        with _evaluating(self.model), self:
+            return self.model(*args, **kwargs)
 
     def register_hooks(self, layer_names: Iterable[str] | None = None) -> None:
         """Start capturing until `clear_hooks`, as the ``with`` statement does.

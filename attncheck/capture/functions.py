@@ -45,7 +45,7 @@ class FunctionRecorder:
     def installed(self, sink: Sink) -> Iterator[None]:
         """Report calls from ``sink``'s model in this thread until the context ends."""
         mode = _Mode(sink, self._watchers(sink))
-        mode.__enter__()
+        torch._C._push_on_torch_function_stack(mode)
         try:
             yield
         finally:

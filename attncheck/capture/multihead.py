@@ -79,10 +79,10 @@ def _as_call(
     given.apply_defaults()
     options = given.arguments
     output = returned[0]
-    causal = bool(
-        options["is_causal"] and options["key_padding_mask"] is None and not options["need_weights"]
-    )
-    again = {"need_weights": True, "average_attn_weights": False, "is_causal": False}
+    hint_is_used = options["key_padding_mask"] is None and not options["need_weights"]
+    causal = bool(options["is_causal"] and hint_is_used)
+    again: dict[str, Any] = {"need_weights": True, "average_attn_weights": False}
+    again["is_causal"] = False
     if causal:
         again["attn_mask"] = _future(options["query"].shape[0], options["key"].shape[0], output)
     undropped = {"training": False, "dropout_p": 0.0}
@@ -119,7 +119,7 @@ def _future(n_query: int, n_key: int, like: Tensor) -> Tensor:
 
 
 def _visible(options: Mapping[str, Any], weights: Tensor) -> Tensor | None:
-    """Merge attention mask and padding into one bool mask; keys that the module added are visible."""
+    """Merge attention mask and padding; keys that the module added itself are visible."""
     batch, heads, n_query, n_key = weights.shape
     seen: Tensor | None = None
     mask, padding = options["attn_mask"], options["key_padding_mask"]

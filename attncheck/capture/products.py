@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 __all__ = ["Product", "as_product"]
+
+
+ELLIPSIS_SIGNS: Final = 0x3B1
+"""First of the signs that stand for the axes of an ellipsis, counted from the last one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +78,23 @@ def _einsum(args: tuple[Any, ...]) -> Product | None:
     if not args or not isinstance(args[0], str):
         return None
     operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
-    if len(operands) != 2 or "->" not in args[0] or "..." in args[0]:
+    if len(operands) != 2 or "->" not in args[0]:
         return None
     inputs, out = args[0].replace(" ", "").split("->")
-    left, _, right = inputs.partition(",")
-    if len(set(left)) != len(left) or len(set(right)) != len(right):
+    letters = inputs.split(",")
+    if len(letters) != 2:
         return None
-    return Product(operands[0], operands[1], equation=(left, right, out))
+    left, right = (
+        _spelled_out(mine, tensor) for mine, tensor in zip(letters, operands, strict=True)
+    )
+    out = out.replace("...", left[1] if len(left[1]) >= len(right[1]) else right[1])
+    if len(set(left[0])) != len(left[0]) or len(set(right[0])) != len(right[0]):
+        return None
+    return Product(operands[0], operands[1], equation=(left[0], right[0], out))
+
+
+def _spelled_out(letters: str, tensor: Tensor) -> tuple[str, str]:
+    """Replace an ellipsis by one sign per axis; return the letters and what replaced it."""
+    count = tensor.ndim - len(letters.replace("...", "")) if "..." in letters else 0
+    signs = "".join(chr(ELLIPSIS_SIGNS + axis) for axis in reversed(range(count)))
+    return letters.replace("...", signs), signs

@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.shapes import four_dimensional, heads_in_batch
+from attncheck.capture.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["SdpaWatcher"]
@@ -58,7 +58,7 @@ def _as_call(
     output: Tensor,
 ) -> AttentionCall:
     query, key, value = options["query"], options["key"], options["value"]
-    heads = heads_in_batch(module, query)
+    layout = Layout.of(module, query)
     n_query, n_key = query.shape[-2], key.shape[-2]
     causal = bool(options.get("is_causal", False))
     mask = options.get("attn_mask")
@@ -66,23 +66,23 @@ def _as_call(
         name=name,
         backend="sdpa",
         kind=kind_of(module, name, n_query, n_key, causal=causal),
-        query=four_dimensional(query, heads),
-        key=four_dimensional(key, heads),
-        value=four_dimensional(value, heads),
-        output=four_dimensional(output, heads),
-        mask=None if mask is None else _mask(mask, query, n_key, heads),
+        query=layout.apply(query),
+        key=layout.apply(key),
+        value=layout.apply(value),
+        output=layout.apply(output),
+        mask=None if mask is None else _mask(mask, query, n_key, layout),
         causal=causal,
         scale=options.get("scale"),
         dropout=float(options.get("dropout_p", 0.0)),
-        without_dropout=lambda: four_dimensional(function(**{**options, "dropout_p": 0.0}), heads),
+        without_dropout=lambda: layout.apply(function(**{**options, "dropout_p": 0.0})),
     )
 
 
-def _mask(mask: Tensor, query: Tensor, n_key: int, heads: int) -> Tensor:
+def _mask(mask: Tensor, query: Tensor, n_key: int, layout: Layout) -> Tensor:
     """Give a mask, which broadcasts from the right, the same four dimensions."""
-    if query.ndim == 4:
+    if query.ndim == 4 and layout.plain:
         return mask[(None,) * (4 - mask.ndim)]
     if mask.numel() == query.shape[-2] * n_key:
         return mask.reshape(1, 1, query.shape[-2], n_key)
     full = mask.broadcast_to(*query.shape[:-1], n_key)
-    return four_dimensional(full, heads)
+    return layout.apply(full)

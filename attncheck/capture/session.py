@@ -33,12 +33,14 @@ class Settings:
         heads: Which heads of each.
         device: Where kept tensors go; None leaves them where they were computed.
         dtype: Of kept weights; None: as computed, float32 at least where rebuilt.
+        keeps: Layers outlive the call, so that weights which the model made itself are copied.
     """
 
     layers: LayerSelection
     heads: HeadChoice
     device: torch.device | None
     dtype: torch.dtype | None
+    keeps: bool = True
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ class Session:
             self.unreadable(call.name, status, REPORT)
         device = weights.device if self._settings.device is None else self._settings.device
         kept = weights.to(device=device, dtype=self._settings.dtype or weights.dtype)
-        if call.weights is not None and kept.data_ptr() == call.weights.data_ptr():
+        shared = call.weights is not None and kept.data_ptr() == call.weights.data_ptr()
+        if shared and self._settings.keeps:
             kept = kept.clone()
         return LayerAttention(
             kept.detach(),

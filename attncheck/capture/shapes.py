@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from torch import Tensor, nn
 
-__all__ = ["four_dimensional", "heads_in_batch"]
+__all__ = ["Layout"]
 
 HEAD_COUNTS: Final = (
     "num_heads",
@@ -20,26 +21,49 @@ HEAD_COUNTS: Final = (
 """Attributes in which modules keep their number of heads."""
 
 
-def heads_in_batch(module: nn.Module, tensor: Tensor) -> int:
-    """Return how many heads a three-dimensional tensor carries in its batch axis."""
-    if tensor.ndim != 3:
-        return 1
-    for attribute in HEAD_COUNTS:
-        heads = getattr(module, attribute, None)
-        if isinstance(heads, int) and heads > 1 and tensor.shape[0] % heads == 0:
-            return heads
-    return 1
+@dataclass(frozen=True)
+class Layout:
+    """Where a module keeps its heads.
 
-
-def four_dimensional(tensor: Tensor, heads: int = 1) -> Tensor:
-    """Turn ``(..., length, size)`` into ``(batch, head, length, size)``.
-
-    Args:
-        tensor: Two- to many-dimensional; leading axes beyond the heads become batch.
-        heads: Heads in the first axis of a three-dimensional tensor, batch-major.
+    Attributes:
+        in_batch: Heads in the first axis of a three-dimensional tensor, batch-major.
+        axis: Axis of the heads in a tensor of four or more dimensions, from the end.
     """
-    if tensor.ndim == 2:
-        return tensor[None, None]
-    if tensor.ndim == 3:
-        return tensor.unflatten(0, (-1, heads))
-    return tensor if tensor.ndim == 4 else tensor.flatten(0, -4)
+
+    in_batch: int = 1
+    axis: int = -3
+
+    @classmethod
+    def of(cls, module: nn.Module, tensor: Tensor) -> Layout:
+        """Find the heads of ``(..., length, size)`` by the number that the module declares.
+
+        Without a fitting number, a three-dimensional tensor has one head, and one of more
+        dimensions has them before the length, where nearly everybody keeps them.
+        """
+        counts = [getattr(module, name, None) for name in HEAD_COUNTS]
+        declared = {count for count in counts if isinstance(count, int)}
+        leading = tensor.shape[:-2]
+        if len(leading) == 1:
+            return cls(in_batch=next((n for n in declared if n > 1 and leading[0] % n == 0), 1))
+        if len(leading) > 1 and leading[-1] not in declared:
+            first = int(len(leading) > 2)  # the batch leads, unless the heads do
+            found = [
+                axis for axis, size in enumerate(leading) if axis >= first and size in declared
+            ]
+            if len(found) == 1:
+                return cls(axis=found[0] - tensor.ndim)
+        return cls()
+
+    @property
+    def plain(self) -> bool:
+        """Whether tensors of four dimensions stay as they are."""
+        return self.axis == -3
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """Turn ``(..., length, size)`` into ``(batch, head, length, size)``."""
+        if tensor.ndim == 2:
+            return tensor[None, None]
+        if tensor.ndim == 3:
+            return tensor.reshape(-1, self.in_batch, *tensor.shape[1:])
+        tensor = tensor.movedim(self.axis, -3)
+        return tensor if tensor.ndim == 4 else tensor.flatten(0, -4)

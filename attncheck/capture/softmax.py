@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.call import AttentionCall, Sink
 from attncheck.capture.products import Product, as_product
-from attncheck.capture.shapes import four_dimensional, heads_in_batch
+from attncheck.capture.shapes import Layout
 from attncheck.capture.traces import Hiding, Trace, Traces
 from attncheck.capture.whereabouts import kind_of
 from attncheck.tolerances import tolerance_for
@@ -28,33 +28,13 @@ __all__ = ["SoftmaxWatcher"]
 
 PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm")
 SOFTMAXES: Final = ("softmax", "_softmax", "special_softmax", "_masked_softmax")
-ENDS: Final = frozenset(
-    [
-        "sum",
-        "mean",
-        "max",
-        "min",
-        "amax",
-        "amin",
-        "norm",
-        "logsumexp",
-        "argmax",
-        "topk",
-        "sort",
-        "cumsum",
-        "linear",
-        "conv1d",
-        "conv2d",
-        "addmm",
-        "mm",
-        "linalg_vector_norm",
-        "std",
-        "var",
-        "any",
-        "all",
-    ]
-)
+ENDS: Final = frozenset({"linear", "addmm", "mm", "conv1d", "conv2d", "cumsum", "sort", "topk"})
 """Functions behind which a tensor is no longer scores or weights."""
+
+REDUCTIONS: Final = frozenset(
+    {"sum", "mean", "max", "min", "amax", "amin", "norm", "logsumexp", "std", "var", "any", "all"}
+)
+"""Functions that end it too, where they return fewer numbers than they got."""
 
 ROWS: Final = 8
 
@@ -132,6 +112,8 @@ class SoftmaxWatcher:
         target = args[0] if name == "__setitem__" else out
         if not isinstance(target, Tensor) or not target.is_floating_point():
             return out
+        if name in REDUCTIONS and target.numel() < source.numel():
+            return out
         if trace.stage == "scores":
             trace = trace.with_hiding(*_hiding(name, source, args, kwargs))
         elif name == "__getitem__":
@@ -169,10 +151,10 @@ class SoftmaxWatcher:
 def _as_call(
     module: nn.Module, name: str, weights: Tensor, trace: Trace, out: Tensor
 ) -> AttentionCall:
-    heads = heads_in_batch(module, weights)
+    layout = Layout.of(module, weights)
     seen = _visible(trace, weights)
-    mask = None if seen is None else four_dimensional(seen, heads)
-    weights = four_dimensional(weights.detach(), heads)
+    mask = None if seen is None else layout.apply(seen)
+    weights = layout.apply(weights.detach())
     n_query, n_key = weights.shape[-2:]
     causal = mask is None and n_query == n_key > 1 and not bool(weights.triu(1).any())
     return AttentionCall(

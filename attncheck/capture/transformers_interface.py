@@ -121,11 +121,8 @@ def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
                 stack.enter_context(sink.inside())
             returned = function(*args, **kwargs)
             for sink, name in listening:
-                sink.record(
-                    name,
-                    backend,
-                    lambda name=name: _as_call(function, backend, name, args, kwargs, returned),
-                )
+                build = functools.partial(_as_call, function, backend, name, args, kwargs, returned)
+                sink.record(name, backend, build)
         return returned
 
     attend._attncheck_backend = backend  # type: ignore[attr-defined]

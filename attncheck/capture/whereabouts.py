@@ -29,6 +29,10 @@ OTHER_SEQUENCE: Final = frozenset(
 """Parameters of a ``forward`` that carry the other sequence of cross-attention."""
 
 
+OWN: Final = "attncheck.capture"
+"""Code of this package, which takes modules as arguments but is none of theirs."""
+
+
 def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
     """Return the innermost running module among ``names`` (by id), with its path."""
     for module, _ in _running_modules():
@@ -45,7 +49,7 @@ def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: b
     if getattr(module, "is_cross_attention", False) is True or _named_cross(module, name):
         return "cross"
     for running, frame in _running_modules():
-        if running is not module:
+        if running is not module or frame.f_code.co_name != "forward":
             continue
         code, local = frame.f_code, frame.f_locals
         parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
@@ -68,7 +72,7 @@ def _running_modules() -> Iterator[tuple[nn.Module, FrameType]]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if code.co_argcount:
+        if code.co_argcount and not frame.f_globals.get("__name__", "").startswith(OWN):
             first: Any = frame.f_locals.get(code.co_varnames[0])
             if isinstance(first, nn.Module):
                 yield first, frame
