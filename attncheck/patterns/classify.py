@@ -1,15 +1,24 @@
-"""From evidence to labels."""
+"""From evidence to labels: which part of a head comes first, and is it alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
-from attncheck.patterns.evidence import PatternEvidence
+from attncheck.patterns import thresholds as t
+from attncheck.patterns.components import Component, find_components
+from attncheck.patterns.evidence import Array, PatternEvidence
 from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
+from attncheck.patterns.search import best
 
 __all__ = ["classify_evidence"]
+
+SEARCHED: Final = ("offset", "local", "broadcast")
+
+Named = tuple[float, str, str]
+"""Strength, pattern, kind."""
 
 
 def classify_evidence(
@@ -22,19 +31,102 @@ def classify_evidence(
         heads: Numbers of the heads in each.
         layers: Number of each layer.
     """
-    labels = []
+    labels: list[HeadLabel] = []
     for held, numbers, layer in zip(evidence, heads, layers, strict=True):
-        table = {name: (held.mass(name), held.chance(name), held.lift(name)) for name in held.names}
+        components = find_components(held)
+        ranked = _rank(held, components)
+        uneven = _unevenness(held, components)
         for index, head in enumerate(numbers):
-            ranked = sorted(
+            name, margin, note = _decide(held, components, uneven, index)
+            labels.append(HeadLabel(layer, head, name, margin, ranked[index], note))
+    return HeadLabels(labels)
+
+
+def _unevenness(evidence: PatternEvidence, components: list[Component]) -> Array:
+    """Nats below even entropy of what the strongest real pattern leaves."""
+    rows = np.maximum(evidence.rows, 1)
+    entropy, capacity = evidence.entropy / rows, evidence.capacity / rows
+    share = np.zeros(evidence.n_heads)
+    for found in components:
+        share = np.maximum(share, np.where(found.real, found.strength, 0))
+    share = np.clip(share, 0, 0.98)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = -np.where(share > 0, share * np.log(np.maximum(share, 1e-12)), 0)
+        own -= (1 - share) * np.log1p(-share)
+    return np.asarray(capacity - (entropy - own) / (1 - share))
+
+
+def _decide(
+    evidence: PatternEvidence, components: list[Component], uneven: Array, head: int
+) -> tuple[str, float, str]:
+    """Return label, margin and note of one head."""
+    usable = evidence.rows[head] / max(1.0, evidence.sequences[head])
+    if usable < t.MIN_POSITIONS - 1:
+        return "undetermined", 0.0, f"{usable:g} usable rows, {t.MIN_POSITIONS} positions needed"
+    found: list[Named] = [
+        (float(c.strength[head]), str(c.names[head]), c.kind) for c in components if c.real[head]
+    ]
+    found.sort(reverse=True)
+    found = _prefer_tokens(found)
+    rest_uneven = uneven[head] > t.UNEVEN
+    if found and rest_uneven and found[0][0] < t.MIN_BESIDE_UNEVEN:
+        found = []
+    if not found:
+        name = "heterogeneous" if rest_uneven else "uniform"
+        return name, abs(float(uneven[head]) - t.UNEVEN), ""
+    strength, name, kind = found[0]
+    others = [other for other in found[1:] if other[2] != kind]
+    if not others:
+        return name, strength, ""
+    second, other_name, _ = others[0]
+    if second >= t.MIN_MIXED and second >= t.MIXED_RATIO * strength:
+        return "mixed", strength - second, f"{name} {strength:.2f}, {other_name} {second:.2f}"
+    return name, strength - second, ""
+
+
+def _prefer_tokens(found: list[Named]) -> list[Named]:
+    """Let a pattern of tokens explain the diagonals and columns it looks like."""
+    tokens = [named for named in found if named[2] == "token"]
+    if not tokens:
+        return found
+    best_token = tokens[0]
+    explained = [
+        named
+        for named in found
+        if named[2] != "token" and named[0] * t.TOKEN_OVER_OFFSET <= best_token[0]
+    ]
+    return [best_token, *(n for n in found if n not in explained and n is not best_token)]
+
+
+def _rank(evidence: PatternEvidence, components: list[Component]) -> list[tuple[PatternScore, ...]]:
+    """Score every pattern on every head, strongest first."""
+    strengths = {name: np.zeros(evidence.n_heads) for name in evidence.names}
+    for found in components:
+        for name in set(found.names):
+            if name in strengths:
+                held = np.where(found.names == name, found.strength, 0)
+                strengths[name] = np.maximum(strengths[name], np.maximum(held, 0))
+    taken = np.max([v for k, v in strengths.items() if k != "uniform"], axis=0)
+    strengths["uniform"] = np.maximum(0, 1 - taken)
+    table = {
+        name: (evidence.mass(name), evidence.chance(name), evidence.lift(name))
+        for name in evidence.names
+    }
+    parameter = {name: best(evidence, name)[1] for name in SEARCHED if name in evidence.names}
+    return [
+        tuple(
+            sorted(
                 (
                     PatternScore(
-                        name, float(m[index]), float(c[index]), float(x[index]), float(x[index])
+                        name,
+                        *(float(column[head]) for column in table[name]),
+                        float(strengths[name][head]),
+                        int(parameter[name][head]) if name in parameter else None,
                     )
-                    for name, (m, c, x) in table.items()
-                    if not np.isnan(x[index])
+                    for name in evidence.names
                 ),
                 key=lambda score: -score.strength,
             )
-            labels.append(HeadLabel(layer, head, ranked[0].pattern, 0.0, tuple(ranked)))
-    return HeadLabels(labels)
+        )
+        for head in range(evidence.n_heads)
+    ]

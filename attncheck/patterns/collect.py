@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
+from attncheck.patterns.blocks import measure_blocks
 from attncheck.patterns.catalogue import PATTERNS
+from attncheck.patterns.diagonals import by_offset
 from attncheck.patterns.evidence import Lines, PatternEvidence, Sums, join_heads
 from attncheck.patterns.grid import Grid, make_grid
 
@@ -104,27 +106,31 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
     spread = ((square - inverse) * inverse).clamp(min=0) * use
     shared = usable[:, :1] if bool((usable == usable[:, :1]).all()) else usable
     rows = (shared.to(torch.float64), shared * inverse, spread)
-    masks = _masks(grid)
+    held = {name: _masked(weights, mask, rows) for name, mask in _masks(grid).items()}
+    beside = Sums(*(np.zeros(weights.shape[1]) for _ in range(4)))
+    if grid.positional:
+        held["block"], beside = measure_blocks(weights, grid, usable)
     return PatternEvidence(
         rows=_total(use),
         sequences=_total(usable.any(-1, keepdim=True).to(torch.float64)),
         inverse=_total(use * inverse),
         square=_total(square),
-        evenness=_total(_evenness(weights, seen, usable)),
+        entropy=_total(-torch.xlogy(weights, weights).sum(-1, dtype=torch.float64)),
+        capacity=_total(seen.clamp(min=1).to(torch.float64).log() * use),
         overlap=_total(torch.minimum(weights, inverse[..., None].to(weights)).sum(-1) * use),
         positional=grid.positional,
         causal=grid.causal,
         offsets=_offsets(weights, grid, rows),
         columns=_columns(weights, grid, rows),
-        templates={name: _masked(weights, mask, rows) for name, mask in masks.items()},
+        templates=held,
+        beside=beside,
     )
 
 
 def _masks(grid: Grid) -> dict[str, Tensor]:
-    names = [name for name in TEMPLATED if PATTERNS[name].applies(grid)]
-    if grid.segments is not None and grid.positional:
-        names.append("block")
-    return {name: PATTERNS[name].selected(grid) for name in names}
+    return {
+        name: PATTERNS[name].selected(grid) for name in TEMPLATED if PATTERNS[name].applies(grid)
+    }
 
 
 def _total(rows: Tensor) -> NDArray[np.float64]:
@@ -136,33 +142,14 @@ def _numpy(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
-def _evenness(weights: Tensor, seen: Tensor, usable: Tensor) -> Tensor:
-    """``(exp(entropy) - 1) / (visible keys - 1)`` per usable row."""
-    entropy = -torch.xlogy(weights, weights).sum(-1, dtype=torch.float64)
-    even = torch.expm1(entropy) / (seen - 1).clamp(min=1)
-    return even.clamp(0, 1) * usable
-
-
-def _by_offset(matrix: Tensor) -> Tensor:
-    """Lay diagonals side by side: ``(..., query, key)`` to ``(..., query, offset)``.
-
-    Column ``o`` of the result holds the keys ``o - (n_query - 1)`` tokens *behind* the query
-    (queries being the last positions), 0 where there is no such key.
-    """
-    n_query, n_key = matrix.shape[-2:]
-    wide = F.pad(matrix.flip(-1), (0, n_query))
-    flat = wide.flatten(-2)[..., : n_query * (n_key + n_query - 1)]
-    return flat.unflatten(-1, (n_query, n_key + n_query - 1))
-
-
 def _offsets(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
     """Sums by distance between query and key; nothing where distances mean nothing."""
     n_query, n_heads = weights.shape[2], weights.shape[1]
     if not grid.positional:
         return Lines(*(np.zeros((n_heads, 0)) for _ in range(4)))
     start = n_query - 1 if grid.causal else 0
-    seen = _by_offset(grid.visible.to(torch.float64))[..., start:]
-    mass = _by_offset(weights).sum((0, 2), dtype=torch.float64)[..., start:]
+    seen = by_offset(grid.visible.to(torch.float64))[..., start:]
+    mass = by_offset(weights).sum((0, 2), dtype=torch.float64)[..., start:]
     return _lines(mass, seen, rows, n_heads, zero=n_query - 1 - start)
 
 

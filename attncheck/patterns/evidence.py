@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attncheck.patterns.catalogue import PATTERNS, canonical_name
 
-__all__ = ["Lines", "PatternEvidence", "Sums", "join_heads"]
+__all__ = ["SUMS", "Lines", "PatternEvidence", "Sums", "join_heads", "lift"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -87,15 +87,17 @@ class PatternEvidence:
         sequences: Sequences they came from, ``(head,)``.
         inverse: Sum of ``1 / visible keys``.
         square: Sum of squared weights.
-        evenness: Sum over rows of ``(exp(entropy) - 1) / (visible keys - 1)``: 1 for even rows,
-            0 for one-hot rows.
+        entropy: Sum of the entropies of the rows, in nats.
+        capacity: Sum of ``log(visible keys)``, the entropy that even rows would have.
         overlap: Sum over rows of what is shared with even attention, ``sum_j min(a_j, 1 / v)``.
         positional: Whether offsets mean anything here.
         causal: Whether queries saw no later key.
         offsets: Mass by distance between query and key; no lines if not ``positional``.
         columns: Mass by key, counted from the first visible key.
         templates: Sums of the patterns that tokens or segments define, by name; only those that
-            could be scored.
+            could be scored. ``"block"`` uses the segments given, else those that were found.
+        beside: Sums of the block once more, over what is left if the clear single lines (a column,
+            a diagonal) are cut out; ``rows`` is the mass that is left.
 
     Example:
         >>> import torch
@@ -110,13 +112,15 @@ class PatternEvidence:
     sequences: Array
     inverse: Array
     square: Array
-    evenness: Array
+    entropy: Array
+    capacity: Array
     overlap: Array
     positional: bool
     causal: bool
     offsets: Lines
     columns: Lines
     templates: Mapping[str, Sums]
+    beside: Sums
 
     @property
     def n_heads(self) -> int:
@@ -178,8 +182,7 @@ class PatternEvidence:
 
     def lift(self, name: str) -> Array:
         """``(mass - chance) / (1 - chance)``, ``(head,)``: 0 at chance, 1 at best."""
-        sums = self.sums(name)
-        return _ratio(sums.mass - sums.chance, sums.rows - sums.chance)
+        return lift(self.sums(name))
 
     def merge(self, other: PatternEvidence) -> PatternEvidence:
         """Add the evidence of the same heads from other sequences.
@@ -206,6 +209,7 @@ class PatternEvidence:
                 name: Sums(*(getattr(held, s) + getattr(other.templates[name], s) for s in SUMS))
                 for name, held in self.templates.items()
             },
+            beside=Sums(*(getattr(self.beside, s) + getattr(other.beside, s) for s in SUMS)),
         )
 
     def select(self, heads: list[int]) -> PatternEvidence:
@@ -216,6 +220,7 @@ class PatternEvidence:
             offsets=_pick(self.offsets, heads),
             columns=_pick(self.columns, heads),
             templates={name: _pick(held, heads) for name, held in self.templates.items()},
+            beside=_pick(self.beside, heads),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,6 +232,7 @@ class PatternEvidence:
             "offsets": _as_dict(self.offsets),
             "columns": _as_dict(self.columns),
             "templates": {name: _as_dict(held) for name, held in self.templates.items()},
+            "beside": _as_dict(self.beside),
         }
 
     @classmethod
@@ -251,10 +257,18 @@ class PatternEvidence:
                 name: Sums(*(np.asarray(sums[s], dtype=np.float64) for s in SUMS))
                 for name, sums in held["templates"].items()
             },
+            beside=Sums(*(np.asarray(held["beside"][s], dtype=np.float64) for s in SUMS)),
         )
 
 
-PLAIN: Final = ("rows", "sequences", "inverse", "square", "evenness", "overlap")
+PLAIN: Final = ("rows", "sequences", "inverse", "square", "entropy", "capacity", "overlap")
+
+
+def lift(sums: Sums | Lines) -> Array:
+    """``(mass - chance) / (1 - chance)``; 0 where every row's keys are all it sees."""
+    room = sums.rows - sums.chance
+    above = np.where(room > 1e-9 * sums.rows, sums.mass - sums.chance, 0.0)
+    return _ratio(above, np.where(sums.rows > 0, np.maximum(room, 1e-9), 0.0))
 
 
 def _ratio(top: Array, bottom: Array) -> Array:
@@ -284,6 +298,7 @@ def join_heads(parts: Sequence[PatternEvidence]) -> PatternEvidence:
         templates={
             name: joined([part.templates[name] for part in parts]) for name in first.templates
         },
+        beside=joined([part.beside for part in parts]),
     )
 
 

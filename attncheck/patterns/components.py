@@ -1,0 +1,280 @@
+"""The parts a head is made of: columns, diagonals, bands, blocks, patterns of tokens.
+
+Parts leave traces in each other's sums: a column crosses every diagonal once, a diagonal every
+column, and each takes mass from what chance expects elsewhere. So columns and diagonals are found
+in turns, each with the traces of the other taken off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attncheck.patterns import thresholds as t
+from attncheck.patterns.evidence import Array, Lines, PatternEvidence, lift
+from attncheck.patterns.search import significance
+
+__all__ = ["Component", "find_components"]
+
+NAME_OF: Final = {0: "diagonal", 1: "previous_token", -1: "next_token"}
+ROUNDS: Final = 3
+
+Flags = NDArray[np.bool_]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One part of every head of a layer, each field ``(head,)``.
+
+    Attributes:
+        kind: Parts of one kind do not make a mixture: ``"first"``, ``"column"``, ``"position"``,
+            ``"second position"``, ``"block"``, ``"token"``.
+        names: The pattern it would be called.
+        strength: Share of the attention it explains in the rows where it can occur.
+        real: Whether it is there at all: strong enough and beyond chance.
+    """
+
+    kind: str
+    names: NDArray[np.str_]
+    strength: Array
+    real: Flags
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Which row a column and a diagonal meet in, and how often."""
+
+    sequences: Array
+    n_key: int
+    first_row: int
+
+    @classmethod
+    def of(cls, evidence: PatternEvidence) -> _Layout:
+        sequences = np.maximum(evidence.sequences, 1)
+        n_key = evidence.columns.mass.shape[1]
+        return cls(sequences, n_key, n_key - round(float((evidence.rows / sequences).max())))
+
+    def on_diagonals(self, column: Index, numbers: Index) -> Array:
+        """Whether a column of each head crosses each diagonal: ``(head, offset)``, 0 or 1."""
+        row = column[:, None] + numbers
+        return ((row >= self.first_row) & (row < self.n_key)).astype(float)
+
+    def on_columns(self, profile: Array, zero: int) -> Array:
+        """Sum of a profile over diagonals that cross each column: ``(head, column)``."""
+        sums = np.pad(np.cumsum(profile, axis=1), ((0, 0), (1, 0)))
+        columns = np.arange(self.n_key)
+        low = np.clip(self.first_row - columns + zero, 0, profile.shape[1])
+        high = np.clip(self.n_key - columns + zero, 0, profile.shape[1])
+        return np.asarray(sums[:, high] - sums[:, low])
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    index: Index
+    strength: Array
+    real: Flags
+
+
+@dataclass(frozen=True, eq=False)
+class _Position:
+    """The diagonal or the band of each head."""
+
+    names: NDArray[np.str_]
+    strength: Array
+    real: Flags
+    second: Array
+    profile: Array
+    above: Array
+    widest: Array
+    spike: Array
+
+
+def find_components(evidence: PatternEvidence) -> list[Component]:
+    """Return what the heads are made of; several components may be real in one head."""
+    layout = _Layout.of(evidence)
+    raw = evidence.columns.mass - evidence.columns.chance
+    columns = _find_columns(evidence, raw)
+    position = None
+    if evidence.positional and evidence.offsets.mass.shape[1]:
+        for _ in range(ROUNDS):
+            position = _find_position(evidence, _off_diagonals(evidence, columns, layout))
+            columns = _find_columns(evidence, raw - _on_columns(evidence, position, layout))
+    found = [
+        Component(kind, np.full(evidence.n_heads, name), column.strength, column.real)
+        for kind, name, column in zip(
+            ("first", "column"), ("first_token", "broadcast"), columns, strict=False
+        )
+    ]
+    if position is not None:
+        found += _with_blocks(evidence, position)
+    return found + _token_patterns(evidence)
+
+
+def _searched(candidates: int) -> float:
+    return t.Z_SEARCHED + math.sqrt(2 * math.log(max(2, candidates)))
+
+
+def _strength(excess: Array, rows: Array, chance: Array) -> Array:
+    """Lift from the mass above chance; 0 where there is no room above chance."""
+    room = rows - chance
+    return np.where(room > 1e-9 * rows, excess / np.maximum(room, 1e-9), 0)
+
+
+def _deviations(excess: Array, variance: Array, rows: Array, chance: Array) -> Array:
+    """Excess in standard deviations of what shuffled rows would give."""
+    left = 1 - chance / np.maximum(rows, 1e-9)
+    return np.asarray(excess / np.sqrt(np.maximum(variance * left, 1e-12 * np.maximum(rows, 1))))
+
+
+def _find_columns(evidence: PatternEvidence, excess: Array) -> tuple[_Column, ...]:
+    """The first column, and the strongest other one, from mass above chance."""
+    zero = np.zeros(evidence.n_heads, dtype=np.int64)
+    first = _column(evidence, excess, zero, t.Z_NAMED)
+    if excess.shape[1] < 2:
+        return (first,)
+    other = excess[:, 1:].argmax(1) + 1
+    return first, _column(evidence, excess, other, _searched(excess.shape[1]))
+
+
+def _column(evidence: PatternEvidence, excess: Array, index: Index, z: float) -> _Column:
+    heads, lines, rows = np.arange(len(index)), evidence.columns, evidence.rows
+    above, seen, chance = (a[heads, index] for a in (excess, lines.rows, lines.chance))
+    strength = _strength(above, seen, chance)
+    far = _deviations(above, lines.variance[heads, index], seen, chance)
+    share = above / np.maximum(rows, 1)
+    real = (strength >= t.MIN_STRENGTH) & (share >= t.MIN_STRENGTH / 2) & (far >= z)
+    return _Column(index, np.clip(strength, 0, 1), real & (seen >= np.minimum(3, rows)))
+
+
+def _off_diagonals(
+    evidence: PatternEvidence, columns: tuple[_Column, ...], layout: _Layout
+) -> Array:
+    """Mass above chance by offset, the traces of the columns taken off."""
+    offsets, heads = evidence.offsets, np.arange(evidence.n_heads)
+    excess = offsets.mass - offsets.chance
+    for column in columns:
+        strength = np.where(column.real, column.strength, 0)[:, None]
+        crossed = layout.on_diagonals(column.index, offsets.numbers) * layout.sequences[:, None]
+        seen = evidence.columns.rows[heads, column.index] / np.maximum(evidence.rows, 1)
+        excess = excess - strength * (crossed - offsets.chance * seen[:, None])
+    return np.asarray(excess)
+
+
+def _on_columns(evidence: PatternEvidence, position: _Position, layout: _Layout) -> Array:
+    """What diagonals add to the mass above chance of each column."""
+    real = np.where(position.real, 1.0, 0.0)[:, None]
+    profile = position.profile * real
+    crossed = layout.on_columns(profile, evidence.offsets.zero) * layout.sequences[:, None]
+    return np.asarray(crossed - profile.sum(1, keepdims=True) * evidence.columns.chance)
+
+
+def _windows(values: Array, zero: int) -> Array:
+    """Sums over the bands ``|d| <= w``, ``0 <= d <= w``, ``-w <= d <= 0``, for every w >= 1."""
+    reach = max(1, zero, values.shape[1] - 1 - zero)
+    room = np.pad(values, ((0, 0), (reach - zero, reach - (values.shape[1] - 1 - zero))))
+    middle = room[:, reach : reach + 1]
+    back = np.cumsum(room[:, reach + 1 :], axis=1)
+    ahead = np.cumsum(room[:, reach - 1 :: -1], axis=1)
+    sides = (middle + back + ahead, middle + back, middle + ahead)
+    return np.concatenate(sides if zero else sides[1:2], axis=1)
+
+
+def _find_position(evidence: PatternEvidence, excess: Array) -> _Position:
+    """Choose between one diagonal, two, and a band."""
+    offsets, rows, heads = evidence.offsets, evidence.rows, np.arange(evidence.n_heads)
+    zero, numbers = offsets.zero, offsets.numbers
+    top = excess.argmax(1)
+    above = excess[heads, top]
+    bands = _windows(excess, zero)
+    chances, variances = _windows(offsets.chance, zero), _windows(offsets.variance, zero)
+    far = _deviations(bands, variances, rows[:, None], chances)
+    clear = far.argmax(1)
+    band, chance = bands[heads, clear], chances[heads, clear]
+    widest = np.maximum(bands.max(1), above)
+
+    whole = np.maximum(band, above)
+    second, apart = _second_line(excess, top)
+    pair = apart & (second >= t.MIXED_RATIO * above)
+    pair &= above + second >= t.TWO_LINES_SHARE * whole
+    one_line = (above >= t.SINGLE_SHARE * whole) | pair
+
+    seen, line_chance = offsets.rows[heads, top], offsets.chance[heads, top]
+    line = _strength(above, seen, line_chance)
+    line_far = _deviations(above, offsets.variance[heads, top], seen, line_chance)
+    near = np.isin(numbers[top], list(NAME_OF))
+    real_line = line_far >= np.where(near, t.Z_NAMED, _searched(excess.shape[1]))
+    real_line &= seen >= np.minimum(3, rows)
+    strength = np.where(one_line, line, _strength(band, rows, chance))
+    real = np.where(one_line, real_line, far[heads, clear] >= t.Z_BAND)
+    real &= (strength >= t.MIN_STRENGTH) & (whole >= t.MIN_STRENGTH / 2 * rows)
+    names = np.array([NAME_OF.get(int(numbers[k]), "offset") for k in top])
+    profile = np.where(excess > 0, excess, 0) / np.maximum(offsets.rows, 1)
+    inside = np.abs(numbers) <= (clear % max(1, bands.shape[1] // (3 if zero else 1)) + 1)[:, None]
+    only = np.arange(excess.shape[1]) == top[:, None]
+    profile = np.where(np.where(one_line[:, None], only, inside), profile, 0)
+    return _Position(
+        names=np.where(one_line, names, "local"),
+        strength=np.clip(strength, 0, 1),
+        real=real,
+        second=np.where(pair, second / np.maximum(above, 1e-12) * line, 0),
+        profile=profile,
+        above=above,
+        widest=widest,
+        spike=_spike(offsets, top),
+    )
+
+
+def _second_line(excess: Array, top: Index) -> tuple[Array, Flags]:
+    """Excess of the second diagonal, and whether it lies apart from the first."""
+    heads = np.arange(len(top))
+    if excess.shape[1] < 2:
+        return np.zeros(len(top)), np.zeros(len(top), dtype=bool)
+    others = excess.copy()
+    others[heads, top] = -np.inf
+    place = others.argmax(1)
+    return others[heads, place], np.abs(place - top) > 2
+
+
+def _spike(offsets: Lines, top: Index) -> Array:
+    """How far the mean weight of a diagonal stands above the higher of its neighbours."""
+    mean = offsets.mass / np.maximum(offsets.rows, 1)
+    around = np.pad(mean, ((0, 0), (1, 1)))
+    heads = np.arange(len(top))
+    return np.asarray(mean[heads, top] - np.maximum(around[heads, top], around[heads, top + 2]))
+
+
+def _with_blocks(evidence: PatternEvidence, position: _Position) -> list[Component]:
+    """Decide between a band and blocks; beside blocks only what stands out of them counts."""
+    beside, rows = evidence.beside, np.maximum(evidence.rows, 1)
+    gained = beside.mass - beside.chance
+    strength = np.nan_to_num(lift(beside)) * beside.rows / rows
+    spiky = position.spike > t.CLEAR_LINE
+    band = position.widest - np.where(spiky, position.above, 0)
+    block = (significance(beside) >= t.Z_BLOCK) & (gained >= t.BLOCK_OVER_BAND * band)
+    block &= strength >= t.MIN_BLOCK_STRENGTH
+    heads = evidence.n_heads
+    real = np.where(block, position.spike >= t.MIN_STRENGTH, position.real)
+    own = np.where(block, np.clip(position.spike, 0, 1), position.strength)
+    second = np.where(block, 0, position.second)
+    return [
+        Component("position", position.names, own, real),
+        Component("block", np.full(heads, "block"), np.clip(strength, 0, 1), block),
+        Component("second position", np.full(heads, "offset"), second, second >= t.MIN_MIXED),
+    ]
+
+
+def _token_patterns(evidence: PatternEvidence) -> list[Component]:
+    found = []
+    for name, sums in evidence.templates.items():
+        if name == "block":
+            continue
+        strength = np.nan_to_num(lift(sums))
+        far = _deviations(sums.mass - sums.chance, sums.variance, sums.rows, sums.chance)
+        real = (far >= t.Z_NAMED) & (sums.rows >= t.MIN_TOKEN_ROWS) & (strength >= t.MIN_STRENGTH)
+        found.append(Component("token", np.full(evidence.n_heads, name), strength, real))
+    return found

@@ -1,0 +1,76 @@
+"""Every number that a label depends on, in one place.
+
+They were chosen on the weights that `create_synthetic_attention` builds and on a second family of
+generators, and judged on a third (``benchmarks/detector_accuracy.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIN_POSITIONS: Final = 8
+"""Fewer positions than this carry no label: chance alone makes patterns of them."""
+
+MIN_STRENGTH: Final = 0.08
+"""Share of the attention that a pattern must explain to be named at all."""
+
+MIN_BLOCK_STRENGTH: Final = 0.15
+"""The same for blocks whose cuts were searched."""
+
+Z_NAMED: Final = 3.5
+"""Standard deviations above chance, for patterns without a parameter."""
+
+Z_SEARCHED: Final = 2.5
+"""The same for searched ones, in addition to ``sqrt(2 ln(number of candidates))``."""
+
+Z_BAND: Final = 4.0
+"""The same for bands of any width, which overlap and so are few."""
+
+Z_BLOCK: Final = 5.0
+"""The same for a search over cuts, which fits noise best of all."""
+
+SINGLE_SHARE: Final = 0.65
+"""One diagonal that holds this share of its band is named itself; below it is ``local``."""
+
+TWO_LINES_SHARE: Final = 0.8
+"""Two diagonals, not neighbours, that hold this share of a band are two patterns, not a band."""
+
+BLOCK_OVER_BAND: Final = 0.92
+"""Mass above chance inside the blocks, relative to that inside the best band, for a block."""
+
+MIXED_RATIO: Final = 0.65
+"""Strength of the second pattern relative to the first from which a head is ``mixed``."""
+
+MIN_MIXED: Final = 0.15
+"""Least strength of the second pattern in a mixture."""
+
+UNEVEN: Final = 0.65
+"""Nats that the entropy of what no pattern explains lies below that of even attention, from which
+a head without a pattern is ``heterogeneous`` and not ``uniform``."""
+
+MIN_BESIDE_UNEVEN: Final = 0.25
+"""Strength a pattern needs to be named in a head whose other attention is uneven."""
+
+MIN_SEGMENT: Final = 2
+"""Shortest segment searched for."""
+
+MAX_CUTS: Final = 31
+"""Most cuts searched for."""
+
+CUT_NOISE: Final = 1.5
+"""Standard deviations of noise that a cut must gain to be made."""
+
+CLEAR_LINE: Final = 0.05
+"""Share of the mass from which a single line is set aside before blocks are searched."""
+
+CLEAR_COLUMN: Final = 0.12
+"""The same for a column: blocks under a causal mask make short stripes of their own."""
+
+MIN_REST: Final = 0.15
+"""Share of the mass beside single lines below which no blocks are searched."""
+
+MIN_TOKEN_ROWS: Final = 4
+"""Rows with a target that a token-conditioned pattern needs to be named."""
+
+TOKEN_OVER_OFFSET: Final = 0.8
+"""Lift of a token-conditioned pattern relative to that of the diagonal it may explain."""
