@@ -202,5 +202,8 @@ def _with_context(layer: LayerAttention, mask: Any, causal: bool | None, *, bare
 def _looks_causal(layer: LayerAttention) -> bool:
     if layer.kind == "cross" or layer.n_query > layer.n_key:
         return False
-    future = layer.weights.triu(1 + layer.n_key - layer.n_query)
-    return not bool((future != 0).any())
+    first = 1 + layer.n_key - layer.n_query
+    if layer.weights.diagonal(first, -2, -1).any():
+        return False
+    future = layer.weights.triu(first)
+    return not bool((future.amax() != 0) | (future.amin() != 0))

@@ -39,7 +39,8 @@ def require_weights(layer: LayerAttention, name: str) -> None:
         ValueError: NaN or infinite, negative, or rows that do not sum to 1.
     """
     weights, valid = layer.weights, layer.valid_rows()
-    finite = torch.isfinite(weights).all(-1) | ~valid
+    highest, lowest = weights.amax(-1), weights.amin(-1)  # NaN comes through both
+    finite = (torch.isfinite(highest) & torch.isfinite(lowest)) | ~valid
     if not finite.all():
         where = _first(~finite)
         raise ValueError(
@@ -47,10 +48,10 @@ def require_weights(layer: LayerAttention, name: str) -> None:
             "that may see no key gives NaN in softmax: pass mask= so that such rows are left out"
         )
     tolerance = tolerance_for(weights.dtype)
-    lowest = weights.masked_fill(~valid[..., None], 0).min()
-    if lowest < -tolerance.atol:
+    least = lowest.masked_fill(~valid, 0).min()
+    if least < -tolerance.atol:
         raise ValueError(
-            f"{name}: has negative values, down to {lowest.item():.4g}; these look like scores: "
+            f"{name}: has negative values, down to {least.item():.4g}; these look like scores: "
             "apply softmax(dim=-1) first"
         )
     sums = weights.sum(-1, dtype=torch.float64)
