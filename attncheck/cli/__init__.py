@@ -1,0 +1,71 @@
+"""The command line: `attncheck scan` and whatever else stands in `COMMANDS`.
+
+Exit codes: 0 all is well, 1 something was found, 2 wrong use or a model that cannot be loaded or
+captured, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final
+
+from attncheck import __version__
+from attncheck.cli import scan
+from attncheck.cli.problem import CommandError
+
+__all__ = ["main"]
+
+COMMANDS: Final[tuple[ModuleType, ...]] = (scan,)
+"""One module per command, each with ``add_parser(subparsers)``, which sets ``run(args) -> int``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+
+    Raises:
+        SystemExit: ``--help`` and ``--version`` (code 0), or arguments that no command takes (2).
+
+    Example:
+        >>> main(["scan", "--no-plots", "--out", "", "--text", "ab"])  # doctest: +ELLIPSIS
+        model   attncheck's trained 2-layer model ...
+        0
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.run is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"attncheck {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nattncheck: interrupted; files already written are whole", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attncheck",
+        description="See and test what attention does in a PyTorch model.",
+        epilog="exit codes: 0 well, 1 something found, 2 wrong use or nothing to scan",
+    )
+    parser.add_argument("--version", action="version", version=f"attncheck {__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for module in COMMANDS:
+        module.add_parser(commands)
+    return parser

@@ -1,0 +1,203 @@
+"""`attncheck scan`: what every head of a model does on one prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from attncheck.attention import LayerAttention
+from attncheck.capture import AttentionExtractor
+from attncheck.cli.pictures import Pictures
+from attncheck.cli.problem import CommandError, described
+from attncheck.cli.progress import Progress
+from attncheck.cli.report import ScanResult, findings, render, to_json
+from attncheck.cli.subject import Request, Subject, load_subject
+from attncheck.errors import CaptureError
+from attncheck.evaluate import profile_layer
+from attncheck.profile import HeadProfile, LayerProfile
+
+__all__ = ["add_parser", "run"]
+
+DEFAULT_FOLDER: Final = "attncheck-scan"
+
+DESCRIPTION: Final = """\
+Run a model on one prompt, measure and name every attention head, and draw them.
+
+A pattern's mass is the share of attention on its keys, chance is what uniform
+attention would put there, lift is (mass - chance) / (1 - chance). Entropy is
+normalised: 1 is uniform over the visible keys. Sink is the mass on the first
+visible key. Margin is the lead over the next pattern of another kind."""
+
+EPILOG: Final = """\
+examples:
+  attncheck scan                                  the shipped trained model
+  attncheck scan --text "abcabcabc"               on a prompt of your own
+  attncheck scan gpt2 --text "Mary and John"      a Hugging Face model (attncheck[hf])
+  attncheck scan ./checkpoint --layers 0 5 -1     some layers of a local one
+  attncheck scan mylib.models:make --tokens "5 8" a factory: () -> model or (model, inputs)
+
+exit codes: 0 attention is valid, 1 it is not, 2 nothing could be scanned"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``scan`` to the commands."""
+    parser = commands.add_parser(
+        "scan",
+        help="name, measure and draw every head of a model",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="Hugging Face name or folder, or package.module:factory (default: the shipped model)",
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--text", help="prompt, for models with a tokenizer")
+    prompt.add_argument("--tokens", metavar="IDS", help="prompt as token ids, such as '1 2 3'")
+    parser.add_argument(
+        "--max-tokens", type=_positive, metavar="N", help="cut a longer prompt to N tokens"
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="LAYER",
+        help="numbers in execution order (negative: from the end) or module names (default: all)",
+    )
+    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help=f"where pictures and profile.json go (default: {DEFAULT_FOLDER}; with --json, or as "
+        "an empty word: nowhere)",
+    )
+    parser.add_argument("--no-plots", action="store_true", help="write no pictures")
+    parser.add_argument("--all", action="store_true", help="list every head of a large model")
+    parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    folder = _folder(args)
+    request = Request(args.model, args.text, _ids(args.tokens), args.max_tokens, args.device)
+    progress = Progress()
+    try:
+        with redirect_stdout(sys.stderr):  # what models print must not mix with the result
+            progress.say("loading the model")
+            subject = load_subject(request)
+            pictures = None
+            if folder is not None and not args.no_plots:
+                pictures = Pictures(folder, subject.name, subject.tokens)
+            result = _scan(subject, args.layers, pictures, progress)
+            if folder is not None:
+                result.files = _write(folder, result, pictures, progress)
+    finally:
+        progress.done()
+    if args.json:
+        print(json.dumps(to_json(result), indent=2, allow_nan=False))
+    else:
+        print(render(result, every=args.all))
+    return 1 if findings(result.profile) else 0
+
+
+def _scan(
+    subject: Subject, layers: list[str] | None, pictures: Pictures | None, progress: Progress
+) -> ScanResult:
+    """Measure each layer as it is captured; no layer is kept."""
+    profiles: list[LayerProfile] = []
+
+    def measure(layer: LayerAttention) -> None:
+        progress.say(f"layer {layer.index}: {layer.name}")
+        profiled = profile_layer(layer, _tokens_for(layer, subject))
+        profiles.append(profiled)
+        if pictures is not None:
+            pictures.layer(layer, HeadProfile([profiled]).classify())
+
+    try:
+        extractor = AttentionExtractor(subject.model, _layers(layers), on_layer=measure)
+    except ValueError as error:
+        raise CommandError(f"--{error}") from None
+    try:
+        with extractor, torch.no_grad():
+            subject.model(*subject.args, **subject.kwargs)
+    except CommandError:
+        raise
+    except CaptureError as error:
+        raise CommandError(str(error)) from error
+    except Exception as error:
+        raise CommandError(
+            f"{subject.name} failed on this prompt: {described(error, place=True)}. A factory "
+            "that returns (model, inputs) can pass whatever the model needs"
+        ) from error
+    profile = HeadProfile(profiles)
+    return ScanResult(subject.name, subject.tokens, profile, profile.classify(), subject.note)
+
+
+def _tokens_for(layer: LayerAttention, subject: Subject) -> list[list[str | int]] | None:
+    """The tokens, where this layer's keys are those tokens."""
+    tokens = subject.tokens
+    fits = tokens is not None and len(tokens) == layer.batch and len(tokens[0]) == layer.n_key
+    return tokens if fits and layer.kind != "cross" else None
+
+
+def _write(
+    folder: Path, result: ScanResult, pictures: Pictures | None, progress: Progress
+) -> list[str]:
+    """Write the profile and what pictures remain; returns all paths."""
+    try:
+        files = [result.profile.save(folder / "profile.json")]
+        if pictures is not None:
+            progress.say("drawing")
+            pictures.finish(result.profile, result.labels)
+            files += pictures.files
+    except OSError as error:
+        raise CommandError(f"--out: cannot write to {folder}: {error.strerror}") from None
+    return [str(path) for path in files]
+
+
+def _folder(args: argparse.Namespace) -> Path | None:
+    """The folder to write to, made here so that a wrong one is told before the work."""
+    name = args.out if args.out is not None else "" if args.json else DEFAULT_FOLDER
+    if not name:
+        return None
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--out: cannot make the folder {name}: {error.strerror}") from None
+    return folder
+
+
+def _ids(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = text.replace(",", " ").split()
+    try:
+        ids = tuple(int(word) for word in words)
+    except ValueError:
+        ids = ()
+    if not ids:
+        raise CommandError(f"--tokens: {text!r}; expected token ids such as '1 2 3'")
+    return ids
+
+
+def _layers(names: list[str] | None) -> list[int | str] | None:
+    if names is None:
+        return None
+    return [int(name) if name.lstrip("-").isdigit() else name for name in names]
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return number
