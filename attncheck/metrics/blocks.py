@@ -25,25 +25,51 @@ Window = tuple[slice, slice, slice]
 """Which batch elements, heads and queries a block holds."""
 
 
+class Places:
+    """Where some queries stand among the keys; shared by the heads of a layer.
+
+    Args:
+        positions: ``(query,)``: key position of each query.
+        n_key: Number of key positions.
+        dtype: Of the weights.
+    """
+
+    def __init__(self, positions: Tensor, n_key: int, dtype: torch.dtype) -> None:
+        self.positions = positions
+        self._behind = positions[:, None] - torch.arange(n_key, device=positions.device)
+        self._dtype = dtype
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """``|p_i - j|``, ``(query, key)``."""
+        return self._behind.abs().to(self._dtype)
+
+    @cached_property
+    def later(self) -> Tensor:
+        """1 where the key comes after the query, else 0, ``(query, key)``."""
+        return (self._behind < 0).to(self._dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class RowBlock:
     """Some query rows of one layer.
 
     Attributes:
         given: ``(batch, head, query, key)``, the weights as they came, float32 at least.
-        visible: Bool, broadcastable to ``given``; None where every key is visible.
+        shown: 1 where the key is visible, else 0, broadcastable to ``given``; None where every
+            key is visible. (Multiplying by it is many times faster than masking.)
         counts: ``(batch, head, query)``, int64: visible keys of each row.
         valid: ``(batch, head, query)``, bool: rows that carry attention.
-        positions: ``(query,)``: key position of each query; None where positions mean nothing.
+        places: Where the queries stand; None where positions mean nothing.
         first_key: ``(batch, head)``: the first key that any query of the layer may see.
         sink_mass: ``(batch, head, query)``, float64: mass on a learned sink; None without one.
     """
 
     given: Tensor
-    visible: Tensor | None
+    shown: Tensor | None
     counts: Tensor
     valid: Tensor
-    positions: Tensor | None
+    places: Places | None
     first_key: Tensor
     sink_mass: Tensor | None
 
@@ -56,7 +82,7 @@ class RowBlock:
     def weights(self) -> Tensor:
         """The weights on visible keys: 0 on hidden ones, and never below 0."""
         weights = self.given.clamp_min(0)
-        return weights if self.visible is None else weights.masked_fill_(~self.visible, 0)
+        return weights if self.shown is None else weights.mul_(self.shown)
 
     @cached_property
     def mass(self) -> Tensor:
@@ -71,8 +97,9 @@ class RowBlock:
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy of the row's distribution over visible keys, float64, from 0 to log(counts)."""
-        plain = row_sum(torch.special.entr(self.weights))
-        entropy = plain / self.mass + self.mass.log()
+        # Only the logarithm of an exact 0 is kept finite: times 0, it adds exactly 0.
+        logs = self.weights.clamp_min(torch.finfo(self.weights.dtype).tiny).log_()
+        entropy = self.mass.log() - row_sum(logs.mul_(self.weights)) / self.mass
         return torch.clamp(entropy, torch.zeros_like(entropy), self.log_counts)
 
     @cached_property
@@ -88,41 +115,48 @@ def row_sum(tensor: Tensor) -> Tensor:
 
 def row_blocks(layer: LayerAttention) -> Iterator[tuple[Window, RowBlock]]:
     """Walk a layer in blocks of rows, each with its place in ``(batch, head, query)``."""
-    everything_visible = layer.mask is None and not layer.causal
     visible = layer.visible()
     counts = visible.sum(-1)
     valid = layer.valid_rows()
     first_key = visible.any(-2).byte().argmax(-1)
     dtype = torch.promote_types(layer.weights.dtype, torch.float32)
-    for window in _windows(layer):
-        batch, heads, queries = window
-        shape = layer.weights[window].shape
-        yield (
-            window,
-            RowBlock(
-                given=layer.weights[window].detach().to(dtype),
-                visible=None if everything_visible else _cut(visible, window),
-                counts=_cut(counts, window).expand(shape[:3]),
-                valid=valid[window],
-                positions=layer.query_positions()[queries] if layer.positional else None,
-                first_key=_cut(first_key, (batch, heads)).expand(shape[:2]),
-                sink_mass=(
-                    None if layer.sink_mass is None else layer.sink_mass[window].detach().double()
-                ),
-            ),
-        )
+    open_to_all = layer.mask is None and not layer.causal
+    batch_step, head_step, query_step = _steps(layer)
+    for q in range(0, layer.n_query, query_step):
+        queries = slice(q, q + query_step)
+        seen = visible[..., queries, :]
+        # One mask for all heads is converted once, one for each head block by block.
+        seen = seen.to(dtype) if seen.shape[1] == 1 else seen
+        places = None
+        if layer.positional:
+            places = Places(layer.query_positions()[queries], layer.n_key, dtype)
+        for b in range(0, layer.batch, batch_step):
+            for h in range(0, layer.n_heads, head_step):
+                part = slice(b, b + batch_step), slice(h, h + head_step)
+                window = (*part, queries)
+                given = layer.weights[window].detach().to(dtype)
+                sink = None if layer.sink_mass is None else layer.sink_mass[window].detach()
+                yield (
+                    window,
+                    RowBlock(
+                        given=given,
+                        shown=None if open_to_all else _cut(seen, part).to(dtype),
+                        counts=_cut(counts, window).expand(given.shape[:3]),
+                        valid=valid[window],
+                        places=places,
+                        first_key=_cut(first_key, part).expand(given.shape[:2]),
+                        sink_mass=None if sink is None else sink.double(),
+                    ),
+                )
 
 
-def _windows(layer: LayerAttention) -> Iterator[Window]:
-    """Cut a layer so that no block holds many more weights than the device's share."""
+def _steps(layer: LayerAttention) -> tuple[int, int, int]:
+    """Batch elements, heads and queries of a block, within the device's share of weights."""
     budget = BLOCK_WEIGHTS.get(layer.weights.device.type, BLOCK_WEIGHTS["cpu"])
     queries = _share(budget, layer.n_key, layer.n_query)
     heads = _share(budget, layer.n_key * layer.n_query, layer.n_heads)
     batch = _share(budget, layer.n_key * layer.n_query * layer.n_heads, layer.batch)
-    for b in range(0, layer.batch, batch):
-        for h in range(0, layer.n_heads, heads):
-            for q in range(0, layer.n_query, queries):
-                yield slice(b, b + batch), slice(h, h + heads), slice(q, q + queries)
+    return batch, heads, queries
 
 
 def _share(budget: int, size: int, most: int) -> int:

@@ -79,11 +79,9 @@ def gini(block: RowBlock) -> Rows:
 
 def mean_distance(block: RowBlock) -> Rows:
     """``sum_j p_ij |p_i - j|`` in tokens, ``p_i`` the position of query ``i`` among the keys."""
-    if block.positions is None:
+    if block.places is None:
         return _nothing(block)
-    keys = torch.arange(block.n_key, device=block.given.device)
-    distance = (block.positions[:, None] - keys).abs().to(block.given.dtype)
-    return row_sum(block.weights * distance) / block.mass, block.carried
+    return row_sum(block.weights * block.places.distance) / block.mass, block.carried
 
 
 def sink_mass(block: RowBlock) -> Rows:
@@ -94,23 +92,21 @@ def sink_mass(block: RowBlock) -> Rows:
     index = block.first_key[..., None, None].expand(*block.counts.shape, 1)
     value = block.weights.gather(-1, index)[..., 0].double()
     counted = block.valid
-    if block.positions is not None:
-        counted = counted & (block.positions > block.first_key[..., None])
+    if block.places is not None:
+        counted = counted & (block.places.positions > block.first_key[..., None])
     if block.sink_mass is not None:
         return value + block.sink_mass, counted
-    if block.visible is not None:
-        seen = block.visible.expand(block.given.shape).gather(-1, index)[..., 0]
-        counted = counted & seen
+    if block.shown is not None:
+        seen = block.shown.expand(block.given.shape).gather(-1, index)[..., 0]
+        counted = counted & (seen > 0)
     return value, counted
 
 
 def future_mass(block: RowBlock) -> Rows:
     """Mass on keys behind the query's own position, hidden keys included."""
-    if block.positions is None:
+    if block.places is None:
         return _nothing(block)
-    keys = torch.arange(block.n_key, device=block.given.device)
-    later = keys > block.positions[:, None]
-    return row_sum(block.given.masked_fill(~later, 0)), block.valid
+    return row_sum(block.given * block.places.later), block.valid
 
 
 def _nothing(block: RowBlock) -> Rows:

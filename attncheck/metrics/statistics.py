@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, AttentionMaps, LayerAttention, as_attention
-from attncheck.metrics.blocks import row_blocks, row_sum
+from attncheck.metrics.blocks import RowBlock, row_sum
 from attncheck.metrics.catalogue import METRICS
-from attncheck.metrics.metric import measure_layer
+from attncheck.metrics.metric import Metric, measure_layer
 
 __all__ = ["compute_attention_statistics"]
 
@@ -93,62 +93,69 @@ def compute_attention_statistics(
 
 def _of_layer(layer: LayerAttention) -> dict[str, Array]:
     """Every statistic of one layer, each ``(batch, head)``."""
-    rows = measure_layer(layer, [METRICS[name] for name in FROM_ROWS.values()])
-    statistics = _of_weights(layer)
+    shape = (layer.batch, layer.n_heads, layer.n_query)
+    seen = layer.visible().sum(-1).expand(shape).masked_fill(~layer.valid_rows(), 0)
+    n_weights = seen.sum(-1)
+    # What the mean is when rows sum to 1: around it no digits cancel in the variance.
+    shift = float((seen > 0).sum() / n_weights.sum().clamp_min(1).double())
+    metrics = [*(METRICS[name] for name in FROM_ROWS.values()), *_of_weights(shift)]
+    rows = {name: values for name, (values, _) in measure_layer(layer, metrics).items()}
+    offset = rows["centred"].nansum(-1) / n_weights
+    variance = rows["square"].nansum(-1) / n_weights - offset.square()
+    own = rows["own"].nanmean(-1)
+    statistics = {
+        "mean": shift + offset,
+        "std": variance.clamp_min(0).sqrt(),
+        "max": _extreme(rows["high"], -torch.inf).amax(-1),
+        "min": _extreme(rows["low"], torch.inf).amin(-1),
+        "diagonal_mean": own,
+        "diagonal_std": (rows["own"] - own[..., None]).square().nanmean(-1).sqrt(),
+        "max_entropy": seen.double().log().masked_fill(seen == 0, torch.nan).nanmean(-1),
+    }
     for statistic, measure in FROM_ROWS.items():
-        statistics[statistic] = rows[measure][0].nanmean(-1)
+        statistics[statistic] = rows[measure].nanmean(-1)
     return {name: statistics[name].cpu().numpy() for name in KEYS}
 
 
-def _of_weights(layer: LayerAttention) -> dict[str, Tensor]:
-    """Statistics of single weights: one walk, in which squares are taken around a fixed shift.
+def _of_weights(shift: float) -> list[Metric]:
+    """Rows of what only this summary needs, as measures, so that one walk serves all."""
 
-    The shift is what the mean is when rows sum to 1, so that no digits cancel in the variance.
-    """
-    shape = (layer.batch, layer.n_heads, layer.n_query)
-    device = layer.weights.device
-    seen = layer.visible().sum(-1).expand(shape).masked_fill(~layer.valid_rows(), 0)
-    n_rows, n_weights = (seen > 0).sum(-1), seen.sum(-1)
-    shift = torch.nan_to_num(n_rows / n_weights.double())
-    per_row = {
-        name: torch.full(shape, torch.nan, dtype=torch.float64, device=device)
-        for name in ("mass", "square", "max", "min", "own")
+    def centred(block: RowBlock) -> Tensor:
+        weights = block.given - shift
+        return weights if block.shown is None else weights.mul_(block.shown)
+
+    def low(block: RowBlock) -> Tensor:
+        if block.shown is None:
+            return block.given.amin(-1)
+        # Hidden keys are lifted above every weight.
+        return (block.given + (2 - 2 * block.shown)).amin(-1)
+
+    found: dict[str, Callable[[RowBlock], Tensor]] = {
+        "centred": lambda block: row_sum(centred(block)),
+        "square": lambda block: row_sum(centred(block).square_()),
+        "high": lambda block: block.weights.amax(-1),
+        "low": low,
     }
-    for window, block in row_blocks(layer):
-        hidden = None if block.visible is None else ~block.visible
-        centred = block.given - shift[window[:2]][..., None, None]
-        low, high = block.given, block.given
-        if hidden is not None:
-            centred = centred.masked_fill_(hidden, 0)
-            low, high = low.masked_fill(hidden, torch.inf), high.masked_fill(hidden, -torch.inf)
-        found = {
-            "mass": row_sum(centred),
-            "square": row_sum(centred.square()),
-            "max": high.amax(-1).double(),
-            "min": low.amin(-1).double(),
-        }
-        if block.positions is not None:
-            found["own"] = _on_own_position(block.given, block.positions)
-        for name, values in found.items():
-            per_row[name][window] = values.masked_fill(~block.valid, torch.nan)
-    offset = per_row["mass"].nansum(-1) / n_weights
-    variance = per_row["square"].nansum(-1) / n_weights - offset.square()
-    own_mean = per_row["own"].nanmean(-1)
-    return {
-        "mean": shift + offset,
-        "std": variance.clamp_min(0).sqrt(),
-        "max": _extreme(per_row["max"], -torch.inf).amax(-1),
-        "min": _extreme(per_row["min"], torch.inf).amin(-1),
-        "diagonal_mean": own_mean,
-        "diagonal_std": (per_row["own"] - own_mean[..., None]).square().nanmean(-1).sqrt(),
-        "max_entropy": seen.double().log().masked_fill(seen == 0, torch.nan).nanmean(-1),
-    }
+    metrics = [_private(name, _over_valid_rows(measure)) for name, measure in found.items()]
+    return [*metrics, _private("own", _on_own_position)]
 
 
-def _on_own_position(weights: Tensor, positions: Tensor) -> Tensor:
-    index = positions.clamp(min=0).expand(weights.shape[:3])[..., None]
-    own = weights.gather(-1, index)[..., 0].double()
-    return own.masked_fill(positions < 0, torch.nan)
+def _private(name: str, measure: Callable[[RowBlock], tuple[Tensor, Tensor]]) -> Metric:
+    return Metric(name, "share", "part of compute_attention_statistics", "", measure)
+
+
+def _over_valid_rows(
+    measure: Callable[[RowBlock], Tensor],
+) -> Callable[[RowBlock], tuple[Tensor, Tensor]]:
+    return lambda block: (measure(block), block.valid)
+
+
+def _on_own_position(block: RowBlock) -> tuple[Tensor, Tensor]:
+    if block.places is None:
+        return torch.zeros_like(block.mass), torch.zeros_like(block.valid)
+    positions = block.places.positions
+    index = positions.clamp(min=0).expand(block.valid.shape)[..., None]
+    return block.given.gather(-1, index)[..., 0], block.valid & (positions >= 0)
 
 
 def _extreme(rows: Tensor, neutral: float) -> Tensor:

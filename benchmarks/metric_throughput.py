@@ -1,0 +1,194 @@
+"""Speed of the measures and generators against the classic way, one matrix and one loop at a time.
+
+Run ``python -m benchmarks.metric_throughput [--quick]``; it prints a table and writes
+``results/metric_throughput.json``. One CPU thread, and the same on a CUDA device if there is one.
+The classic functions are written out here: NumPy statistics of a single matrix (wrong for causal
+heads, half precision and padding, see the README), called in a loop over heads, and a generator
+that fills its matrix cell by cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncheck.attention import as_attention
+from attncheck.evaluate import profile_attention
+from attncheck.metrics import (
+    METRICS,
+    compute_attention_statistics,
+    head_similarity,
+    measure_layer,
+)
+from attncheck.patterns import create_synthetic_attention
+from benchmarks._measure import (
+    cuda_available,
+    interleave,
+    machine,
+    median_ratio,
+    peak_memory,
+    write_results,
+)
+
+MODEL = (12, 12, 512)
+"""Layers, heads, positions: a small language model, 144 heads."""
+
+Functions = dict[str, Callable[[], object]]
+
+
+def classic_statistics(attention: Tensor) -> dict[str, float]:
+    """Eleven statistics of one matrix: log with an epsilon, Gini over the flattened matrix."""
+    a = attention.cpu().numpy()
+    entropy = -np.sum(a * np.log(a + 1e-10), axis=1)
+    flat = np.sort(a.flatten())
+    ranks = np.arange(1, flat.size + 1)
+    highest = float(np.log(a.shape[1]))
+    diagonal = np.diag(a)
+    return {
+        "mean": float(a.mean()),
+        "std": float(a.std()),
+        "max": float(a.max()),
+        "min": float(a.min()),
+        "diagonal_mean": float(diagonal.mean()),
+        "diagonal_std": float(diagonal.std()),
+        "mean_entropy": float(entropy.mean()),
+        "max_entropy": highest,
+        "normalized_entropy": float(entropy.mean()) / highest,
+        "sparsity_gini": float(
+            2 * np.sum(ranks * flat) / (flat.size * flat.sum()) - (flat.size + 1) / flat.size
+        ),
+        "effective_tokens": float(np.exp(entropy).mean()),
+    }
+
+
+def classic_local(n: int) -> Tensor:
+    """A local pattern, one cell at a time."""
+    attention = torch.zeros(n, n)
+    for query in range(n):
+        for key in range(n):
+            attention[query, key] = {0: 0.4, 1: 0.25, 2: 0.1}.get(abs(query - key), 0.01)
+    return attention / attention.sum(dim=1, keepdim=True)
+
+
+def classic_loop(layers: list[Tensor]) -> list[dict[str, float]]:
+    return [classic_statistics(head) for layer in layers for head in layer[0]]
+
+
+def random_model(layers: int, heads: int, n: int, device: str) -> list[Tensor]:
+    """Causal attention weights of random scores."""
+    future = torch.full((n, n), -torch.inf, device=device).triu(1)
+    torch.manual_seed(0)
+    return [
+        torch.softmax(torch.randn(1, heads, n, n, device=device) * 3 + future, -1)
+        for _ in range(layers)
+    ]
+
+
+def compare(
+    title: str, functions: Functions, reference: str, rounds: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """Time functions, print them, and describe them against the reference."""
+    times = interleave(functions, rounds, device)
+    print(f"\n{title}, {device}, {rounds} rounds")
+    described = {}
+    for name, function in functions.items():
+        median = statistics.median(times[name])
+        ratio = median_ratio(times, name, reference)
+        peak = peak_memory(function, device)
+        described[name] = {
+            "median_s": median,
+            "ratio_to_reference": ratio,
+            "peak_bytes": peak or None,
+        }
+        memory = f"  peak {peak / 2**20:.0f} MiB" if peak else ""
+        print(f"  {name:<44}{median * 1e3:>12.3f} ms{ratio:>11.4f} x{memory}")
+    return {"device": device, "reference": reference, "rounds": rounds, "functions": described}
+
+
+def model_functions(model: list[Tensor]) -> Functions:
+    maps = as_attention(model)
+
+    def measures() -> None:
+        for layer in maps.layers:
+            measure_layer(layer, METRICS.values())
+
+    return {
+        "classic statistics, loop over heads": lambda: classic_loop(model),
+        "compute_attention_statistics": lambda: compute_attention_statistics(model),
+        f"the {len(METRICS)} row measures": measures,
+        "profile_attention (measures and patterns)": lambda: profile_attention(model),
+        "head_similarity within layers": lambda: head_similarity(model, within_layers=True),
+    }
+
+
+def measure_models(quick: bool, rounds: int) -> dict[str, Any]:
+    layers, heads, n = (2, 4, 128) if quick else MODEL
+    results = {}
+    for device in ("cpu", "cuda") if cuda_available() else ("cpu",):
+        model = random_model(layers, heads, n, device)
+        results[f"{layers * heads} heads of {n}x{n}, {device}"] = compare(
+            f"{layers * heads} heads of {n} x {n}",
+            model_functions(model),
+            "classic statistics, loop over heads",
+            rounds,
+            device,
+        )
+    return results
+
+
+def measure_single_matrices(quick: bool, rounds: int) -> dict[str, Any]:
+    results = {}
+    for n in (64,) if quick else (16, 64, 256, 1024):
+        head = random_model(1, 1, n, "cpu")[0][0, 0]
+        functions: Functions = {
+            "classic statistics": lambda head=head: classic_statistics(head),
+            "compute_attention_statistics": lambda head=head: compute_attention_statistics(head),
+        }
+        results[f"one matrix, {n}"] = compare(
+            f"one matrix {n} x {n}", functions, "classic statistics", rounds
+        )
+    return results
+
+
+def measure_generators(quick: bool, rounds: int) -> dict[str, Any]:
+    results = {}
+    for n in (64,) if quick else (64, 256, 512):
+        functions: Functions = {
+            "classic local, cell by cell": lambda n=n: classic_local(n),
+            "create_synthetic_attention('local')": lambda n=n: create_synthetic_attention(
+                n, "local", noise_level=0.0
+            ),
+        }
+        results[f"local pattern, {n}"] = compare(
+            f"local pattern {n} x {n}", functions, "classic local, cell by cell", rounds
+        )
+    return results
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, no file")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    rounds = 3 if quick else 7
+    with torch.inference_mode():
+        results = {
+            "models": measure_models(quick, rounds),
+            "single_matrices": measure_single_matrices(quick, 5 * rounds),
+            "generators": measure_generators(quick, rounds),
+        }
+    found = machine()
+    print(f"\n{found['cpu']}, torch {found['versions']['torch']}, gpu {found['gpu']}")
+    if not quick:
+        print(f"written to {write_results('metric_throughput', results)}")
+
+
+if __name__ == "__main__":
+    main()
