@@ -100,11 +100,11 @@ def _of_layer(layer: LayerAttention) -> dict[str, Array]:
     shift = float((seen > 0).sum() / n_weights.sum().clamp_min(1).double())
     metrics = [*(METRICS[name] for name in FROM_ROWS.values()), *_of_weights(shift)]
     rows = {name: values for name, (values, _) in measure_layer(layer, metrics).items()}
-    offset = rows["centred"].nansum(-1) / n_weights
-    variance = rows["square"].nansum(-1) / n_weights - offset.square()
+    mean = rows["mass"].nansum(-1) / n_weights
+    variance = rows["square"].nansum(-1) / n_weights - (mean - shift).square()
     own = rows["own"].nanmean(-1)
     statistics = {
-        "mean": shift + offset,
+        "mean": mean,
         "std": variance.clamp_min(0).sqrt(),
         "max": _extreme(rows["high"], -torch.inf).amax(-1),
         "min": _extreme(rows["low"], torch.inf).amin(-1),
@@ -120,9 +120,9 @@ def _of_layer(layer: LayerAttention) -> dict[str, Array]:
 def _of_weights(shift: float) -> list[Metric]:
     """Rows of what only this summary needs, as measures, so that one walk serves all."""
 
-    def centred(block: RowBlock) -> Tensor:
-        weights = block.given - shift
-        return weights if block.shown is None else weights.mul_(block.shown)
+    def square(block: RowBlock) -> Tensor:
+        centred = block.given - shift
+        return row_sum((centred if block.shown is None else centred.mul_(block.shown)).square_())
 
     def low(block: RowBlock) -> Tensor:
         if block.shown is None:
@@ -131,8 +131,8 @@ def _of_weights(shift: float) -> list[Metric]:
         return (block.given + (2 - 2 * block.shown)).amin(-1)
 
     found: dict[str, Callable[[RowBlock], Tensor]] = {
-        "centred": lambda block: row_sum(centred(block)),
-        "square": lambda block: row_sum(centred(block).square_()),
+        "mass": lambda block: block.mass,
+        "square": square,
         "high": lambda block: block.weights.amax(-1),
         "low": low,
     }

@@ -17,7 +17,6 @@ from attncheck.evaluate import profile_attention, profile_layer
 from attncheck.profile import HeadProfile
 from tests.profile.samples import Sample, samples
 
-
 NONE: frozenset[str] = frozenset()
 
 
