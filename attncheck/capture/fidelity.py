@@ -42,7 +42,9 @@ def unfaithful(
     """
     output = call.output
     if call.dropout and call.without_dropout is not None:
-        output = call.without_dropout()
+        devices = [output.device] if output.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            output = call.without_dropout()
     if call.redone is not None:
         return _verdict(_largest(call.redone, output), output, call, 0.0)
     if call.value is None or (call.dropout and call.without_dropout is None):

@@ -57,6 +57,13 @@ class LayerSelection:
         numbers = [*self._indices, *(bound for bound in bounds if bound is not None)]
         return any(number < 0 for number in numbers)
 
+    @property
+    def tail(self) -> int | None:
+        """How many last layers can be wanted, where nothing but those is; else None."""
+        if self._names or self._span is not None or any(index >= 0 for index in self._indices):
+            return None
+        return max((-index for index in self._indices), default=None)
+
     def wants(self, index: int, name: str, total: int | None = None) -> bool:
         """Whether a layer is wanted; a `relative` choice needs the total."""
         if self.everything or any(_fits(name, wanted) for wanted in self._names):

@@ -139,6 +139,8 @@ class Session:
             return
         if layers.relative:
             self._pending.append(numbered)
+            if layers.tail is not None:
+                self._pending = self._pending[-layers.tail :]
         else:
             self._keep(numbered)
 

@@ -36,6 +36,9 @@ REDUCTIONS: Final = frozenset(
 )
 """Functions that end it too, where they return fewer numbers than they got."""
 
+JOINS: Final = ("cat", "concat", "concatenate")
+"""Functions that take their tensors as one list."""
+
 ROWS: Final = 8
 
 
@@ -103,9 +106,10 @@ class SoftmaxWatcher:
     ) -> Any:
         if not self._traces:
             return function(*args, **kwargs)
-        found = self._traces.first((*args, *kwargs.values()))
+        name = getattr(function, "__name__", "")
+        given = args[0] if name in JOINS and args else (*args, *kwargs.values())
+        found = self._traces.first(given)
         out = function(*args, **kwargs)
-        name = function.__name__
         if found is None or name in ENDS:
             return out
         source, trace = found

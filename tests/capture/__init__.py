@@ -1,0 +1,1 @@
+"""Tests of capture: exact against independent references, faithful, and without a trace."""

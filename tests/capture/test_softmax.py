@@ -1,0 +1,234 @@
+"""Modules that write ``softmax(query @ key) @ value`` out, found by what they compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.capture.reference import Heads, close, reference_weights, stack
+from torch import Tensor, nn
+
+from attncheck import AttentionExtractor, CaptureError
+
+N = 6
+X = torch.randn(2, N, 16, generator=torch.Generator().manual_seed(1))
+FUTURE = torch.ones(N, N).triu(1).bool()
+PAD = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+
+
+def operators(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT / 2).softmax(-1) @ v
+
+
+def functions(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.matmul(F.softmax(torch.matmul(q, k.transpose(-1, -2)) * 0.5, dim=-1), v)
+
+
+def einsum(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) * 0.5
+    return torch.einsum("bhij,bhjd->bhid", torch.softmax(scores, -1), v)
+
+
+def einsum_positions_first(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.permute(2, 0, 1, 3) for t in (q, k, v))
+    scores = torch.einsum("ibnd,jbnd->ijbn", q, k) * 0.5
+    return torch.einsum("ijbn,jbnd->ibnd", scores.softmax(1), v).permute(1, 2, 0, 3)
+
+
+def einsum_ellipsis(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("...id,...jd->...ij", q, k) * 0.5
+    return torch.einsum("...ij,...jd->...id", scores.softmax(-1), v)
+
+
+def heads_in_batch(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    scores = torch.baddbmm(torch.zeros(8, N, N), q, k.mT, alpha=0.5)
+    return torch.bmm(nn.Softmax(dim=-1)(scores), v).unflatten(0, (2, 4))
+
+
+def values_on_the_left(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (v.mT @ (0.5 * q @ k.mT).softmax(-1).mT).mT
+
+
+def float32_softmax(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = F.softmax(q @ k.mT / 2, dim=-1, dtype=torch.float32).to(q.dtype)
+    return m.drop(weights).contiguous() @ v
+
+
+def shifted_scores(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT / 2
+    scores = scores - scores.amax(-1, keepdim=True)
+    return F.softmax(scores, -1) @ v
+
+
+SPELLINGS = [
+    operators,
+    functions,
+    einsum,
+    einsum_positions_first,
+    einsum_ellipsis,
+    heads_in_batch,
+    values_on_the_left,
+    float32_softmax,
+    shifted_scores,
+]
+
+
+@pytest.mark.parametrize("attend", SPELLINGS, ids=lambda f: f.__name__)
+def test_every_spelling_equals_a_float64_loop(attend: Callable[..., Tensor]) -> None:
+    model = stack(attend)
+    model.eval()
+    before = model(X)
+    with AttentionExtractor(model) as extractor:
+        output = model(X)
+    assert torch.equal(output, before)
+    assert extractor.maps.names == ("0", "1")
+    for layer, module in zip(extractor.maps.layers, model.children(), strict=True):
+        assert isinstance(module, Heads)
+        assert close(layer.weights, reference_weights(*module.last))
+        assert (layer.backend, layer.kind, layer.causal) == ("softmax", "self", False)
+
+
+def masked_fill(scores: Tensor) -> Tensor:
+    return scores.masked_fill(FUTURE, -math.inf)
+
+
+def masked_fill_in_place(scores: Tensor) -> Tensor:
+    scores.masked_fill_(FUTURE, torch.finfo(scores.dtype).min)
+    return scores
+
+
+def added(scores: Tensor) -> Tensor:
+    return scores + torch.zeros(N, N).masked_fill(FUTURE, -1e9)
+
+
+def where(scores: Tensor) -> Tensor:
+    return torch.where(FUTURE, torch.tensor(-1e9), scores)
+
+
+def where_visible(scores: Tensor) -> Tensor:
+    return torch.where(~FUTURE, scores, -math.inf)
+
+
+def assigned(scores: Tensor) -> Tensor:
+    scores[..., FUTURE] = -math.inf
+    return scores
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [masked_fill, masked_fill_in_place, added, where, where_visible, assigned],
+    ids=lambda f: f.__name__,
+)
+def test_causality_is_told_however_it_is_written(hide: Callable[[Tensor], Tensor]) -> None:
+    module = Heads(lambda m, q, k, v: hide(q @ k.mT / 2).softmax(-1) @ v)
+    layer = AttentionExtractor(module).get_attention(X).layers[0]
+    assert close(layer.weights, reference_weights(*module.last, sees=lambda b, h, i, j: j <= i))
+    assert layer.causal
+
+
+def test_padding_is_told_as_a_mask() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT / 2).masked_fill(~PAD[:, None, None], -1e9).softmax(-1) @ v
+
+    module = Heads(attend)
+    layer = AttentionExtractor(module).get_attention(X).layers[0]
+    assert layer.mask is not None
+    assert torch.equal(layer.visible().expand_as(layer.weights), layer.weights > 0)
+    assert layer.valid_rows()[1, 0].tolist() == PAD[1].tolist()
+
+
+def test_weights_before_dropout() -> None:
+    module = Heads(lambda m, q, k, v: m.drop((q @ k.mT / 2).softmax(-1)) @ v)
+    module.train()
+    with AttentionExtractor(module) as extractor:
+        module(X)
+    assert close(extractor.maps[0], reference_weights(*module.last))
+
+
+def test_a_sink_keeps_its_share() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.cat([q @ k.mT / 2, torch.ones(2, 4, N, 1)], dim=-1)
+        return scores.softmax(-1)[..., :-1] @ v
+
+    layer = AttentionExtractor(Heads(attend)).get_attention(X).layers[0]
+    assert layer.sink_mass is not None
+    assert layer.weights.sum(-1).max() < 1
+    torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, N))
+
+
+class Mixture(nn.Module):
+    """A router in front of experts, dense: a softmax whose result multiplies values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 3)
+        self.experts = nn.Parameter(torch.randn(3, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.router(x).softmax(-1)
+        outputs = torch.einsum("bnd,edf->bnef", x, self.experts)
+        return torch.einsum("bne,bnef->bnf", share, outputs)
+
+
+class Pooling(nn.Module):
+    """Attention pooling by a linear score: no query meets a key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(x).softmax(1).mT @ x
+
+
+class LinearAttention(nn.Module):
+    """Softmax over features and over positions, but never over query times key."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(-1) @ (x.softmax(1).mT @ x)
+
+
+class Memory(nn.Module):
+    """Soft look-up in a parameter: a classifier's softmax times an embedding matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.table.T).softmax(-1) @ self.table
+
+
+class Scores(nn.Module):
+    """Similarities as a result: a softmax over query and key that multiplies nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.mT).softmax(-1)
+
+
+OTHERS = [Mixture, Pooling, LinearAttention, Memory, Scores]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda c: c.__name__)
+def test_what_is_no_attention_is_not_captured(other: type[nn.Module]) -> None:
+    with pytest.raises(CaptureError, match="captured no attention"):
+        AttentionExtractor(other()).get_attention(X)
+
+
+@pytest.mark.parametrize("other", [Mixture, Memory, LinearAttention], ids=lambda c: c.__name__)
+def test_and_raises_no_alarm_beside_attention(other: type[nn.Module]) -> None:
+    model = nn.Sequential(Heads(operators), other(), Heads(functions))
+    maps = AttentionExtractor(model).get_attention(X)
+    assert maps.names == ("0", "2")
+
+
+def test_one_softmax_over_two_values_is_one_layer() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.mT / 2).softmax(-1)
+        return weights @ v + weights @ k
+
+    assert len(AttentionExtractor(Heads(attend)).get_attention(X)) == 1
