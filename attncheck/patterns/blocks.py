@@ -69,8 +69,9 @@ def _clear_lines(weights: Tensor, seen: Tensor, grid: Grid) -> Tensor:
     """Mark the columns and diagonals that stand out alone: bool ``(batch, head, query, key)``."""
     column, diagonal = _column_shares(weights, seen), _offset_means(weights, seen)
     keys, zero = grid.n_key, weights.shape[2] - 1
-    columns = column > thresholds.CLEAR_COLUMN
-    picked = _two_highest(column) & columns
+    first = grid.keys == grid.first[..., None]
+    clear = torch.where(first, thresholds.CLEAR_LINE, thresholds.CLEAR_COLUMN)
+    picked = (column > clear) & (_two_highest(column) | first)
     offsets = _two_highest(diagonal) & (diagonal > thresholds.CLEAR_LINE)
     place = (grid.offsets + zero).flatten().expand(*offsets.shape[:2], -1)
     along = offsets.gather(-1, place).unflatten(-1, (weights.shape[2], keys))

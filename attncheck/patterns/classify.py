@@ -35,29 +35,37 @@ def classify_evidence(
     for held, numbers, layer in zip(evidence, heads, layers, strict=True):
         components = find_components(held)
         ranked = _rank(held, components)
-        uneven = _unevenness(held, components)
+        shares = _explained(components, held.n_heads)
+        uneven, explained = _unevenness(held, shares), np.sum(shares, axis=0)
         for index, head in enumerate(numbers):
-            name, margin, note = _decide(held, components, uneven, index)
+            name, margin, note = _decide(held, components, (uneven, explained), index)
             labels.append(HeadLabel(layer, head, name, margin, ranked[index], note))
     return HeadLabels(labels)
 
 
-def _unevenness(evidence: PatternEvidence, components: list[Component]) -> Array:
-    """Nats below even entropy of what the strongest real pattern leaves."""
+def _explained(components: list[Component], heads: int) -> list[Array]:
+    """Strengths of the real parts of each head; tokens and positions may be the same attention."""
+    parts = [np.where(c.real, c.strength, 0) for c in components if c.kind != "token"]
+    token = [np.where(c.real, c.strength, 0) for c in components if c.kind == "token"]
+    total = np.sum(parts, axis=0) if parts else np.zeros(heads)
+    best_token = np.max(token, axis=0) if token else np.zeros(heads)
+    shares = [np.where(best_token > total, 0, part) for part in parts]
+    shares.append(np.where(best_token > total, best_token, 0))
+    too_much = np.maximum(np.sum(shares, axis=0) / 0.98, 1)
+    return [share / too_much for share in shares]
+
+
+def _unevenness(evidence: PatternEvidence, shares: list[Array]) -> Array:
+    """Nats by which the entropy of what the real parts leave lies below that of even attention."""
     rows = np.maximum(evidence.rows, 1)
     entropy, capacity = evidence.entropy / rows, evidence.capacity / rows
-    share = np.zeros(evidence.n_heads)
-    for found in components:
-        share = np.maximum(share, np.where(found.real, found.strength, 0))
-    share = np.clip(share, 0, 0.98)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        own = -np.where(share > 0, share * np.log(np.maximum(share, 1e-12)), 0)
-        own -= (1 - share) * np.log1p(-share)
-    return np.asarray(capacity - (entropy - own) / (1 - share))
+    rest = 1 - np.sum(shares, axis=0)
+    own = -sum(share * np.log(np.maximum(share, 1e-12)) for share in [*shares, rest])
+    return np.asarray(capacity - (entropy - own) / rest)
 
 
 def _decide(
-    evidence: PatternEvidence, components: list[Component], uneven: Array, head: int
+    evidence: PatternEvidence, components: list[Component], rest: tuple[Array, Array], head: int
 ) -> tuple[str, float, str]:
     """Return label, margin and note of one head."""
     usable = evidence.rows[head] / max(1.0, evidence.sequences[head])
@@ -68,12 +76,17 @@ def _decide(
     ]
     found.sort(reverse=True)
     found = _prefer_tokens(found)
-    rest_uneven = uneven[head] > t.UNEVEN
-    if found and rest_uneven and found[0][0] < t.MIN_BESIDE_UNEVEN:
+    capacity = evidence.capacity[head] / max(1.0, evidence.rows[head])
+    border = min(t.UNEVEN, t.UNEVEN_SHARE * capacity)
+    uneven, explained = float(rest[0][head]), float(rest[1][head])
+    rest_uneven = uneven > border
+    very = uneven > 2 * border
+    least = t.MIN_BESIDE_VERY_UNEVEN if very else t.MIN_BESIDE_UNEVEN
+    if found and rest_uneven and explained < least:
         found = []
     if not found:
         name = "heterogeneous" if rest_uneven else "uniform"
-        return name, abs(float(uneven[head]) - t.UNEVEN), ""
+        return name, abs(uneven - border), ""
     strength, name, kind = found[0]
     others = [other for other in found[1:] if other[2] != kind]
     if not others:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attncheck.patterns import thresholds as t
-from attncheck.patterns.evidence import Array, Lines, PatternEvidence, lift
+from attncheck.patterns.evidence import SUMS, Array, Lines, PatternEvidence, Sums, lift
 from attncheck.patterns.search import significance
 
 __all__ = ["Component", "find_components"]
@@ -78,6 +78,7 @@ class _Column:
     index: Index
     strength: Array
     real: Flags
+    above: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ def find_components(evidence: PatternEvidence) -> list[Component]:
         )
     ]
     if position is not None:
-        found += _with_blocks(evidence, position)
+        found += _with_blocks(evidence, position, columns)
     return found + _token_patterns(evidence)
 
 
@@ -125,10 +126,19 @@ def _strength(excess: Array, rows: Array, chance: Array) -> Array:
     return np.where(room > 1e-9 * rows, excess / np.maximum(room, 1e-9), 0)
 
 
-def _deviations(excess: Array, variance: Array, rows: Array, chance: Array) -> Array:
-    """Excess in standard deviations of what shuffled rows would give."""
-    left = 1 - chance / np.maximum(rows, 1e-9)
-    return np.asarray(excess / np.sqrt(np.maximum(variance * left, 1e-12 * np.maximum(rows, 1))))
+def _deviations(evidence: PatternEvidence, excess: Array, sums: Any) -> Array:
+    """How far mass above chance lies beyond what shuffled rows would give.
+
+    In standard deviations of a normal distribution of the same probability, by Bennett's
+    inequality: sums of a few concentrated rows have heavier tails than their variance says.
+    """
+    rows = np.maximum(sums.rows, 1e-9)
+    variance = np.maximum(sums.variance * (1 - sums.chance / rows), 1e-12 * rows)
+    largest = np.sqrt(np.maximum(evidence.square, 1e-12) / np.maximum(evidence.rows, 1))
+    largest = largest.reshape(-1, *(1,) * (variance.ndim - 1))
+    ratio = np.maximum(excess, 0) * largest / variance
+    exponent = variance / largest**2 * ((1 + ratio) * np.log1p(ratio) - ratio)
+    return np.asarray(np.sqrt(2 * exponent))
 
 
 def _find_columns(evidence: PatternEvidence, excess: Array) -> tuple[_Column, ...]:
@@ -143,12 +153,18 @@ def _find_columns(evidence: PatternEvidence, excess: Array) -> tuple[_Column, ..
 
 def _column(evidence: PatternEvidence, excess: Array, index: Index, z: float) -> _Column:
     heads, lines, rows = np.arange(len(index)), evidence.columns, evidence.rows
-    above, seen, chance = (a[heads, index] for a in (excess, lines.rows, lines.chance))
-    strength = _strength(above, seen, chance)
-    far = _deviations(above, lines.variance[heads, index], seen, chance)
+    above, line = excess[heads, index], _line(lines, index)
+    seen = line.rows
+    strength = _strength(above, seen, line.chance)
+    far = _deviations(evidence, above, line)
     share = above / np.maximum(rows, 1)
     real = (strength >= t.MIN_STRENGTH) & (share >= t.MIN_STRENGTH / 2) & (far >= z)
-    return _Column(index, np.clip(strength, 0, 1), real & (seen >= np.minimum(3, rows)))
+    return _Column(index, np.clip(strength, 0, 1), real & (seen >= np.minimum(3, rows)), above)
+
+
+def _line(lines: Lines, index: Index) -> Sums:
+    heads = np.arange(len(index))
+    return Sums(*(getattr(lines, name)[heads, index] for name in SUMS))
 
 
 def _off_diagonals(
@@ -188,27 +204,28 @@ def _find_position(evidence: PatternEvidence, excess: Array) -> _Position:
     """Choose between one diagonal, two, and a band."""
     offsets, rows, heads = evidence.offsets, evidence.rows, np.arange(evidence.n_heads)
     zero, numbers = offsets.zero, offsets.numbers
-    top = excess.argmax(1)
+    common = offsets.rows >= t.MIN_ROWS_SHARE * rows[:, None]
+    top = np.where(common, excess, -np.inf).argmax(1)
     above = excess[heads, top]
     bands = _windows(excess, zero)
-    chances, variances = _windows(offsets.chance, zero), _windows(offsets.variance, zero)
-    far = _deviations(bands, variances, rows[:, None], chances)
+    sums = {name: _windows(getattr(offsets, name), zero) for name in SUMS}
+    sums["rows"] = np.broadcast_to(rows[:, None], bands.shape)
+    far = _deviations(evidence, bands, Lines(**sums))
     clear = far.argmax(1)
-    band, chance = bands[heads, clear], chances[heads, clear]
+    band, chance = bands[heads, clear], sums["chance"][heads, clear]
     widest = np.maximum(bands.max(1), above)
 
     whole = np.maximum(band, above)
-    second, apart = _second_line(excess, top)
+    second, apart = _second_line(np.where(common, excess, 0), top)
     pair = apart & (second >= t.MIXED_RATIO * above)
     pair &= above + second >= t.TWO_LINES_SHARE * whole
     one_line = (above >= t.SINGLE_SHARE * whole) | pair
 
-    seen, line_chance = offsets.rows[heads, top], offsets.chance[heads, top]
-    line = _strength(above, seen, line_chance)
-    line_far = _deviations(above, offsets.variance[heads, top], seen, line_chance)
+    best = _line(offsets, top)
+    line = _strength(above, best.rows, best.chance)
     near = np.isin(numbers[top], list(NAME_OF))
-    real_line = line_far >= np.where(near, t.Z_NAMED, _searched(excess.shape[1]))
-    real_line &= seen >= np.minimum(3, rows)
+    needed = np.where(near, t.Z_NAMED, _searched(excess.shape[1]))
+    real_line = _deviations(evidence, above, best) >= needed
     strength = np.where(one_line, line, _strength(band, rows, chance))
     real = np.where(one_line, real_line, far[heads, clear] >= t.Z_BAND)
     real &= (strength >= t.MIN_STRENGTH) & (whole >= t.MIN_STRENGTH / 2 * rows)
@@ -248,7 +265,9 @@ def _spike(offsets: Lines, top: Index) -> Array:
     return np.asarray(mean[heads, top] - np.maximum(around[heads, top], around[heads, top + 2]))
 
 
-def _with_blocks(evidence: PatternEvidence, position: _Position) -> list[Component]:
+def _with_blocks(
+    evidence: PatternEvidence, position: _Position, columns: tuple[_Column, ...]
+) -> list[Component]:
     """Decide between a band and blocks; beside blocks only what stands out of them counts."""
     beside, rows = evidence.beside, np.maximum(evidence.rows, 1)
     gained = beside.mass - beside.chance
@@ -257,6 +276,10 @@ def _with_blocks(evidence: PatternEvidence, position: _Position) -> list[Compone
     band = position.widest - np.where(spiky, position.above, 0)
     block = (significance(beside) >= t.Z_BLOCK) & (gained >= t.BLOCK_OVER_BAND * band)
     block &= strength >= t.MIN_BLOCK_STRENGTH
+    whole = evidence.templates["block"]
+    block &= whole.mass - whole.chance >= t.BLOCK_OVER_BAND * position.widest
+    for column in columns[1:]:
+        block &= whole.mass - whole.chance >= np.where(column.real, column.above, 0)
     heads = evidence.n_heads
     real = np.where(block, position.spike >= t.MIN_STRENGTH, position.real)
     own = np.where(block, np.clip(position.spike, 0, 1), position.strength)
@@ -274,7 +297,7 @@ def _token_patterns(evidence: PatternEvidence) -> list[Component]:
         if name == "block":
             continue
         strength = np.nan_to_num(lift(sums))
-        far = _deviations(sums.mass - sums.chance, sums.variance, sums.rows, sums.chance)
+        far = _deviations(evidence, sums.mass - sums.chance, sums)
         real = (far >= t.Z_NAMED) & (sums.rows >= t.MIN_TOKEN_ROWS) & (strength >= t.MIN_STRENGTH)
         found.append(Component("token", np.full(evidence.n_heads, name), strength, real))
     return found

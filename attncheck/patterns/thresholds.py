@@ -17,16 +17,16 @@ MIN_STRENGTH: Final = 0.08
 MIN_BLOCK_STRENGTH: Final = 0.15
 """The same for blocks whose cuts were searched."""
 
-Z_NAMED: Final = 3.5
+Z_NAMED: Final = 2.0
 """Standard deviations above chance, for patterns without a parameter."""
 
-Z_SEARCHED: Final = 2.5
+Z_SEARCHED: Final = 1.0
 """The same for searched ones, in addition to ``sqrt(2 ln(number of candidates))``."""
 
-Z_BAND: Final = 4.0
+Z_BAND: Final = 2.6
 """The same for bands of any width, which overlap and so are few."""
 
-Z_BLOCK: Final = 5.0
+Z_BLOCK: Final = 4.0
 """The same for a search over cuts, which fits noise best of all."""
 
 SINGLE_SHARE: Final = 0.65
@@ -44,12 +44,21 @@ MIXED_RATIO: Final = 0.65
 MIN_MIXED: Final = 0.15
 """Least strength of the second pattern in a mixture."""
 
-UNEVEN: Final = 0.65
+UNEVEN: Final = 0.55
 """Nats that the entropy of what no pattern explains lies below that of even attention, from which
 a head without a pattern is ``heterogeneous`` and not ``uniform``."""
 
-MIN_BESIDE_UNEVEN: Final = 0.25
+UNEVEN_SHARE: Final = 0.3
+"""The same as a share of the entropy of even attention; the smaller bound holds (few keys)."""
+
+MIN_BESIDE_UNEVEN: Final = 0.2
 """Strength a pattern needs to be named in a head whose other attention is uneven."""
+
+MIN_BESIDE_VERY_UNEVEN: Final = 0.42
+"""The same where the rest is twice as uneven as that."""
+
+MIN_ROWS_SHARE: Final = 0.4
+"""Share of the rows that a diagonal must cross to be searched: in a few rows chance is strong."""
 
 MIN_SEGMENT: Final = 2
 """Shortest segment searched for."""
@@ -63,8 +72,8 @@ CUT_NOISE: Final = 1.5
 CLEAR_LINE: Final = 0.05
 """Share of the mass from which a single line is set aside before blocks are searched."""
 
-CLEAR_COLUMN: Final = 0.12
-"""The same for a column: blocks under a causal mask make short stripes of their own."""
+CLEAR_COLUMN: Final = 0.3
+"""The same for a column other than the first: blocks under a causal mask make short stripes of their own."""
 
 MIN_REST: Final = 0.15
 """Share of the mass beside single lines below which no blocks are searched."""
