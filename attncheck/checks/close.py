@@ -55,12 +55,13 @@ def check_attention_close(
     rtol: float | None = None,
     tokens: Any = None,
     mask: Any = None,
+    causal: bool | None = None,
     heads: HeadSelection = None,
     name: str = "attn",
 ) -> Finding:
     """Find heads that differ; arguments and errors as `assert_attention_close`."""
-    subject = open_subject(actual, tokens=tokens, mask=mask, heads=heads, name=name)
-    other = open_subject(expected, mask=mask, heads=heads, name="expected")
+    subject = open_subject(actual, tokens=tokens, mask=mask, causal=causal, heads=heads, name=name)
+    other = open_subject(expected, mask=mask, causal=causal, heads=heads, name="expected")
     limits = _limits(subject, other, max_variation, atol, rtol)
     compared = [
         _compare(a, e, limits, name) for a, e in _paired(subject.layers, other.layers, subject.name)
@@ -97,6 +98,7 @@ def assert_attention_close(
     rtol: float | None = None,
     tokens: Any = None,
     mask: Any = None,
+    causal: bool | None = None,
     heads: HeadSelection = None,
     name: str = "attn",
 ) -> None:
@@ -117,6 +119,7 @@ def assert_attention_close(
         tokens: Strings or ids, one per key, shown at the worst position. Default: what maps carry.
         mask: Which keys are visible, see `as_visible`; rows that see no key are left out.
             Default: what maps carry.
+        causal: Whether queries see no later key; only says which rows see no key at all.
         heads: Which heads: ``"L5H1"``, ``"L5"``, ``3`` (of every layer), ``[(5, 1)]``, or a list.
             Default: all.
         name: What the message calls ``actual``.
@@ -145,6 +148,7 @@ def assert_attention_close(
             rtol=rtol,
             tokens=tokens,
             mask=mask,
+            causal=causal,
             heads=heads,
             name=name,
         )

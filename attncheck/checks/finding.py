@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,13 +65,13 @@ class Evidence:
     """
 
     head: str
-    weights: NDArray[Any]
-    offending: NDArray[np.bool_]
-    visible: NDArray[np.bool_]
+    weights: NDArray[Any] = field(repr=False)
+    offending: NDArray[np.bool_] = field(repr=False)
+    visible: NDArray[np.bool_] = field(repr=False)
     batch: int = 0
     query_start: int = 0
     key_start: int = 0
-    tokens: tuple[str | int, ...] | None = None
+    tokens: tuple[str | int, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

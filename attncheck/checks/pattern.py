@@ -99,7 +99,7 @@ def check_pattern(  # noqa: PLR0913 - a demand, what tokens mean, and the common
     shown = [one for one in scored if demand.met(one)]
     lacking = [one for one in scored if not demand.met(one)]
     passed = len(shown) >= needed
-    every = needed == len(scored)
+    every = needed == len(scored) and (heads is not None or needed > 1)
     # All must show it: the worst matters most. Some must: the one that came closest.
     lacking.sort(key=lambda one: (0 if math.isnan(one.mass) else one.mass) * (1 if every else -1))
     how_many = "every head" if every else f"at least {needed} head{'s' * (needed > 1)}"

@@ -53,7 +53,7 @@ def render(finding: Finding) -> str:
     if worst:
         lines += _labelled([("worst", worst)])
     lines += _labelled([("next", hint) for hint in finding.hints])
-    return "\n".join(clip(line, WIDTH) for line in lines)
+    return "\n".join(clip(safe(line), WIDTH) for line in lines)
 
 
 def _labelled(pairs: list[tuple[str, str]]) -> list[str]:

@@ -74,13 +74,16 @@ def number(value: float | int | str) -> str:
 
 
 def count(value: int) -> str:
-    """Show a count in at most six columns.
+    """Show a count in at most five columns; beyond 9,999 with three digits.
 
     Example:
-        >>> count(960), count(49_545_216)
-        ('960', '49.5M')
+        >>> count(960), count(11_904), count(49_545_216)
+        ('960', '11.9k', '49.5M')
     """
-    return str(value) if value < 1_000_000 else f"{value / 1e6:.3g}M"
+    if value < 10_000:
+        return str(value)
+    scaled, unit = (value / 1e3, "k") if value < 999_500 else (value / 1e6, "M")
+    return f"{scaled:.3g}{unit}"
 
 
 def _columns(character: str) -> int:

@@ -45,7 +45,7 @@ def check_sliding_window(
 
     rule = ForbiddenRule(
         check="sliding_window",
-        holds="in the window",
+        holds="windowed",
         noun="outside",
         where=_where(before, after),
         hint="compare the window's convention: does it count the query itself, is it one-sided?",
@@ -94,7 +94,7 @@ def assert_sliding_window(
         >>> weights = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.4, 0.4]])
         >>> assert_sliding_window(weights, window=2)
         Traceback (most recent call last):
-        attncheck.CheckFailure: not in the window: 1 of 2 outside weights > 1e-05
+        attncheck.CheckFailure: not windowed: 1 of 2 outside weights > 1e-05
         ...
     """
     __tracebackhide__ = True
