@@ -25,5 +25,8 @@ def described(error: BaseException, *, place: bool = False) -> str:
 
 
 def _place(trace: TracebackType | None) -> str:
+    """Where it was raised, if that is not the machinery that was to run the user's code."""
     frames = traceback.extract_tb(trace)
-    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    if not frames or frames[-1].filename.startswith("<frozen importlib"):
+        return ""
+    return f" (at {frames[-1].filename}:{frames[-1].lineno})"

@@ -13,7 +13,7 @@ from attncheck.patterns import HeadLabel, HeadLabels, PatternScore
 from attncheck.profile import HeadProfile
 from attncheck.tolerances import tolerance_for
 
-__all__ = ["ScanResult", "findings", "render", "to_json"]
+__all__ = ["ScanResult", "invalid_heads", "render", "to_json"]
 
 SCHEMA: Final = "attncheck.scan.1"
 MOST_ROWS: Final = 32
@@ -30,6 +30,7 @@ class ScanResult:
         profile: Measures of every head.
         labels: Patterns of every head, in the same order.
         note: What a reader should know about the prompt.
+        findings: What is not valid about the attention.
         files: What was written.
     """
 
@@ -38,11 +39,12 @@ class ScanResult:
     profile: HeadProfile
     labels: HeadLabels
     note: str = ""
+    findings: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
 
-def findings(profile: HeadProfile) -> list[str]:
-    """Heads whose attention is not valid: rows off 1, or weight on the future of a causal layer."""
+def invalid_heads(profile: HeadProfile) -> list[str]:
+    """Name heads with rows off 1, or with weight on later keys in a causal layer."""
     found = []
     for layer in profile.layers:
         allowed = tolerance_for(layer.dtype)
@@ -68,7 +70,7 @@ def render(result: ScanResult, *, every: bool = False) -> str:
     if len(rows) < total:
         lines.append(f"({total - len(rows)} heads less clear are not shown; --all shows every one)")
     lines += ["", _summary(result)]
-    lines += [f"not valid: {found}" for found in findings(result.profile)]
+    lines += [f"not valid: {found}" for found in result.findings]
     if result.files:
         lines += ["", "written", *(f"  {name}" for name in result.files)]
     return "\n".join(lines)
@@ -83,7 +85,7 @@ def to_json(result: ScanResult) -> dict[str, Any]:
         "tokens": None if result.tokens is None else [list(row) for row in result.tokens],
         "heads": [_head_json(label, measures) for label, measures in _rows(result)],
         "patterns": dict(Counter(label.label for label in result.labels).most_common()),
-        "findings": findings(result.profile),
+        "findings": result.findings,
         "files": result.files,
     }
 

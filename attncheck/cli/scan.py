@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import torch
 
-from attncheck.attention import LayerAttention
+from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
 from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError, described
 from attncheck.cli.progress import Progress
-from attncheck.cli.report import ScanResult, findings, render, to_json
+from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
 from attncheck.cli.subject import Request, Subject, load_subject
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(to_json(result), indent=2, allow_nan=False))
     else:
         print(render(result, every=args.all))
-    return 1 if findings(result.profile) else 0
+    return 1 if result.findings else 0
 
 
 def _scan(
@@ -114,12 +114,15 @@ def _scan(
 ) -> ScanResult:
     """Measure each layer as it is captured; no layer is kept."""
     profiles: list[LayerProfile] = []
+    found: list[str] = []
 
     def measure(layer: LayerAttention) -> None:
         progress.say(f"layer {layer.index}: {layer.name}")
         profiled = profile_layer(layer, _tokens_for(layer, subject))
         profiles.append(profiled)
-        if pictures is not None:
+        wrong = _what_is_wrong(layer)
+        found.extend(wrong)
+        if pictures is not None and not wrong:
             pictures.layer(layer, HeadProfile([profiled]).classify())
 
     try:
@@ -127,19 +130,39 @@ def _scan(
     except ValueError as error:
         raise CommandError(f"--{error}") from None
     try:
-        with extractor, torch.no_grad():
-            subject.model(*subject.args, **subject.kwargs)
-    except CommandError:
-        raise
+        with extractor:
+            _call(subject)
     except CaptureError as error:
         raise CommandError(str(error)) from error
+    except ValueError as error:
+        raise CommandError(f"--{error}") from error
+    profile = HeadProfile(profiles)
+    found += [] if found else invalid_heads(profile)
+    labels = profile.classify()
+    return ScanResult(subject.name, subject.tokens, profile, labels, subject.note, found)
+
+
+def _call(subject: Subject) -> None:
+    """Run the model; what it raises is told apart from what capturing it raises."""
+    try:
+        with torch.no_grad():
+            subject.model(*subject.args, **subject.kwargs)
+    except (CaptureError, CommandError):
+        raise
     except Exception as error:
         raise CommandError(
             f"{subject.name} failed on this prompt: {described(error, place=True)}. A factory "
             "that returns (model, inputs) can pass whatever the model needs"
         ) from error
-    profile = HeadProfile(profiles)
-    return ScanResult(subject.name, subject.tokens, profile, profile.classify(), subject.note)
+
+
+def _what_is_wrong(layer: LayerAttention) -> list[str]:
+    """Why this is no attention, in one line; nothing if it is."""
+    try:
+        as_attention(layer, name=f"layer {layer.index} {layer.name}")
+    except ValueError as error:
+        return [" ".join(str(error).split())]
+    return []
 
 
 def _tokens_for(layer: LayerAttention, subject: Subject) -> list[list[str | int]] | None:
@@ -152,12 +175,19 @@ def _tokens_for(layer: LayerAttention, subject: Subject) -> list[list[str | int]
 def _write(
     folder: Path, result: ScanResult, pictures: Pictures | None, progress: Progress
 ) -> list[str]:
-    """Write the profile and what pictures remain; returns all paths."""
+    """Write the profile and what pictures remain; returns all paths.
+
+    Of attention that is not valid only the layers that are have pictures: its sums are no numbers
+    to keep.
+    """
+    files: list[Path] = []
     try:
-        files = [result.profile.save(folder / "profile.json")]
+        if not result.findings:
+            files.append(result.profile.save(folder / "profile.json"))
         if pictures is not None:
             progress.say("drawing")
-            pictures.finish(result.profile, result.labels)
+            if not result.findings:
+                pictures.finish(result.profile, result.labels)
             files += pictures.files
     except OSError as error:
         raise CommandError(f"--out: cannot write to {folder}: {error.strerror}") from None

@@ -1,0 +1,161 @@
+"""The command as a process: exit codes, streams, signals; and a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attncheck import __version__
+from attncheck.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "attncheck.cli"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_result_on_stdout_and_nothing_else(tmp_path: Path) -> None:
+    done = run("scan", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["schema"] == "attncheck.scan.1"
+    assert done.stderr == ""
+
+
+def test_a_failed_scan_is_2_with_one_line(tmp_path: Path) -> None:
+    done = run("scan", "tests.cli.factories:no_attention", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("attncheck scan: error: captured no attention")
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
+    command = [*COMMAND, "scan", "tests.cli.factories:sleeper"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "sleeping\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted; files already written are whole" in rest
+    assert "Traceback" not in rest
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*COMMAND, "scan", "--json"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_command_shows_help_and_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "scan" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "stream", "text"),
+    [
+        (["--version"], 0, "out", f"attncheck {__version__}\n"),
+        (["--help"], 0, "out", "name, measure and draw every head of a model"),
+        (["scan", "--help"], 0, "out", "package.module:factory"),
+        (["bogus"], 2, "err", "invalid choice: 'bogus'"),
+        (["scan", "--text", "a", "--tokens", "1"], 2, "err", "not allowed with argument"),
+        (["scan", "--max-tokens", "0"], 2, "err", "'0' is no positive number"),
+        (["scan", "--bogus"], 2, "err", "unrecognized arguments: --bogus"),
+    ],
+)
+def test_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, stream: str, text: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code
+    assert text in getattr(capsys.readouterr(), stream)
+
+
+@pytest.fixture(scope="module")
+def hugging_face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 with random weights and a tokenizer of words, as `save_pretrained` writes them."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["?", "the", "cat", "sat", "on", "mat", "$a_b$"])}
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, unk_token="?")
+    config = transformers.GPT2Config(
+        vocab_size=7, n_positions=24, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    folder = tmp_path_factory.mktemp("model")
+    transformers.GPT2Model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_folder(
+    hugging_face_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, text = str(hugging_face_folder), "the cat sat on the mat $a_b$ the cat sat"
+    arguments = ["scan", name, "--json", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--text", text]) == 0
+    held = json.loads(capsys.readouterr().out)
+    assert held["tokens"] == [text.split()]
+    assert [head["head"] for head in held["heads"]] == ["L0H0", "L0H1", "L1H0", "L1H1"]
+    assert all(head["measures"]["future_mass"] == 0 for head in held["heads"])
+    assert (tmp_path / "out" / "head_map.png").exists()
+    assert main([*arguments, "--tokens", "1 2 3 4 1 2 3 4"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == [["the", "cat", "sat", "on"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "the " * 25], "--text: 25 tokens, and the model takes 24"),
+        (["--text", ""], "--text: has no tokens"),
+        (["--tokens", "7"], "--tokens: ids of this model are 0 to 6"),
+    ],
+)
+def test_prompts_that_do_not_fit_a_hugging_face_model(
+    hugging_face_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert main(["scan", str(hugging_face_folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    assert main(["scan", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("attncheck scan: error: ")
+    assert "cannot load" in err
