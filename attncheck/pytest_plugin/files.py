@@ -93,12 +93,12 @@ def _picture(own: Path, suffix: str, finding: Finding, evidence: Evidence) -> li
 
     weights = np.nan_to_num(evidence.weights.astype(np.float64), nan=0, posinf=1, neginf=0)
     hidden = ~evidence.visible & ~evidence.offending & (weights == 0)
-    figure = new_figure((7, 6))
+    figure = new_figure((6, 5))
     axes = figure.add_subplot()
     cells = Cells(weights, hidden, query_block=1, key_block=1)
     image = draw_cells(axes, cells, cmap="viridis", vmin=0, vmax=1)
     queries, keys = np.nonzero(evidence.offending)
-    size = (300 / max(weights.shape)) ** 2
+    size = (250 / max(weights.shape)) ** 2
     axes.scatter(keys, queries, s=size, marker="s", facecolors="none", edgecolors="red")
     axes.set_title(f"{evidence.head}: {finding.verdict}", fontsize=10, parse_math=False)
     axes.set_xlabel("key" + (f" - {evidence.key_start}" if evidence.key_start else ""))
