@@ -23,6 +23,7 @@ from attncheck.errors import CaptureError
 __all__ = ["Coverage"]
 
 
+SCRIPTED: Final = "is TorchScript that computes attention, where no Python code can be watched"
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 SWITCH: Final = (
     "Attention over part of the matrix only, in chunks or sparse blocks, is not supported: switch "
@@ -70,6 +71,8 @@ class Coverage:
         Raises:
             CaptureError: Nothing was captured.
         """
+        for name in self._scripted():
+            self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
         if not self._session.captured:
             raise CaptureError(self._nothing())
         captured = self._session.captured
@@ -95,24 +98,25 @@ class Coverage:
     def _on_module(self, module: nn.Module, _: Any) -> None:
         self._ran.add(id(module))
 
+    def _scripted(self) -> list[str]:
+        """Names of TorchScript modules that compute attention, the outermost of each."""
+        found: list[str] = []
+        for module in self._root.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                continue
+            name = self._names[id(module)]
+            if not any(_within(name, outer) for outer in found) and _scripts_attention(module):
+                found.append(name)
+        return found
+
     def _nothing(self) -> str:
         if self._session.failures:
             seen = "\n".join(f"  {failure}" for failure in self._session.failures[:6])
-            return f"captured no attention; what ran could not be read:\n{seen}"
-        if not self._model_calls:
+            return f"captured no attention; what there is could not be read:\n{seen}"
+        if not self._model_calls and not self._ran:
             return (
                 "captured no attention: the model was not called while capturing. Call it inside "
                 "`with AttentionExtractor(model):`, in the same thread"
-            )
-        scripted = [
-            self._names[id(module)]
-            for module in self._root.modules()
-            if isinstance(module, torch.jit.ScriptModule)
-        ]
-        if scripted:
-            return (
-                f"captured no attention: {scripted[0]} is a TorchScript module, inside which no "
-                "Python code runs. Pass the module that it was scripted or traced from"
             )
         return (
             f"captured no attention in {type(self._root).__name__}: it called neither "
@@ -136,6 +140,13 @@ class Coverage:
 def _looks_like_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return "attention" in name or "attn" in name
+
+
+def _scripts_attention(module: torch.jit.ScriptModule) -> bool:
+    graph = str(module.inlined_graph)
+    if "aten::scaled_dot_product_attention" in graph:
+        return True
+    return "aten::softmax" in graph and ("aten::matmul" in graph or "aten::bmm" in graph)
 
 
 def _related(name: str, other: str) -> bool:

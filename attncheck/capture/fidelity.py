@@ -81,8 +81,12 @@ def _score_rounding(call: AttentionCall) -> float:
     assert call.key is not None
     size = call.query.shape[-1]
     scale = 1 / math.sqrt(size) if call.scale is None else abs(call.scale)
-    longest = call.query.float().norm(dim=-1).amax() * call.key.float().norm(dim=-1).amax()
-    return float(longest) * scale * ROUNDINGS * torch.finfo(torch.float32).eps
+    longest = _longest(call.query) * _longest(call.key)
+    return longest * scale * ROUNDINGS * torch.finfo(torch.float32).eps
+
+
+def _longest(vectors: Tensor) -> float:
+    return float(vectors.float().norm(dim=-1).nan_to_num_(0, posinf=0).amax())
 
 
 def _verdict(error: float, reference: Tensor, call: AttentionCall, slack: float) -> str | None:

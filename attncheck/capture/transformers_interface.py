@@ -147,12 +147,13 @@ def _as_call(
         key, value = key[:, :, :n_query], value[:, :, :n_query]
         bias = None if bias is None else bias[..., :n_query]
         n_key = n_query
+    decoding = bool(getattr(module, "is_causal", False))
     own = _own_weights(returned, query, n_key, backend)
     output = returned[0] if isinstance(returned, tuple) else returned
     return AttentionCall(
         name=name,
         backend=backend,
-        kind=kind_of(module, name, n_query, n_key, causal=causal),
+        kind=kind_of(module, name, n_query, n_key, causal=causal or (decoding and n_query == 1)),
         query=query,
         key=key,
         value=value,
@@ -161,7 +162,7 @@ def _as_call(
         mask=None if mask is None else mask[..., :n_key],
         bias=bias,
         causal=causal,
-        decoding=bool(getattr(module, "is_causal", False)),
+        decoding=decoding,
         scale=_number(options.get("scaling")),
         softcap=_number(options.get("softcap")),
         sinks=sinks,
@@ -177,15 +178,25 @@ def _hidden(
 ) -> tuple[Tensor | None, bool, Tensor | None]:
     """Return mask, top-left causality and bias, by the rules of the backend."""
     mask, bias = options.get("attention_mask"), options.get("position_bias")
+    if hasattr(mask, "mask_mod"):
+        mask = _shown_by(mask.mask_mod, options["query"], options["key"])
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(f"its mask is a {type(mask).__name__}")
-    if backend == "eager":
+    if backend == "eager" or "flex" in backend:
         return mask, False, bias
     n_query = options["query"].shape[2]
     flag = options.get("is_causal")
     flag = getattr(module, "is_causal", True) if flag is None else flag
     causal = bool(flag) and mask is None and n_query > 1
     return mask, causal, bias
+
+
+def _shown_by(mask_mod: Any, query: Tensor, key: Tensor) -> Tensor:
+    """Return what a block mask shows, which it keeps as a function of positions."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    batch, heads, n_query = query.shape[:3]
+    return create_mask(mask_mod, batch, heads, n_query, key.shape[2], device=query.device)
 
 
 def _own_weights(returned: Any, query: Tensor, n_key: int, backend: str) -> Tensor | None:

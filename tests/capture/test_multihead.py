@@ -141,9 +141,7 @@ def test_decoder_has_self_and_cross_attention() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerDecoderLayer(16, 4, 32, batch_first=True)
     decoder = nn.TransformerDecoder(layer, 2)
-    maps = AttentionExtractor(decoder).get_attention(
-        X, MEMORY, tgt_mask=FUTURE, tgt_is_causal=True
-    )
+    maps = AttentionExtractor(decoder).get_attention(X, MEMORY, tgt_mask=FUTURE, tgt_is_causal=True)
     assert [(held.kind, held.causal) for held in maps.layers] == [
         ("self", True),
         ("cross", False),

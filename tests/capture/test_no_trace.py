@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.capture.reference import Heads
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attncheck import AttentionExtractor, AttentionMaps, CaptureError
+from tests.capture.reference import Heads
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
 

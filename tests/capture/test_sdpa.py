@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.capture.reference import Heads, close, reference_weights, stack
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as early_import
 
 from attncheck import AttentionExtractor
+from tests.capture.reference import Heads, close, reference_weights, stack
 
 N = 6
 X = torch.randn(2, N, 16, generator=torch.Generator().manual_seed(1))
@@ -144,9 +144,7 @@ def test_any_rank_becomes_batch_head_query_key(shape: tuple[int, ...]) -> None:
     q, k, v = torch.randn(3, *shape)
     weights = AttentionExtractor(Bare()).get_attention(q, k, v)[0]
     four = {2: (1, 1, N, 8), 3: (3, 1, N, 8), 5: (6, 5, N, 8)}[len(shape)]
-    expected = reference_weights(
-        q.reshape(four), k.reshape(four), sees=lambda b, h, i, j: j <= i
-    )
+    expected = reference_weights(q.reshape(four), k.reshape(four), sees=lambda b, h, i, j: j <= i)
     assert close(weights, expected)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.capture.reference import Heads, close, reference_weights, stack
 from torch import Tensor, nn
 
 from attncheck import AttentionExtractor, CaptureError
+from tests.capture.reference import Heads, close, reference_weights, stack
 
 N = 6
 X = torch.randn(2, N, 16, generator=torch.Generator().manual_seed(1))

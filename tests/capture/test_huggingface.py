@@ -1,0 +1,95 @@
+"""`extract_huggingface_attention`: names, folders and loaded models."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attncheck import AttentionExtractor, extract_huggingface_attention
+
+transformers = pytest.importorskip("transformers")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with its tokenizer, as ``save_pretrained`` writes them."""
+    path = tmp_path_factory.mktemp("bert")
+    (path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    transformers.BertTokenizer(str(path / "vocab.txt")).save_pretrained(path)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=len(WORDS),
+    )
+    transformers.BertModel(config).save_pretrained(path)
+    return path
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    return (
+        transformers.AutoModel.from_pretrained(folder),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    )
+
+
+def test_a_folder(folder: Path) -> None:
+    weights, tokens = extract_huggingface_attention(str(folder), "the cat sat")
+    assert tokens == ["[CLS]", "the", "cat", "sat", "[SEP]"]
+    assert weights.shape == (2, 5, 5)
+    model, tokenizer = load(folder)
+    maps = AttentionExtractor(model).get_attention(**tokenizer("the cat sat", return_tensors="pt"))
+    assert torch.equal(weights, maps[2][0])
+
+
+def test_layer_and_head(folder: Path) -> None:
+    every, _ = extract_huggingface_attention(str(folder), "the cat", layer_idx=1)
+    one, _ = extract_huggingface_attention(str(folder), "the cat", layer_idx=1, head_idx=1)
+    assert one.shape == (4, 4)
+    assert torch.equal(one, every[1])
+
+
+def test_a_loaded_model_keeps_its_backend_and_mode(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    model.train()
+    backend = model.config._attn_implementation
+    weights, _ = extract_huggingface_attention(model, "the cat", tokenizer=tokenizer)
+    assert model.training
+    assert model.config._attn_implementation == backend == "sdpa"
+    assert torch.equal(weights, extract_huggingface_attention(str(folder), "the cat")[0])
+
+
+def test_what_does_not_exist(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    with pytest.raises(ValueError, match="tokenizer: is None"):
+        extract_huggingface_attention(model, "the cat")
+    with pytest.raises(ValueError, match="no layer 3"):
+        extract_huggingface_attention(model, "the cat", 3, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="no head 2"):
+        extract_huggingface_attention(model, "the cat", head_idx=2, tokenizer=tokenizer)
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="cannot load .*HF_HUB_OFFLINE"):
+        extract_huggingface_attention(str(tmp_path / "nowhere"), "the cat")
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "transformers":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install 'attncheck\[hf\]'"):
+        extract_huggingface_attention("gpt2", "the cat")

@@ -1,0 +1,79 @@
+"""`profile_model`: the profile of the maps, without ever holding the maps."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attncheck import AttentionExtractor, CaptureError, profile_attention, profile_model
+from tests.capture.reference import Heads, stack
+
+X = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1))
+IDS = torch.randint(0, 9, (2, 16), generator=torch.Generator().manual_seed(1))
+
+
+def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Language(nn.Module):
+    """Embeds token ids in front of a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(9, 16)
+        self.layers = stack(attend, 3)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.layers(self.embedding(input_ids))  # type: ignore[no-any-return]
+
+
+def test_it_is_the_profile_of_the_maps() -> None:
+    model = Language()
+    profile = profile_model(model, IDS)
+    reference = profile_attention(AttentionExtractor(model).get_attention(IDS))
+    assert profile.names == reference.names
+    assert profile.measures == reference.measures
+    for measure in profile.measures:
+        np.testing.assert_allclose(profile[measure], reference[measure], atol=1e-6)
+
+
+def test_token_patterns_come_from_the_ids_or_from_the_caller() -> None:
+    model = Language()
+    by_ids = profile_model(model, input_ids=IDS)["duplicate_token"]
+    given = profile_model(model.layers, model.embedding(IDS).detach(), tokens=IDS)
+    np.testing.assert_allclose(by_ids, given["duplicate_token"], atol=1e-6)
+    with pytest.raises(ValueError, match="tokens: 3 tokens for 16 keys"):
+        profile_model(model, IDS, tokens=["a", "b", "c"])
+
+
+def test_one_layer_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+    place = sys.modules[profile_model.__module__]
+    honest = place.profile_layer
+
+    def watched(layer: object, tokens: object) -> object:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(reference() is not None for reference in alive) + 1)
+        alive.append(weakref.ref(layer.weights))  # type: ignore[attr-defined]
+        return honest(layer, tokens)
+
+    monkeypatch.setattr(place, "profile_layer", watched)
+    profile_model(stack(attend, 4), X)
+    assert len(alive) == 4
+    assert most == 1
+
+
+def test_a_failed_capture_is_no_profile() -> None:
+    with pytest.raises(CaptureError, match="captured no attention"):
+        profile_model(nn.Linear(16, 16), X)

@@ -1,0 +1,155 @@
+"""Which layers and heads are kept, and what names nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attncheck import AttentionExtractor, CaptureError, LayerAttention
+from tests.capture.reference import Heads, stack
+
+X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
+
+
+def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return nn.ModuleDict({"low": stack(attend, 3), "high": stack(attend, 2)}).eval()
+
+
+class Run(nn.Module):
+    """Runs the parts of a `ModuleDict` in turn."""
+
+    def __init__(self, parts: Any) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts.values():
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (None, [0, 1, 2, 3, 4]),
+        (1, [1]),
+        (-1, [4]),
+        ([-1, -3], [2, 4]),
+        ([0, -1], [0, 4]),
+        (range(1, 3), [1, 2]),
+        (slice(1, 4), [1, 2, 3]),
+        (slice(-2, None), [3, 4]),
+        (slice(None, -2), [0, 1, 2]),
+        (slice(None, None, 2), [0, 2, 4]),
+        ("parts.high", [3, 4]),
+        ("parts.*.1", [1, 4]),
+        (["parts.low.0", -1], [0, 4]),
+        ([torch.tensor(2).item()], [2]),
+    ],
+    ids=str,
+)
+def test_layers(model: Any, layers: Any, expected: list[int]) -> None:
+    run = Run(model)
+    whole = AttentionExtractor(run).get_attention(X)
+    chosen = AttentionExtractor(run, layers).get_attention(X)
+    assert [layer.index for layer in chosen.layers] == expected
+    for layer in chosen.layers:
+        assert torch.equal(layer.weights, whole[layer.index])
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (7, "no layer 7; the model ran 5, 0 to 4"),
+        (-6, "no layer -6"),
+        ("encoder.*", "no module fits 'encoder"),
+        ("parts.low.0.query", "no attention ran in 'parts.low.0.query'; it ran in parts.low.0"),
+        ([], "is empty"),
+        (slice(9, 12), "selects none of the 5"),
+    ],
+    ids=str,
+)
+def test_layers_that_do_not_exist(model: Any, layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttentionExtractor(Run(model), layers).get_attention(X)
+
+
+def test_layers_of_another_type(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"layers: 1\.5 is float"):
+        AttentionExtractor(Run(model), [1.5])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+        AttentionExtractor("gpt2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [(0, [0]), ([2, 0], [2, 0]), (-1, [3]), (slice(2), [0, 1]), (range(4), [0, 1, 2, 3])],
+)
+def test_heads(model: Any, heads: Any, expected: list[int]) -> None:
+    run = Run(model)
+    whole = AttentionExtractor(run).get_attention(X)
+    layer = AttentionExtractor(run, heads=heads).get_attention(X).layers[0]
+    assert list(layer.heads) == expected
+    assert torch.equal(layer.weights, whole[0][:, expected])
+    assert layer.n_key_value_heads == 4
+
+
+@pytest.mark.parametrize("heads", [4, [-5], [], slice(9, 12)])
+def test_heads_that_do_not_exist(model: Any, heads: Any) -> None:
+    with pytest.raises(ValueError, match="heads: "):
+        AttentionExtractor(Run(model), heads=heads).get_attention(X)
+
+
+def test_grouped_heads_select_their_keys() -> None:
+    module = Heads(
+        lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        num_key_value_heads=2,
+    )
+    whole = AttentionExtractor(module).get_attention(X)[0]
+    chosen = AttentionExtractor(module, heads=[3, 1]).get_attention(X).layers[0]
+    assert torch.equal(chosen.weights, whole[:, [3, 1]])
+    assert chosen.n_key_value_heads == 2
+
+
+def test_dtype_and_device() -> None:
+    layer = (
+        AttentionExtractor(stack(attend), dtype=torch.float64, device="meta")
+        .get_attention(X)
+        .layers[0]
+    )
+    assert (layer.weights.dtype, layer.weights.device.type) == (torch.float64, "meta")
+
+
+def test_a_consumer_takes_layers_as_they_come() -> None:
+    taken: list[LayerAttention] = []
+    model = stack(attend, 3)
+    seen: list[int] = []
+    model[2].register_forward_pre_hook(lambda *_: seen.append(len(taken)))  # type: ignore[operator]
+    with AttentionExtractor(model, on_layer=taken.append) as extractor:
+        model(X)
+    assert seen == [2]
+    assert [layer.index for layer in taken] == [0, 1, 2]
+    with pytest.raises(CaptureError, match="went to on_layer"):
+        extractor.maps  # noqa: B018
+
+
+def test_maps_inside_the_block_and_a_second_use() -> None:
+    model = stack(attend)
+    extractor = AttentionExtractor(model, layers=-1)
+    with extractor:
+        model(X)
+        assert len(extractor.maps) == 1
+        model(X)
+        with pytest.raises(RuntimeError, match="already capturing"):
+            extractor.__enter__()
+    assert len(extractor.maps) == 2
+    assert len(extractor.get_attention(X)) == 1

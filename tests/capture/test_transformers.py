@@ -1,0 +1,216 @@
+"""Hugging Face models, tiny and random, in the backend they are set to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attncheck import AttentionExtractor, AttentionMaps
+
+transformers = pytest.importorskip("transformers")
+
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
+IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+PAD = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
+LEFT_PAD = PAD.flip(1)
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+GQA = {**TEXT, "num_key_value_heads": 2, "intermediate_size": 32, "head_dim": 8}
+PLAIN = {"input_ids": IDS}
+
+MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 60}, PLAIN),
+    "gpt2 left padding": (
+        "GPT2",
+        {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 60},
+        {**PLAIN, "attention_mask": LEFT_PAD},
+    ),
+    "llama grouped": ("Llama", GQA, PLAIN),
+    "llama padding": ("Llama", GQA, {**PLAIN, "attention_mask": PAD}),
+    "mistral window": ("Mistral", {**GQA, "sliding_window": 3}, PLAIN),
+    "gemma2 softcap": (
+        "Gemma2",
+        {**GQA, "sliding_window": 4, "attn_logit_softcapping": 2.0},
+        PLAIN,
+    ),
+    "gpt_oss sinks": (
+        "GptOss",
+        {**GQA, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4},
+        PLAIN,
+    ),
+    "gpt_neox": ("GPTNeoX", {**TEXT, "intermediate_size": 32}, PLAIN),
+    "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60}, PLAIN),
+    "gptj": (
+        "GPTJ",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60, "rotary_dim": 4},
+        PLAIN,
+    ),
+    "falcon": ("Falcon", TEXT, PLAIN),
+    "bert": ("Bert", {**TEXT, "intermediate_size": 32}, PLAIN),
+    "bert padding": ("Bert", {**TEXT, "intermediate_size": 32}, {**PLAIN, "attention_mask": PAD}),
+    "deberta": (
+        "DebertaV2",
+        {**TEXT, "intermediate_size": 32, "relative_attention": True, "pos_att_type": ["c2p"]},
+        {**PLAIN, "attention_mask": PAD},
+    ),
+    "t5": (
+        "T5",
+        {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 60},
+        {**PLAIN, "attention_mask": PAD, "decoder_input_ids": IDS[:, :5]},
+    ),
+    "bart": (
+        "Bart",
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "vocab_size": 60,
+        },
+        {**PLAIN, "decoder_input_ids": IDS[:, :5]},
+    ),
+    "vit": (
+        "ViT",
+        {**TEXT, "intermediate_size": 32, "image_size": 16, "patch_size": 8},
+        {"pixel_values": PIXELS},
+    ),
+}
+RETURNS_NO_SINK_MASS = {"gpt_oss sinks"}
+
+
+def build(name: str, backend: str) -> nn.Module:
+    family, options, _ = MODELS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**options)
+    model: Any = getattr(transformers, f"{family}Model")(config).eval()
+    try:
+        model.set_attn_implementation(backend)
+    except ValueError:
+        pytest.skip(f"{family} refuses {backend}")
+    if model.config._attn_implementation != backend:
+        pytest.skip(f"{family} has no {backend}")
+    return model  # type: ignore[no-any-return]
+
+
+def returned(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad():
+        output = model(**inputs, output_attentions=True)
+    fields = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
+    return [weights for field in fields for weights in output.get(field) or ()]
+
+
+def in_their_order(maps: AttentionMaps) -> list[Tensor]:
+    """Encoder, decoder, cross: the order in which outputs list them."""
+    layers = maps.layers
+    cross = [layer for layer in layers if layer.kind == "cross"]
+    decoder = [layer for layer in layers if layer.name.startswith("decoder") and layer not in cross]
+    rest = [layer for layer in layers if layer not in cross and layer not in decoder]
+    return [layer.weights for layer in (*rest, *decoder, *cross)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_eager_weights_are_the_models_own(name: str) -> None:
+    model, inputs = build(name, "eager"), MODELS[name][2]
+    maps = AttentionExtractor(model).get_attention(**inputs)
+    theirs = returned(model, inputs)
+    assert len(maps) == len(theirs)
+    for ours, their in zip(in_their_order(maps), theirs, strict=True):
+        torch.testing.assert_close(ours, their, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sdpa_stays_sdpa_and_gives_eagers_weights(name: str) -> None:
+    model, inputs = build(name, "sdpa"), MODELS[name][2]
+    with torch.no_grad():
+        before = model(**inputs)[0]
+        with AttentionExtractor(model) as extractor:
+            during = model(**inputs)[0]
+    assert torch.equal(during, before)
+    maps = extractor.maps
+    assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+    eager = AttentionExtractor(build(name, "eager")).get_attention(**inputs)
+    assert maps.names == eager.names
+    for ours, theirs in zip(maps.layers, eager.layers, strict=True):
+        # Rows that see no key are no attention; eager spreads them, sdpa may not.
+        rows = theirs.valid_rows()
+        torch.testing.assert_close(ours.weights[rows], theirs.weights[rows], atol=1e-5, rtol=0)
+        assert torch.equal(ours.valid_rows(), rows)
+        assert (ours.kind, ours.causal) == (theirs.kind, theirs.causal)
+        assert ours.backend == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2 left padding", "llama padding", "mistral window", "bert padding"]
+)
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_visible_is_what_the_weights_show(name: str, backend: str) -> None:
+    maps = AttentionExtractor(build(name, backend)).get_attention(**MODELS[name][2])
+    for layer in maps.layers:
+        rows = layer.valid_rows()
+        seen = layer.visible().expand_as(layer.weights)
+        assert torch.equal(seen[rows], layer.weights[rows] > 0)
+        assert layer.causal is ("bert" not in name)
+
+
+def test_grouped_heads_are_told() -> None:
+    layer = AttentionExtractor(build("llama grouped", "sdpa")).get_attention(**PLAIN).layers[0]
+    assert (layer.n_heads, layer.n_key_value_heads) == (4, 2)
+
+
+def test_sink_mass_completes_the_rows() -> None:
+    layer = AttentionExtractor(build("gpt_oss sinks", "eager")).get_attention(**PLAIN).layers[0]
+    assert layer.sink_mass is not None
+    assert layer.sink_mass.min() > 0
+    torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_training_gives_the_weights_before_dropout(backend: str) -> None:
+    model = build("gpt2", backend)
+    calm = AttentionExtractor(model).get_attention(**PLAIN)
+    model.train()
+    model.config.embd_pdrop = 0.0  # type: ignore[union-attr]
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attn_dropout"):
+            module.attn_dropout.p = 0.5  # type: ignore[union-attr]
+    with AttentionExtractor(model, layers=[0]) as extractor:
+        model(**PLAIN)
+    torch.testing.assert_close(extractor.maps[0], calm[0], atol=1e-6, rtol=0)
+
+
+def test_tokens_are_the_ids_of_the_call() -> None:
+    model = build("gpt2", "sdpa")
+    assert AttentionExtractor(model).get_attention(IDS).tokens == tuple(map(tuple, IDS.tolist()))
+    assert AttentionExtractor(model).get_attention(input_ids=IDS).tokens is not None
+    assert AttentionExtractor(build("t5", "sdpa")).get_attention(**MODELS["t5"][2]).tokens is None
+
+
+def test_half_precision() -> None:
+    model = build("llama grouped", "sdpa").to(torch.bfloat16)
+    maps = AttentionExtractor(model).get_attention(**PLAIN)
+    assert {weights.dtype for weights in maps} == {torch.float32}
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    theirs = returned(model, PLAIN)
+    ours = AttentionExtractor(model).get_attention(**PLAIN)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize(
+    "name", ["llama grouped", "llama padding", "mistral window", "bert padding"]
+)
+def test_flex_attention_gives_eagers_weights(name: str) -> None:
+    inputs = MODELS[name][2]
+    flex = AttentionExtractor(build(name, "flex_attention")).get_attention(**inputs)
+    eager = AttentionExtractor(build(name, "eager")).get_attention(**inputs)
+    for ours, theirs in zip(flex.layers, eager.layers, strict=True):
+        rows = theirs.valid_rows()
+        torch.testing.assert_close(ours.weights[rows], theirs.weights[rows], atol=1e-5, rtol=0)
+        assert (ours.backend, ours.causal) == ("flex_attention", theirs.causal)
