@@ -42,10 +42,10 @@ class Pictures:
         )
         self.files.append(path)
         for position, label in enumerate(labels):
-            strength = next((s.strength for s in label.ranked if s.pattern == label.label), None)
+            lift = next((s.lift for s in label.ranked if s.pattern == label.label), None)
             best = self._clearest.get(label.label)
-            if strength is not None and (best is None or strength > best[0]):
-                self._clearest[label.label] = (strength, label, _only_head(maps, position))
+            if lift is not None and (best is None or lift > best[0]):
+                self._clearest[label.label] = (lift, label, _only_head(maps, position))
 
     def finish(self, profile: HeadProfile, labels: HeadLabels) -> None:
         """Draw what needs all layers."""

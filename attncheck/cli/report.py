@@ -19,6 +19,8 @@ SCHEMA: Final = "attncheck.scan.1"
 MOST_ROWS: Final = 32
 """More heads than this are cut to the clearest, unless all are asked for."""
 
+MOST_NOTES: Final = 6
+
 
 @dataclass
 class ScanResult:
@@ -132,7 +134,7 @@ def _score(label: HeadLabel) -> PatternScore | None:
 
 def _clarity(label: HeadLabel) -> float:
     score = _score(label)
-    return -1.0 if score is None else score.strength
+    return -1.0 if score is None else score.lift
 
 
 def _line(label: HeadLabel, measures: dict[str, float]) -> str:
@@ -164,8 +166,21 @@ def _summary(result: ScanResult) -> str:
         if len(lines[-1]) + len(part) > 80:
             lines.append("  ")
         lines[-1] += part
-    notes = sorted({label.note for label in result.labels if label.note})
-    return "\n".join([*lines, *(f"  {note}"[:80] for note in notes[:3])])
+    return "\n".join([*lines, *_notes(result.labels)])
+
+
+def _notes(labels: HeadLabels) -> list[str]:
+    """Why heads have no single pattern, those with one reason in one line."""
+    heads_of: dict[tuple[str, str], list[str]] = {}
+    for label in labels:
+        if label.note:
+            heads_of.setdefault((label.label, label.note), []).append(label.name)
+    lines = []
+    for (verdict, note), heads in heads_of.items():
+        shown = ", ".join(heads[:4]) + f" and {len(heads) - 4} more" * (len(heads) > 4)
+        lines.append(f"  {shown}: {verdict}, {note}"[:80])
+    more = [f"  ({len(lines) - MOST_NOTES} more notes in --json)"]
+    return lines[:MOST_NOTES] + more * (len(lines) > MOST_NOTES)
 
 
 def _head_json(label: HeadLabel, measures: dict[str, float]) -> dict[str, Any]:

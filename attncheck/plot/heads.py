@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attncheck.attention import (
@@ -18,7 +19,7 @@ from attncheck.attention import (
 )
 from attncheck.patterns import HeadLabel, classify_heads
 from attncheck.plot.canvas import folded, new_figure, save_figure
-from attncheck.plot.cells import Cells, cells_of, select_batch, select_layers, starts_of
+from attncheck.plot.cells import cells_of, select_batch, select_layers, starts_of
 from attncheck.plot.heatmap import draw_cells
 from attncheck.plot.labels import LITERAL, label_axis
 from attncheck.plot.palette import style_of
@@ -50,8 +51,8 @@ def plot_heads(  # noqa: PLR0913 - keyword-only, as users of matplotlib expect t
     """Draw every head in a panel of its own, titled with its name and its pattern.
 
     Several layers make one row each; the heads of one layer fill a near square. Panels share the
-    colour range. More than 64 queries or keys are added up in blocks, see
-    `plot_attention_heatmap`.
+    colour range, and the outer ones carry the tokens. More than 64 queries or keys are added up
+    in blocks, see `plot_attention_heatmap`.
 
     Args:
         attention: Whatever `as_attention` takes.
@@ -102,14 +103,19 @@ def plot_heads(  # noqa: PLR0913 - keyword-only, as users of matplotlib expect t
     panel = _panel(layers[0], len(heads))
     figure = new_figure(figsize or _figsize(panel, rows, columns))
     grid = figure.add_gridspec(rows, columns)
-    row_of = {id(held): number for number, held in enumerate(layers)}
+    places = _places(layers, columns)
     for number, (held, position, element) in enumerate(heads):
-        place = divmod(number, columns) if len(layers) == 1 else (row_of[id(held)], position)
-        ax = figure.add_subplot(grid[place])
+        row, column = places[number]
+        ax = figure.add_subplot(grid[row, column])
         cells = cells_of(held, position, element, MOST_CELLS)
         image = draw_cells(ax, cells, cmap=cmap, vmin=vmin, vmax=vmax)
         ax.set_title(titles[number], fontsize=8, pad=3, **LITERAL)
-        _label_panel(ax, cells, held, _tokens_of(maps, held, element), panel)
+        carried = _tokens_of(maps, held, element)
+        own = carried[held.n_key - held.n_query :] if carried and held.positional else None
+        keys = carried if (row + 1, column) not in places else ()
+        _label_side(ax, "x", keys, starts_of(held.n_key, cells.key_block), panel[0])
+        queries = own if column == 0 else ()
+        _label_side(ax, "y", queries, starts_of(held.n_query, cells.query_block), panel[1])
     if vmin is not None and vmax is not None:
         bar = figure.colorbar(
             image, ax=figure.axes, shrink=0.8 if rows < 5 else 0.4, pad=0.02, aspect=30
@@ -179,30 +185,32 @@ def _panel(held: LayerAttention, heads: int) -> tuple[float, float]:
 
 
 def _figsize(panel: tuple[float, float], rows: int, columns: int) -> tuple[float, float]:
-    beside, above = (0.7, 0.65) if max(panel) > 2 else (0.3, 0.3)
-    return columns * (panel[0] + beside) + 1.2, rows * (panel[1] + above) + 0.7
+    return columns * (panel[0] + 0.3) + 1.8, rows * (panel[1] + 0.35) + 1.3
 
 
-def _label_panel(
-    ax: Any,
-    cells: Cells,
-    held: LayerAttention,
+def _places(layers: Sequence[LayerAttention], columns: int) -> list[tuple[int, int]]:
+    """Row and column of each head in turn."""
+    if len(layers) == 1:
+        return [divmod(number, columns) for number in range(layers[0].n_heads)]
+    return [(row, column) for row, held in enumerate(layers) for column in range(held.n_heads)]
+
+
+def _label_side(
+    ax: Axes,
+    which: Literal["x", "y"],
     tokens: Sequence[str | int] | None,
-    panel: tuple[float, float],
+    starts: Sequence[int],
+    inches: float,
 ) -> None:
-    """Label a panel with tokens if they fit, else with a few positions."""
-    keys = starts_of(held.n_key, cells.key_block)
-    queries = starts_of(held.n_query, cells.query_block)
-    fits = not cells.blocked and len(keys) * LABEL_INCHES <= panel[0]
-    own = tokens[held.n_key - held.n_query :] if tokens and held.positional else None
-    size = 5.0 if max(len(keys), len(queries)) > 16 else 6.0
-    axes: tuple[tuple[Literal["x", "y"], Sequence[str | int] | None, Sequence[int]], ...]
-    axes = (("x", tokens, keys), ("y", own, queries))
-    for which, shown, starts in axes:
-        if fits and shown is not None:
-            label_axis(ax, which, shown, starts, most=len(starts), fontsize=size)
-        else:
-            label_axis(ax, which, None, starts, most=3, fontsize=5.0)
+    """Label one side of a panel: with tokens if they fit, None: with a few positions, (): not."""
+    fits = len(starts) == 1 or starts[1] - starts[0] == 1
+    if tokens is not None and not len(tokens):
+        (ax.set_xticks if which == "x" else ax.set_yticks)([])
+    elif tokens is not None and fits and len(starts) * LABEL_INCHES <= inches:
+        size = 5.0 if len(starts) > 16 else 6.0
+        label_axis(ax, which, tokens, starts, most=len(starts), fontsize=size)
+    else:
+        label_axis(ax, which, None, starts, most=3, fontsize=5.0)
     ax.tick_params(length=2, pad=1)
 
 
