@@ -178,7 +178,7 @@ def _hidden(
 ) -> tuple[Tensor | None, bool, Tensor | None]:
     """Return mask, top-left causality and bias, by the rules of the backend."""
     mask, bias = options.get("attention_mask"), options.get("position_bias")
-    if hasattr(mask, "mask_mod"):
+    if mask is not None and hasattr(mask, "mask_mod"):
         mask = _shown_by(mask.mask_mod, options["query"], options["key"])
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(f"its mask is a {type(mask).__name__}")

@@ -1,4 +1,4 @@
-"""Who is called how often: shared layers, repeated calls, checkpointing, generation, compilation."""
+"""Who is called how often: shared layers, repeats, checkpointing, generation, compilation."""
 
 from __future__ import annotations
 

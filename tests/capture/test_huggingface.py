@@ -78,7 +78,7 @@ def test_what_does_not_exist(folder: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OSError, match="cannot load .*HF_HUB_OFFLINE"):
+    with pytest.raises(OSError, match=r"cannot load .*HF_HUB_OFFLINE"):
         extract_huggingface_attention(str(tmp_path / "nowhere"), "the cat")
 
 

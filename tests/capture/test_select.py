@@ -86,7 +86,7 @@ def test_layers_that_do_not_exist(model: Any, layers: Any, message: str) -> None
 def test_layers_of_another_type(model: Any) -> None:
     with pytest.raises(TypeError, match=r"layers: 1\.5 is float"):
         AttentionExtractor(Run(model), [1.5])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         AttentionExtractor("gpt2")  # type: ignore[arg-type]
 
 
