@@ -90,6 +90,7 @@ class _Position:
     real: Flags
     second: Array
     profile: Array
+    square: Array
     above: Array
     widest: Array
     spike: Array
@@ -103,8 +104,10 @@ def find_components(evidence: PatternEvidence) -> list[Component]:
     position = None
     if evidence.positional and evidence.offsets.mass.shape[1]:
         for _ in range(ROUNDS):
-            position = _find_position(evidence, _off_diagonals(evidence, columns, layout))
-            columns = _find_columns(evidence, raw - _on_columns(evidence, position, layout))
+            excess = _off_diagonals(evidence, columns, layout)
+            position = _find_position(evidence, excess, _in_columns(evidence, columns))
+            excess = raw - _on_columns(evidence, position, layout)
+            columns = _find_columns(evidence, excess, position.square)
     found = [
         Component(kind, np.full(evidence.n_heads, name), column.strength, column.real)
         for kind, name, column in zip(
@@ -126,37 +129,50 @@ def _strength(excess: Array, rows: Array, chance: Array) -> Array:
     return np.where(room > 1e-9 * rows, excess / np.maximum(room, 1e-9), 0)
 
 
-def _deviations(evidence: PatternEvidence, excess: Array, sums: Any) -> Array:
+def _deviations(
+    evidence: PatternEvidence, excess: Array, sums: Any, known: Array | float = 0
+) -> Array:
     """How far mass above chance lies beyond what shuffled rows would give.
+
+    ``known`` is the part of the squared weights that other parts explain: no chance is in it.
 
     In standard deviations of a normal distribution of the same probability, by Bennett's
     inequality: sums of a few concentrated rows have heavier tails than their variance says.
     """
     rows = np.maximum(sums.rows, 1e-9)
-    variance = np.maximum(sums.variance * (1 - sums.chance / rows), 1e-12 * rows)
-    largest = np.sqrt(np.maximum(evidence.square, 1e-12) / np.maximum(evidence.rows, 1))
-    largest = largest.reshape(-1, *(1,) * (variance.ndim - 1))
+    unknown = np.maximum(evidence.square - known, evidence.inverse)
+    free = np.maximum(unknown - evidence.inverse, 0)
+    free = free / np.maximum(evidence.square - evidence.inverse, 1e-12)
+    largest = np.sqrt(np.maximum(unknown, 1e-12) / np.maximum(evidence.rows, 1))
+    shape = (-1, *(1,) * (excess.ndim - 1))
+    largest, free = largest.reshape(shape), np.clip(free, 0.1, 1).reshape(shape)
+    variance = sums.variance * free * (1 - sums.chance / rows)
+    variance = np.maximum(variance, 1e-12 * rows)
     ratio = np.maximum(excess, 0) * largest / variance
     exponent = variance / largest**2 * ((1 + ratio) * np.log1p(ratio) - ratio)
     return np.asarray(np.sqrt(2 * exponent))
 
 
-def _find_columns(evidence: PatternEvidence, excess: Array) -> tuple[_Column, ...]:
+def _find_columns(
+    evidence: PatternEvidence, excess: Array, known: Array | float = 0
+) -> tuple[_Column, ...]:
     """The first column, and the strongest other one, from mass above chance."""
     zero = np.zeros(evidence.n_heads, dtype=np.int64)
-    first = _column(evidence, excess, zero, t.Z_NAMED)
+    first = _column(evidence, excess, zero, t.Z_NAMED, known)
     if excess.shape[1] < 2:
         return (first,)
     other = excess[:, 1:].argmax(1) + 1
-    return first, _column(evidence, excess, other, _searched(excess.shape[1]))
+    return first, _column(evidence, excess, other, _searched(excess.shape[1]), known)
 
 
-def _column(evidence: PatternEvidence, excess: Array, index: Index, z: float) -> _Column:
+def _column(
+    evidence: PatternEvidence, excess: Array, index: Index, z: float, known: Array | float
+) -> _Column:
     heads, lines, rows = np.arange(len(index)), evidence.columns, evidence.rows
     above, line = excess[heads, index], _line(lines, index)
     seen = line.rows
     strength = _strength(above, seen, line.chance)
-    far = _deviations(evidence, above, line)
+    far = _deviations(evidence, above, line, known)
     share = above / np.maximum(rows, 1)
     real = (strength >= t.MIN_STRENGTH) & (share >= t.MIN_STRENGTH / 2) & (far >= z)
     return _Column(index, np.clip(strength, 0, 1), real & (seen >= np.minimum(3, rows)), above)
@@ -190,9 +206,12 @@ def _on_columns(evidence: PatternEvidence, position: _Position, layout: _Layout)
 
 
 def _windows(values: Array, zero: int) -> Array:
-    """Sums over the bands ``|d| <= w``, ``0 <= d <= w``, ``-w <= d <= 0``, for every w >= 1."""
-    reach = max(1, zero, values.shape[1] - 1 - zero)
-    room = np.pad(values, ((0, 0), (reach - zero, reach - (values.shape[1] - 1 - zero))))
+    """Sums over the bands ``|d| <= w``, ``0 <= d <= w``, ``-w <= d <= 0``, by width w >= 1."""
+    longest = max(zero, values.shape[1] - 1 - zero)
+    reach = max(2, math.ceil(t.WIDEST_BAND * (longest + 1)))
+    ends = (max(0, reach - zero), max(0, reach - (values.shape[1] - 1 - zero)))
+    room = np.pad(values, ((0, 0), ends))
+    room = room[:, zero + ends[0] - reach :][:, : 2 * reach + 1]
     middle = room[:, reach : reach + 1]
     back = np.cumsum(room[:, reach + 1 :], axis=1)
     ahead = np.cumsum(room[:, reach - 1 :: -1], axis=1)
@@ -200,7 +219,17 @@ def _windows(values: Array, zero: int) -> Array:
     return np.concatenate(sides if zero else sides[1:2], axis=1)
 
 
-def _find_position(evidence: PatternEvidence, excess: Array) -> _Position:
+def _in_columns(evidence: PatternEvidence, columns: tuple[_Column, ...]) -> Array:
+    """Squared weights that the columns explain."""
+    heads = np.arange(evidence.n_heads)
+    found = np.zeros(len(heads))
+    for column in columns:
+        rows = evidence.columns.rows[heads, column.index]
+        found += np.where(column.real, column.strength**2 * rows, 0)
+    return found
+
+
+def _find_position(evidence: PatternEvidence, excess: Array, known: Array) -> _Position:
     """Choose between one diagonal, two, and a band."""
     offsets, rows, heads = evidence.offsets, evidence.rows, np.arange(evidence.n_heads)
     zero, numbers = offsets.zero, offsets.numbers
@@ -210,25 +239,30 @@ def _find_position(evidence: PatternEvidence, excess: Array) -> _Position:
     bands = _windows(excess, zero)
     sums = {name: _windows(getattr(offsets, name), zero) for name in SUMS}
     sums["rows"] = np.broadcast_to(rows[:, None], bands.shape)
-    far = _deviations(evidence, bands, Lines(**sums))
+    far = _deviations(evidence, bands, Lines(**sums), known)
     clear = far.argmax(1)
     band, chance = bands[heads, clear], sums["chance"][heads, clear]
     widest = np.maximum(bands.max(1), above)
 
-    whole = np.maximum(band, above)
-    second, apart = _second_line(np.where(common, excess, 0), top)
-    pair = apart & (second >= t.MIXED_RATIO * above)
-    pair &= above + second >= t.TWO_LINES_SHARE * whole
-    one_line = (above >= t.SINGLE_SHARE * whole) | pair
+    # Single diagonals against the band, both with the chance mass that the band has replaced.
+    inside_band = np.clip(_strength(band, rows, chance), 0, 1)
+    held = excess + inside_band[:, None] * offsets.chance
+    held = np.where(common, held / np.maximum(offsets.rows, 1), -np.inf)
+    own = held[heads, top]
+    whole = np.maximum(inside_band, own)
+    second, apart = _second_line(held, top)
+    pair = apart & (second >= t.MIXED_RATIO * own)
+    pair &= own + second >= t.TWO_LINES_SHARE * whole
+    one_line = (own >= t.SINGLE_SHARE * whole) | pair
 
     best = _line(offsets, top)
     line = _strength(above, best.rows, best.chance)
     near = np.isin(numbers[top], list(NAME_OF))
     needed = np.where(near, t.Z_NAMED, _searched(excess.shape[1]))
-    real_line = _deviations(evidence, above, best) >= needed
+    real_line = _deviations(evidence, above, best, known) >= needed
     strength = np.where(one_line, line, _strength(band, rows, chance))
     real = np.where(one_line, real_line, far[heads, clear] >= t.Z_BAND)
-    real &= (strength >= t.MIN_STRENGTH) & (whole >= t.MIN_STRENGTH / 2 * rows)
+    real &= (strength >= t.MIN_STRENGTH) & (np.maximum(band, above) >= t.MIN_STRENGTH / 2 * rows)
     names = np.array([NAME_OF.get(int(numbers[k]), "offset") for k in top])
     profile = np.where(excess > 0, excess, 0) / np.maximum(offsets.rows, 1)
     inside = np.abs(numbers) <= (clear % max(1, bands.shape[1] // (3 if zero else 1)) + 1)[:, None]
@@ -238,8 +272,9 @@ def _find_position(evidence: PatternEvidence, excess: Array) -> _Position:
         names=np.where(one_line, names, "local"),
         strength=np.clip(strength, 0, 1),
         real=real,
-        second=np.where(pair, second / np.maximum(above, 1e-12) * line, 0),
+        second=np.where(pair, second / np.maximum(own, 1e-12) * line, 0),
         profile=profile,
+        square=np.where(real, (profile**2 * offsets.rows).sum(1), 0),
         above=above,
         widest=widest,
         spike=_spike(offsets, top),
@@ -274,10 +309,10 @@ def _with_blocks(
     strength = np.nan_to_num(lift(beside)) * beside.rows / rows
     spiky = position.spike > t.CLEAR_LINE
     band = position.widest - np.where(spiky, position.above, 0)
-    block = (significance(beside) >= t.Z_BLOCK) & (gained >= t.BLOCK_OVER_BAND * band)
+    block = (significance(beside) >= t.Z_BLOCK) & (gained >= t.BLOCK_BESIDE_BAND * band)
     block &= strength >= t.MIN_BLOCK_STRENGTH
     whole = evidence.templates["block"]
-    block &= whole.mass - whole.chance >= t.BLOCK_OVER_BAND * position.widest
+    block &= whole.mass - whole.chance >= position.widest
     for column in columns[1:]:
         block &= whole.mass - whole.chance >= np.where(column.real, column.above, 0)
     heads = evidence.n_heads

@@ -35,8 +35,12 @@ SINGLE_SHARE: Final = 0.65
 TWO_LINES_SHARE: Final = 0.8
 """Two diagonals, not neighbours, that hold this share of a band are two patterns, not a band."""
 
-BLOCK_OVER_BAND: Final = 0.92
-"""Mass above chance inside the blocks, relative to that inside the best band, for a block."""
+BLOCK_BESIDE_BAND: Final = 0.92
+"""Blocks must hold more mass above chance than the best band; beside a diagonal that stands out,
+this share of it."""
+
+WIDEST_BAND: Final = 0.34
+"""Widest band searched for, as a share of the length: what is wider is not local."""
 
 MIXED_RATIO: Final = 0.65
 """Strength of the second pattern relative to the first from which a head is ``mixed``."""

@@ -16,16 +16,14 @@ __all__ = ["BLOCK", "DELIMITER", "DUPLICATE_TOKEN", "INDUCTION"]
 def _duplicates(grid: Grid) -> Tensor:
     assert grid.tokens is not None
     same = grid.of_queries(grid.tokens) == Grid.of_keys(grid.tokens)
-    return same & (grid.offsets != 0)
+    return same & (grid.offsets > 0)
 
 
 def _induction(grid: Grid) -> Tensor:
     assert grid.tokens is not None
     before = grid.tokens.roll(1, -1)
     same = grid.of_queries(grid.tokens) == Grid.of_keys(before)
-    # Key 0 has no token before it. The query itself and the key right after it always or never
-    # match for reasons that have nothing to do with a repeat.
-    return same & (grid.keys > 0) & (grid.offsets != 0) & (grid.offsets != -1)
+    return same & (grid.keys > 0) & (grid.offsets > 0)
 
 
 def _delimiters(grid: Grid) -> Tensor:
@@ -58,7 +56,7 @@ def even_cuts(n_key: int, segments: int) -> tuple[int, ...]:
 DUPLICATE_TOKEN = Pattern(
     name="duplicate_token",
     support=_duplicates,
-    summary="each query looks at other places where its own token stands",
+    summary="each query looks at earlier places where its own token stands",
     function="notices that a token was seen before",
     source="Wang et al. 2022, Interpretability in the Wild, arXiv:2211.00593",
     aliases=("duplicate", "dup"),
@@ -68,7 +66,7 @@ DUPLICATE_TOKEN = Pattern(
 INDUCTION = Pattern(
     name="induction",
     support=_induction,
-    summary="each query looks at the token that followed its own token elsewhere (t[j-1] == t[i])",
+    summary="each query looks at what followed its own token earlier (t[j-1] == t[i], j < i)",
     function="continues a sequence that occurred before: in-context copying",
     source="Olsson et al. 2022, In-context Learning and Induction Heads, arXiv:2209.11895",
     aliases=("induction_head", "prefix_matching"),
