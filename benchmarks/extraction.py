@@ -163,9 +163,7 @@ def show(length: int, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one short length, no memory, nothing written"
-    )
+    parser.add_argument("--quick", action="store_true", help="one short length, time only, no file")
     parser.add_argument("--device", default="cuda" if cuda_available() else "cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=7)

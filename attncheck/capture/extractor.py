@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -23,6 +23,10 @@ from attncheck.errors import CaptureError
 __all__ = ["AttentionExtractor"]
 
 
+COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
+"""Modules of torch without which nothing is compiled; flex attention compiles by itself."""
+
+
 class AttentionExtractor:
     """Captures attention weights of any PyTorch model, in the backend that the model runs.
 
@@ -30,7 +34,9 @@ class AttentionExtractor:
     `register_hooks`. The model's weights, mode, configuration, hooks and random state are left as
     they were, also after an exception. Its output under capture is bitwise what it was, with one
     exception: ``nn.MultiheadAttention`` and ``nn.TransformerEncoder`` leave their fused inference
-    path, which may differ in the last bits. A compiled model runs eagerly while it is watched.
+    path, which differs in the last bits and returns zeros at padded positions. A compiled model
+    runs eagerly while it is watched. Gradient checkpointing is captured once, not again in the
+    backward pass.
 
     Args:
         model: Any module that computes ``softmax(query @ key) @ value`` somewhere: through
@@ -217,7 +223,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _uncompiled() -> AbstractContextManager[Any]:
     """Run compiled code eagerly; without TorchDynamo in the process there is none."""
-    if "torch._dynamo" not in sys.modules:
+    if not any(module in sys.modules for module in COMPILERS):
         return ExitStack()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

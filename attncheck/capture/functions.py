@@ -65,7 +65,7 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        if self._sink.busy:
+        if self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
         name = getattr(func, "__name__", "")
         return self._replacements.get(name, self._any_other)(func, args, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from attncheck.capture.call import Recorder, Sink
+from attncheck.capture.flex import FlexWatcher
 from attncheck.capture.functions import FunctionRecorder, Watcher
 from attncheck.capture.multihead import MultiheadWatcher
 from attncheck.capture.sdpa import SdpaWatcher
@@ -15,7 +16,7 @@ __all__ = ["RECORDERS"]
 
 
 def _watchers(sink: Sink) -> list[Watcher]:
-    return [SdpaWatcher(sink), MultiheadWatcher(sink), SoftmaxWatcher(sink)]
+    return [SdpaWatcher(sink), MultiheadWatcher(sink), FlexWatcher(sink), SoftmaxWatcher(sink)]
 
 
 RECORDERS: Final[tuple[Recorder, ...]] = (TransformersRecorder(), FunctionRecorder(_watchers))

@@ -18,6 +18,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.flex import shown_by
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["TransformersRecorder"]
@@ -179,7 +180,7 @@ def _hidden(
     """Return mask, top-left causality and bias, by the rules of the backend."""
     mask, bias = options.get("attention_mask"), options.get("position_bias")
     if mask is not None and hasattr(mask, "mask_mod"):
-        mask = _shown_by(mask.mask_mod, options["query"], options["key"])
+        mask = shown_by(mask.mask_mod, options["query"], options["key"])
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(f"its mask is a {type(mask).__name__}")
     if backend == "eager" or "flex" in backend:
@@ -189,14 +190,6 @@ def _hidden(
     flag = getattr(module, "is_causal", True) if flag is None else flag
     causal = bool(flag) and mask is None and n_query > 1
     return mask, causal, bias
-
-
-def _shown_by(mask_mod: Any, query: Tensor, key: Tensor) -> Tensor:
-    """Return what a block mask shows, which it keeps as a function of positions."""
-    from torch.nn.attention.flex_attention import create_mask
-
-    batch, heads, n_query = query.shape[:3]
-    return create_mask(mask_mod, batch, heads, n_query, key.shape[2], device=query.device)
 
 
 def _own_weights(returned: Any, query: Tensor, n_key: int, backend: str) -> Tensor | None:

@@ -124,11 +124,7 @@ def test_a_with_block_leaves_the_mode_to_the_user(model: nn.Sequential) -> None:
     with AttentionExtractor(model):
         assert model.training
         assert torch.is_grad_enabled()
-        torch.manual_seed(0)
-        state_before = torch.get_rng_state()
-        model[2](X)
-    torch.set_rng_state(state_before)
-    build()
+        assert model[2](X).requires_grad
 
 
 def test_nested_captures_see_the_same(model: nn.Sequential) -> None:

@@ -210,3 +210,22 @@ def test_flex_attention_gives_eagers_weights(name: str) -> None:
         rows = theirs.valid_rows()
         torch.testing.assert_close(ours.weights[rows], theirs.weights[rows], atol=1e-5, rtol=0)
         assert (ours.backend, ours.causal) == ("flex_attention", theirs.causal)
+
+
+class Indexing(nn.Module):
+    """Takes its attention function out of the registry by key, as some vision models do."""
+
+    def forward(self, query: Tensor) -> Tensor:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        output: Tensor = attend(self, query, query, query, attention_mask=None, is_causal=False)[0]
+        return output
+
+
+def test_a_registry_indexed_directly() -> None:
+    query = torch.randn(2, 4, 5, 8)
+    layer = AttentionExtractor(Indexing()).get_attention(query).layers[0]
+    expected = (query @ query.mT / 8**0.5).softmax(-1)
+    torch.testing.assert_close(layer.weights, expected)
+    assert (layer.name, layer.backend, layer.causal) == ("Indexing", "sdpa", False)
