@@ -55,7 +55,8 @@ def encoder() -> tuple[nn.Module, Tensor]:
 
 
 def many_heads() -> tuple[nn.Module, Tensor]:
-    return nn.MultiheadAttention(40, 40, batch_first=True), (torch.ones(1, 9, 40),) * 3
+    torch.manual_seed(0)
+    return nn.MultiheadAttention(80, 40, batch_first=True), (3 * torch.randn(1, 12, 80),) * 3
 
 
 def chatty() -> tuple[nn.Module, Tensor]:

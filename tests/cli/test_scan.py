@@ -102,8 +102,13 @@ def test_large_models_show_the_clearest_heads_first(capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert out.count("L0H") == 32
     assert "(8 heads less clear are not shown; --all shows every one)" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("L0H")]
+    lifts = [-1.0 if row[4] == "-" else float(row[4]) for row in rows]
+    assert lifts == sorted(lifts, reverse=True)
+    assert len(set(lifts)) > 3
     assert main([*arguments, "--all"]) == 0
-    assert capsys.readouterr().out.count("L0H") == 40
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:3] == "L0H"]
+    assert [row[0] for row in rows] == [f"L0H{head}" for head in range(40)]
 
 
 def test_tokens_are_taken_as_they_are(capsys: Capture) -> None:
@@ -121,7 +126,7 @@ def test_too_few_tokens_give_no_verdict(capsys: Capture) -> None:
 
 def test_long_prompts_are_cut_only_on_request(capsys: Capture) -> None:
     held = scan_json(capsys, "--text", "abcdefgh" * 5, "--max-tokens", "20")
-    assert len(held["tokens"][0]) == 20
+    assert held["tokens"] == [["<bos>", *"abcdefghabcdefghabc"]]
     assert held["note"] == "cut from 41 to 20 tokens"
 
 

@@ -222,7 +222,7 @@ def test_one_picture_has_one_sequence_of_bytes(tmp_path: Path, suffix: str) -> N
     for path in paths:
         plot_attention_heatmap(given, [f"t{i}" for i in range(12)], save_path=path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert b"matplotlib version" not in paths[0].read_bytes()
+    assert b"Software" not in paths[0].read_bytes()  # the version of matplotlib
     assert sorted(paths[0].parent.iterdir()) == paths
 
 
