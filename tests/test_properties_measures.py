@@ -122,7 +122,7 @@ def test_measures_stay_in_their_range_and_even_rows_reach_its_end(layer: LayerAt
     assert torch.allclose(values["gini"].nan_to_num(0.0), torch.zeros_like(keys), atol=1e-9)
 
 
-@given(attention_weights(shape=attention_shapes(max_batch=4), causal=True, dtype=DOUBLE))
+@given(attention_weights(shape=attention_shapes(max_batch=4), causal=True, dtype=torch.bfloat16))
 def test_profiles_of_single_sequences_add_up_to_the_profile_of_the_batch(weights: Tensor) -> None:
     whole = profile_attention(weights, causal=True)
     parts = [profile_attention(one[None], causal=True) for one in weights]
