@@ -62,6 +62,10 @@ def _as_call(
     n_query, n_key = query.shape[-2], key.shape[-2]
     causal = bool(options.get("is_causal", False))
     mask = options.get("attn_mask")
+    if mask is not None and hasattr(
+        mask, "_materialize"
+    ):  # torch.nn.attention.bias: a causal mask in name only
+        mask = mask._materialize(query.device)
     return AttentionCall(
         name=name,
         backend="sdpa",

@@ -28,10 +28,12 @@ class Layout:
     Attributes:
         in_batch: Heads in the first axis of a three-dimensional tensor, batch-major.
         axis: Axis of the heads in a tensor of four or more dimensions, from the end.
+        grouped: Heads lie in two axes, key-value head and head within its group.
     """
 
     in_batch: int = 1
     axis: int = -3
+    grouped: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, tensor: Tensor) -> Layout:
@@ -50,6 +52,8 @@ class Layout:
             found = [
                 axis for axis, size in enumerate(leading) if axis >= first and size in declared
             ]
+            if not found and len(leading) > 2 and leading[-1] * leading[-2] in declared:
+                return cls(grouped=True)
             if len(found) == 1:
                 return cls(axis=found[0] - tensor.ndim)
         return cls()
@@ -65,5 +69,5 @@ class Layout:
             return tensor[None, None]
         if tensor.ndim == 3:
             return tensor.reshape(-1, self.in_batch, *tensor.shape[1:])
-        tensor = tensor.movedim(self.axis, -3)
+        tensor = tensor.flatten(-4, -3) if self.grouped else tensor.movedim(self.axis, -3)
         return tensor if tensor.ndim == 4 else tensor.flatten(0, -4)

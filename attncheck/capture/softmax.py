@@ -36,6 +36,9 @@ REDUCTIONS: Final = frozenset(
 )
 """Functions that end it too, where they return fewer numbers than they got."""
 
+RESHAPES: Final = ("view", "reshape", "flatten", "unflatten", "ravel")
+"""Functions that merge or split axes."""
+
 JOINS: Final = ("cat", "concat", "concatenate")
 """Functions that take their tensors as one list."""
 
@@ -81,7 +84,7 @@ class SoftmaxWatcher:
             added: tuple[Hiding, ...] = ()
             if product.added is not None:
                 added = (("added", product.added),)
-            self._traces[out] = Trace("scores", added)
+            self._traces[out] = Trace("scores", frozenset(out.shape), added)
         return out
 
     def _normalise(
@@ -120,6 +123,8 @@ class SoftmaxWatcher:
             return out
         if trace.stage == "scores":
             trace = trace.with_hiding(*_hiding(name, source, args, kwargs))
+            if name not in RESHAPES:
+                trace = replace(trace, sizes=trace.sizes | set(target.shape))
         elif name == "__getitem__":
             trace = replace(trace, sliced=True)
         elif target.numel() < source.numel():
@@ -133,6 +138,8 @@ class SoftmaxWatcher:
         self, product: Product, operand: Tensor, trace: Trace, out: Tensor, *, is_left: bool
     ) -> None:
         weights = product.rows_of(operand, is_left=is_left)
+        if trace.n_key not in trace.sizes:  # a softmax over several axes at once: a heat map
+            return
         if weights is None or weights.shape[-1] not in (trace.n_key, trace.n_key - trace.sliced):
             return
         if trace.clean is not None:

@@ -21,6 +21,7 @@ class Trace:
 
     Attributes:
         stage: Before or after softmax.
+        sizes: Lengths of axes that may be the keys; reshaping makes no new ones.
         hiding: Masks applied to the scores.
         softmax: Number of this softmax in the capture.
         n_key: Size of the dimension that softmax ran over.
@@ -29,6 +30,7 @@ class Trace:
     """
 
     stage: Literal["scores", "weights"]
+    sizes: frozenset[int]
     hiding: tuple[Hiding, ...] = ()
     softmax: int = -1
     n_key: int = 0

@@ -119,6 +119,19 @@ def test_causal_alignment_is_the_kernels_top_left(n_query: int, n_key: int) -> N
     assert not layer.positional
 
 
+@pytest.mark.parametrize("lower_right", [False, True])
+def test_causal_biases_of_torch(lower_right: bool) -> None:
+    from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+
+    bias = (causal_lower_right if lower_right else causal_upper_left)(3, N)
+    module = Heads(lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+    layer = AttentionExtractor(module).get_attention(X[:, :3], X).layers[0]
+    shift = N - 3 if lower_right else 0
+    expected = reference_weights(*module.last, sees=lambda b, h, i, j: j <= i + shift)
+    assert close(layer.weights, expected)
+    assert layer.causal is lower_right
+
+
 def test_a_row_that_sees_nothing_is_zero_and_left_out() -> None:
     blind = torch.ones(N, N).bool()
     blind[2] = False

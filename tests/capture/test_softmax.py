@@ -64,7 +64,13 @@ def shifted_scores(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmax(scores, -1) @ v
 
 
+def grouped(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.unflatten(1, (2, 2)) for t in (q, k, v))
+    return ((q @ k.mT / 2).softmax(-1) @ v).flatten(1, 2)
+
+
 SPELLINGS = [
+    grouped,
     operators,
     functions,
     einsum,
@@ -210,7 +216,14 @@ class Scores(nn.Module):
         return (x @ x.mT).softmax(-1)
 
 
-OTHERS = [Mixture, Pooling, LinearAttention, Memory, Scores]
+class HeatMap(nn.Module):
+    """Expected place in a similarity matrix: one softmax over both of its axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.mT).flatten(1).softmax(-1) @ torch.arange(36.0)[:, None]
+
+
+OTHERS = [HeatMap, Mixture, Pooling, LinearAttention, Memory, Scores]
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda c: c.__name__)
