@@ -111,6 +111,7 @@ def test_nan_infinity_and_negative_weights_are_found(value: float) -> None:
     assert [offender.head for offender in finding.offenders] == ["L0H2"]
     at = finding.offenders[0].at
     assert (at.batch, at.query, at.key) == (1, 3, 6)
+    assert not check_causal(weights, atol=0.4).passed
 
 
 def test_with_fewer_queries_than_keys_the_queries_are_the_last() -> None:

@@ -54,6 +54,10 @@ def test_sums_are_taken_in_float64() -> None:
     weights = torch.full((1, 8192), 1 / 8192, dtype=torch.float16)
     assert_row_stochastic(weights)
     assert not check_row_stochastic(weights * 1.02).passed
+    # 1.003 is 1 if the sum itself is rounded to bfloat16.
+    rounded = torch.tensor([[0.5, 0.25, 0.125, 0.125, 0.003]], dtype=torch.bfloat16)
+    assert float(rounded.sum()) == 1
+    assert not check_row_stochastic(rounded, atol=1e-3).passed
 
 
 def test_counts_and_worst_row_equal_plain_loops() -> None:
