@@ -309,3 +309,11 @@ def test_weights_are_left_as_they_were() -> None:
     for measure in MEASURES:
         assert not row_measures(weights, measure, causal=True)[0].requires_grad
     assert torch.equal(weights, before)
+
+
+def test_row_sums_of_float32_are_taken_in_float64() -> None:
+    """Adding thousands of weights in float32 leaves an error of its own, near 1e-7."""
+    scores = torch.randn(64, 4096, generator=torch.Generator().manual_seed(0)) * 3
+    weights = torch.softmax(scores, -1)
+    found = row_measures(weights, "row_sum_error")[0][0, 0]
+    assert_close(found, (weights.double().sum(-1) - 1).abs(), atol=1e-12, rtol=0)
