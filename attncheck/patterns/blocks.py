@@ -57,7 +57,7 @@ def _search(rest: Tensor, left: Tensor, mass: Tensor, keys: Tensor, usable: Tens
 def _sums(weights: Tensor, same: Tensor, keys: Tensor, mass: Tensor) -> Sums:
     """Sums of a selection in rows of some mass over some keys."""
     inside = same.sum(-1)
-    share = inside / keys.clamp(min=1)
+    share = inside.to(torch.float64) / keys.clamp(min=1)
     found = (weights * same).sum(-1, dtype=torch.float64)
     even = mass * mass / keys.clamp(min=1)
     spread = (weights.square().sum(-1, dtype=torch.float64) - even).clamp(min=0)
@@ -74,7 +74,7 @@ def _clear_lines(weights: Tensor, seen: Tensor, grid: Grid) -> Tensor:
     picked = (column > clear) & (_two_highest(column) | first)
     offsets = _two_highest(diagonal) & (diagonal > thresholds.CLEAR_LINE)
     place = (grid.offsets + zero).flatten().expand(*offsets.shape[:2], -1)
-    along = offsets.gather(-1, place).unflatten(-1, (weights.shape[2], keys))
+    along = offsets.gather(-1, place).reshape(*offsets.shape[:2], -1, keys)
     return along | picked[..., None, :]
 
 

@@ -37,10 +37,10 @@ VERDICTS: Final[Mapping[str, Verdict]] = MappingProxyType(
 )
 """Every verdict that is not a pattern, by name."""
 
-_CANONICAL: Final = {
-    name: entry.name
-    for entry in (*_ENTRIES, *VERDICTS.values())
-    for name in (entry.name, *entry.aliases)
+_NAMED: Final[tuple[Pattern | Verdict, ...]] = (*_ENTRIES, *VERDICTS.values())
+
+_CANONICAL: Final[dict[str, str]] = {
+    name: entry.name for entry in _NAMED for name in (entry.name, *entry.aliases)
 }
 
 

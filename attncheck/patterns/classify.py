@@ -132,7 +132,9 @@ def _rank(evidence: PatternEvidence, components: list[Component]) -> list[tuple[
                 (
                     PatternScore(
                         name,
-                        *(float(column[head]) for column in table[name]),
+                        float(table[name][0][head]),
+                        float(table[name][1][head]),
+                        float(table[name][2][head]),
                         float(strengths[name][head]),
                         int(parameter[name][head]) if name in parameter else None,
                     )

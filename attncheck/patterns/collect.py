@@ -17,7 +17,7 @@ from attncheck.attention import LayerAttention
 from attncheck.patterns.blocks import measure_blocks
 from attncheck.patterns.catalogue import PATTERNS
 from attncheck.patterns.diagonals import by_offset
-from attncheck.patterns.evidence import Lines, PatternEvidence, Sums, join_heads
+from attncheck.patterns.evidence import Lines, PatternEvidence, Sums, join_heads, no_lines
 from attncheck.patterns.grid import Grid, make_grid
 
 __all__ = ["collect_evidence"]
@@ -146,7 +146,7 @@ def _offsets(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -
     """Sums by distance between query and key; nothing where distances mean nothing."""
     n_query, n_heads = weights.shape[2], weights.shape[1]
     if not grid.positional:
-        return Lines(*(np.zeros((n_heads, 0)) for _ in range(4)))
+        return no_lines(n_heads)
     start = n_query - 1 if grid.causal else 0
     seen = by_offset(grid.visible.to(torch.float64))[..., start:]
     mass = by_offset(weights).sum((0, 2), dtype=torch.float64)[..., start:]
@@ -172,12 +172,12 @@ def _lines(
     mass: Tensor, seen: Tensor, rows: tuple[Tensor, Tensor, Tensor], n_heads: int, zero: int
 ) -> Lines:
     """Chance, rows and variance of every line follow from what each row sees."""
-    sums = []
-    for per_row in (rows[1], rows[0], rows[2]):
-        total = (per_row[..., None, :] @ seen)[..., 0, :].sum(0)
-        # A sum over the batch where neither side has a batch dimension of its own.
-        sums.append(_numpy(total.expand(n_heads, -1)).copy())
-    return Lines(_numpy(mass), *sums, zero=zero)
+    use, chance, variance = (
+        # Summed over the batch, also where neither side has a batch dimension of its own.
+        _numpy((per_row[..., None, :] @ seen)[..., 0, :].sum(0).expand(n_heads, -1)).copy()
+        for per_row in rows
+    )
+    return Lines(mass=_numpy(mass), chance=chance, rows=use, variance=variance, zero=zero)
 
 
 def _masked(weights: Tensor, mask: Tensor, rows: tuple[Tensor, Tensor, Tensor]) -> Sums:

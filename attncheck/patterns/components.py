@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from attncheck.patterns import thresholds as t
 from attncheck.patterns.evidence import SUMS, Array, Lines, PatternEvidence, Sums, lift
-from attncheck.patterns.search import significance
 
 __all__ = ["Component", "find_components"]
 
@@ -56,7 +55,7 @@ class _Layout:
     @classmethod
     def of(cls, evidence: PatternEvidence) -> _Layout:
         sequences = np.maximum(evidence.sequences, 1)
-        n_key = evidence.columns.mass.shape[1]
+        n_key = int(np.count_nonzero((evidence.columns.rows > 0).any(axis=0)))
         return cls(sequences, n_key, n_key - round(float((evidence.rows / sequences).max())))
 
     def on_diagonals(self, column: Index, numbers: Index) -> Array:
@@ -64,10 +63,10 @@ class _Layout:
         row = column[:, None] + numbers
         return ((row >= self.first_row) & (row < self.n_key)).astype(float)
 
-    def on_columns(self, profile: Array, zero: int) -> Array:
+    def on_columns(self, profile: Array, zero: int, width: int) -> Array:
         """Sum of a profile over diagonals that cross each column: ``(head, column)``."""
         sums = np.pad(np.cumsum(profile, axis=1), ((0, 0), (1, 0)))
-        columns = np.arange(self.n_key)
+        columns = np.arange(width)
         low = np.clip(self.first_row - columns + zero, 0, profile.shape[1])
         high = np.clip(self.n_key - columns + zero, 0, profile.shape[1])
         return np.asarray(sums[:, high] - sums[:, low])
@@ -147,7 +146,11 @@ def _deviations(
     shape = (-1, *(1,) * (excess.ndim - 1))
     largest, free = largest.reshape(shape), np.clip(free, 0.1, 1).reshape(shape)
     variance = sums.variance * free * (1 - sums.chance / rows)
-    variance = np.maximum(variance, 1e-12 * rows)
+    return _bennett(excess, np.maximum(variance, 1e-12 * rows), largest)
+
+
+def _bennett(excess: Array, variance: Array, largest: Array) -> Array:
+    """Deviations of a normal distribution as improbable as Bennett's bound for the excess."""
     ratio = np.maximum(excess, 0) * largest / variance
     exponent = variance / largest**2 * ((1 + ratio) * np.log1p(ratio) - ratio)
     return np.asarray(np.sqrt(2 * exponent))
@@ -201,7 +204,9 @@ def _on_columns(evidence: PatternEvidence, position: _Position, layout: _Layout)
     """What diagonals add to the mass above chance of each column."""
     real = np.where(position.real, 1.0, 0.0)[:, None]
     profile = position.profile * real
-    crossed = layout.on_columns(profile, evidence.offsets.zero) * layout.sequences[:, None]
+    width = evidence.columns.mass.shape[1]
+    crossed = layout.on_columns(profile, evidence.offsets.zero, width)
+    crossed = crossed * layout.sequences[:, None]
     return np.asarray(crossed - profile.sum(1, keepdims=True) * evidence.columns.chance)
 
 
@@ -237,7 +242,7 @@ def _find_position(evidence: PatternEvidence, excess: Array, known: Array) -> _P
     top = np.where(common, excess, -np.inf).argmax(1)
     above = excess[heads, top]
     bands = _windows(excess, zero)
-    sums = {name: _windows(getattr(offsets, name), zero) for name in SUMS}
+    sums: dict[str, Any] = {name: _windows(getattr(offsets, name), zero) for name in SUMS}
     sums["rows"] = np.broadcast_to(rows[:, None], bands.shape)
     far = _deviations(evidence, bands, Lines(**sums), known)
     clear = far.argmax(1)
@@ -309,10 +314,16 @@ def _with_blocks(
     strength = np.nan_to_num(lift(beside)) * beside.rows / rows
     spiky = position.spike > t.CLEAR_LINE
     band = position.widest - np.where(spiky, position.above, 0)
-    block = (significance(beside) >= t.Z_BLOCK) & (gained >= t.BLOCK_BESIDE_BAND * band)
+    largest = np.sqrt(np.maximum(evidence.square, 1e-12) / rows)
+    far = _bennett(gained, np.maximum(beside.variance, 1e-12 * rows), largest)
+    positions = rows / np.maximum(evidence.sequences, 1)
+    needed = t.Z_BLOCK + t.Z_BLOCK_GROWTH * np.log(positions)
+    block = (far >= needed) & (gained >= t.BLOCK_BESIDE_BAND * band)
     block &= strength >= t.MIN_BLOCK_STRENGTH
     whole = evidence.templates["block"]
     block &= whole.mass - whole.chance >= position.widest
+    spread = evidence.capacity / rows + np.log(np.maximum(whole.chance / rows, 1e-12))
+    block &= evidence.entropy / rows >= t.FILLED * strength * np.maximum(spread, 0)
     for column in columns[1:]:
         block &= whole.mass - whole.chance >= np.where(column.real, column.above, 0)
     heads = evidence.n_heads

@@ -17,4 +17,4 @@ def by_offset(matrix: Tensor) -> Tensor:
     n_query, n_key = matrix.shape[-2:]
     wide = F.pad(matrix.flip(-1), (0, n_query))
     flat = wide.flatten(-2)[..., : n_query * (n_key + n_query - 1)]
-    return flat.unflatten(-1, (n_query, n_key + n_query - 1))
+    return flat.reshape(*matrix.shape[:-2], n_query, n_key + n_query - 1)

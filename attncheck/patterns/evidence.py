@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attncheck.patterns.catalogue import PATTERNS, canonical_name
 
-__all__ = ["SUMS", "Lines", "PatternEvidence", "Sums", "join_heads", "lift"]
+__all__ = ["SUMS", "Lines", "PatternEvidence", "Sums", "join_heads", "lift", "no_lines"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -69,6 +69,12 @@ class Lines:
         before, after = zero - self.zero, size - zero - (self.mass.shape[1] - self.zero)
         held = {n: np.pad(getattr(self, n), ((0, 0), (before, after))) for n in SUMS}
         return Lines(**held, zero=zero)
+
+
+def no_lines(heads: int) -> Lines:
+    """No lines at all."""
+    nothing = np.zeros((heads, 0))
+    return Lines(nothing, nothing, nothing, nothing)
 
 
 SUMS: Final = ("mass", "chance", "rows", "variance")
@@ -290,9 +296,12 @@ def join_heads(parts: Sequence[PatternEvidence]) -> PatternEvidence:
         arrays = {name: np.concatenate([getattr(h, name) for h in held]) for name in SUMS}
         return replace(held[0], **arrays)
 
+    plain: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in PLAIN
+    }
     return replace(
         first,
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in PLAIN},
+        **plain,
         offsets=joined([part.offsets for part in parts]),
         columns=joined([part.columns for part in parts]),
         templates={
@@ -321,10 +330,9 @@ def _as_dict(held: Lines | Sums) -> dict[str, Any]:
 
 def _as_lines(held: Mapping[str, Any], heads: int) -> Lines:
     arrays = {name: np.asarray(held[name], dtype=np.float64) for name in SUMS}
-    size = arrays["mass"].shape[-1] if arrays["mass"].size else 0
-    return Lines(
-        **{
-            n: np.broadcast_to(a.reshape(-1, size), (heads, size)).copy() for n, a in arrays.items()
-        },
-        zero=int(held["zero"]),
-    )
+    size = arrays["mass"].size // max(1, heads)
+    laid = {
+        name: np.broadcast_to(array.reshape(min(heads, len(array)), size), (heads, size)).copy()
+        for name, array in arrays.items()
+    }
+    return Lines(**laid, zero=int(held["zero"]))

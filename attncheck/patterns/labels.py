@@ -115,7 +115,7 @@ class HeadLabels(Sequence[HeadLabel]):
         return f"HeadLabels({', '.join(f'{label.name} {label.label}' for label in self)})"
 
     def array(self) -> NDArray[np.str_]:
-        """Labels as ``(layer, head)``; rows are layers in order, short layers are filled with ""."""
+        """Labels as ``(layer, head)``, layers in order; short layers are filled with ``""``."""
         layers = sorted({label.layer for label in self})
         rows = [[label.label for label in self if label.layer == layer] for layer in layers]
         width = max(map(len, rows), default=0)

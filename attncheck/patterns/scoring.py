@@ -8,7 +8,7 @@ from typing import Any
 from attncheck.attention import AttentionLike, as_attention
 from attncheck.patterns.classify import classify_evidence
 from attncheck.patterns.collect import collect_evidence
-from attncheck.patterns.labels import HeadLabels, PatternScore
+from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
 
 __all__ = ["classify_heads", "identify_attention_pattern", "pattern_scores"]
 
@@ -53,7 +53,7 @@ def pattern_scores(
     return {score.pattern: score for score in label.ranked}
 
 
-def _one(labels: HeadLabels) -> Any:
+def _one(labels: HeadLabels) -> HeadLabel:
     if len(labels) != 1:
         raise ValueError(
             f"attention: holds {len(labels)} heads; one is expected here. Use classify_heads, or "

@@ -26,8 +26,16 @@ Z_SEARCHED: Final = 1.0
 Z_BAND: Final = 2.6
 """The same for bands of any width, which overlap and so are few."""
 
-Z_BLOCK: Final = 4.0
-"""The same for a search over cuts, which fits noise best of all."""
+Z_BLOCK: Final = 0.85
+"""The same for a search over cuts, in addition to `Z_BLOCK_GROWTH` times ``log(positions)``:
+measured on even and on one-hot heads, of which about 1 in 1000 pass at any length."""
+
+Z_BLOCK_GROWTH: Final = 0.65
+"""See `Z_BLOCK`."""
+
+FILLED: Final = 0.5
+"""Entropy that the rows of blocks need, as a share of that of evenly filled ones: rows of one key
+each fall into blocks by chance."""
 
 SINGLE_SHARE: Final = 0.65
 """One diagonal that holds this share of its band is named itself; below it is ``local``."""
@@ -77,7 +85,7 @@ CLEAR_LINE: Final = 0.05
 """Share of the mass from which a single line is set aside before blocks are searched."""
 
 CLEAR_COLUMN: Final = 0.3
-"""The same for a column other than the first: blocks under a causal mask make short stripes of their own."""
+"""The same for a column other than the first: blocks under a causal mask make short stripes."""
 
 MIN_REST: Final = 0.15
 """Share of the mass beside single lines below which no blocks are searched."""

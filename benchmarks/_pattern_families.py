@@ -16,7 +16,16 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-__all__ = ["CLASSIC", "JUDGES", "Case", "add_noise", "classic_detector", "judge_case"]
+__all__ = [
+    "CLASSIC",
+    "JUDGES",
+    "Case",
+    "add_noise",
+    "classic_case",
+    "classic_detector",
+    "classic_signal",
+    "judge_case",
+]
 
 Matrix: TypeAlias = NDArray[np.float64]
 
@@ -332,7 +341,8 @@ def judge_case(name: str, n: int, causal: bool, noise: str, rng: Generator) -> C
     return Case(weights, label, causal, noise, tokens)
 
 
-def _classic(name: str, n: int, noise: float, rng: Generator) -> Matrix:
+def classic_case(name: str, n: int, noise: float, rng: Generator) -> Case:
+    """Draw one matrix of a classic generator; it may be invalid, as theirs may."""
     place = np.arange(n)
     apart = np.abs(place[:, None] - place[None, :])
     cells = rng.random((n, n)) * noise
@@ -356,7 +366,8 @@ def _classic(name: str, n: int, noise: float, rng: Generator) -> Matrix:
         same = (place[:, None] < n // 2) == (place[None, :] < n // 2)
         size = np.where(place < n // 2, n // 2, n - n // 2)[:, None]
         weights = np.where(same, 0.7 / size, 0.0) + 0.15 * eye
-    return np.asarray(weights / weights.sum(1, keepdims=True))
+    weights = np.asarray(weights / weights.sum(1, keepdims=True))
+    return Case(weights, CLASSIC[name], False, f"cells {noise}")
 
 
 CLASSIC: Final[Mapping[str, str]] = {
