@@ -44,6 +44,13 @@ class LayerAttention:
             (``row sum + sink mass = 1``); None where the layer has none.
         call: How often this module had been called before, in the same capture.
         status: ``"exact"``, or why the capture is not to be trusted.
+
+    Example:
+        >>> layer = LayerAttention(torch.eye(3).expand(2, 4, 3, 3), name="attn", causal=True)
+        >>> layer.batch, layer.n_heads, layer.n_query, layer.n_key
+        (2, 4, 3, 3)
+        >>> layer.visible()[0, 0].tolist()
+        [[True, False, False], [True, True, False], [True, True, True]]
     """
 
     weights: Tensor
