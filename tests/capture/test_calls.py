@@ -137,3 +137,15 @@ def test_generation_gives_one_entry_per_layer_and_step(backend: str, cache: str)
         assert not layer.weights[0, :, 0, 8 + step :].any()
     if cache == "dynamic":
         assert all(layer.causal and layer.kind == "self" for layer in layers)
+
+
+def test_gradient_checkpointing_of_transformers_is_not_captured_twice() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=2, n_head=4, n_embd=32, vocab_size=60, attn_pdrop=0.0, use_cache=False
+    )
+    model = transformers.GPT2Model(config).train()
+    model.gradient_checkpointing_enable()
+    with AttentionExtractor(model) as extractor:
+        model(torch.arange(7)[None])[0].sum().backward()
+    assert keys(extractor) == [("h.0.attn", 0, 0), ("h.1.attn", 1, 0)]

@@ -245,3 +245,15 @@ def test_one_softmax_over_two_values_is_one_layer() -> None:
         return weights @ v + weights @ k
 
     assert len(AttentionExtractor(Heads(attend)).get_attention(X)) == 1
+
+
+def test_what_the_model_does_to_its_weights_later_is_not_captured() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.mT / 2).softmax(-1)
+        mixed = weights @ v
+        weights.zero_()
+        return mixed
+
+    module = Heads(attend)
+    weights = AttentionExtractor(module).get_attention(X)[0]
+    assert close(weights, reference_weights(*module.last))
