@@ -30,6 +30,14 @@ def classify_evidence(
         evidence: One per layer.
         heads: Numbers of the heads in each.
         layers: Number of each layer.
+
+    Example:
+        >>> import torch
+        >>> from attncheck.attention import LayerAttention
+        >>> from attncheck.patterns import collect_evidence
+        >>> held = collect_evidence(LayerAttention(torch.eye(12).expand(1, 2, 12, 12)))
+        >>> classify_evidence([held], heads=[(0, 1)], layers=[3])
+        HeadLabels(L3H0 diagonal, L3H1 diagonal)
     """
     labels: list[HeadLabel] = []
     for held, numbers, layer in zip(evidence, heads, layers, strict=True):
@@ -69,7 +77,7 @@ def _decide(
 ) -> tuple[str, float, str]:
     """Return label, margin and note of one head."""
     usable = evidence.rows[head] / max(1.0, evidence.sequences[head])
-    if usable < t.MIN_POSITIONS - 1:
+    if usable < t.MIN_POSITIONS - evidence.causal:  # a first causal row sees but itself
         return "undetermined", 0.0, f"{usable:g} usable rows, {t.MIN_POSITIONS} positions needed"
     found: list[Named] = [
         (float(c.strength[head]), str(c.names[head]), c.kind) for c in components if c.real[head]

@@ -70,9 +70,10 @@ def test_delimiters_need_tokens() -> None:
 def test_fewer_than_eight_positions_are_refused() -> None:
     for n in range(1, 8):
         for pattern in PLAIN:
-            label = classify_heads(build(pattern, n), causal=True)[0]
-            assert label.label == "undetermined"
-            assert "8 positions needed" in label.note
+            for causal in (False, True):
+                label = classify_heads(build(pattern, n, causal), causal=causal)[0]
+                assert label.label == "undetermined"
+                assert "8 positions needed" in label.note
 
 
 def test_scores_are_ranked_and_complete() -> None:
