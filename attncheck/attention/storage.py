@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from attncheck.attention.maps import AttentionMaps, LayerAttention
 __all__ = ["load_maps", "save_maps"]
 
 SCHEMA = "attncheck.maps.1"
+KEY = "attncheck"
 TENSORS = ("weights", "mask", "sink_mass")
 
 
@@ -31,18 +31,18 @@ def save_maps(maps: AttentionMaps, path: Path) -> Path:
         described.append(
             {f.name: getattr(layer, f.name) for f in fields(layer) if f.name not in TENSORS}
         )
-    metadata = {
-        "schema": SCHEMA,
-        "layers": json.dumps(described),
-        "tokens": json.dumps(maps.tokens),
-    }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    held = {"schema": SCHEMA, "layers": described, "tokens": maps.tokens}
+    # One entry: safetensors writes several in random order, and equal maps make equal files.
+    metadata = {KEY: json.dumps(held, sort_keys=True)}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes 0600
         save_file(tensors, temporary, metadata=metadata)
-        Path(temporary).replace(path)
+        temporary.chmod(mode)
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -50,7 +50,7 @@ def load_maps(path: Path) -> AttentionMaps:
     """Read what `save_maps` wrote."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"path: {path} is not a readable safetensors file ({error})") from None
@@ -60,9 +60,9 @@ def load_maps(path: Path) -> AttentionMaps:
             "it was not written by AttentionMaps.save"
         )
     layers = []
-    for number, described in enumerate(json.loads(metadata["layers"])):
+    for number, described in enumerate(metadata["layers"]):
         described["heads"] = tuple(described["heads"])
         held: dict[str, Any] = {field: tensors.get(f"{number}.{field}") for field in TENSORS}
         layers.append(LayerAttention(**held, **described))
-    tokens = json.loads(metadata["tokens"])
+    tokens = metadata["tokens"]
     return AttentionMaps(layers, tokens=None if tokens is None else tuple(map(tuple, tokens)))

@@ -78,6 +78,14 @@ def test_saving_keeps_everything(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["maps.safetensors"]
 
 
+def test_equal_maps_make_equal_files_of_ordinary_mode(tmp_path: Path) -> None:
+    first, second = make_maps().save(tmp_path / "a"), make_maps().save(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert first.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_failed_save_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
