@@ -78,12 +78,14 @@ def _einsum(args: tuple[Any, ...]) -> Product | None:
     if not args or not isinstance(args[0], str):
         return None
     operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
-    if len(operands) != 2 or "->" not in args[0]:
-        return None
-    inputs, out = args[0].replace(" ", "").split("->")
+    inputs, arrow, out = args[0].replace(" ", "").partition("->")
     letters = inputs.split(",")
-    if len(letters) != 2:
+    if len(operands) != 2 or len(letters) != 2:
         return None
+    if not arrow:  # einsum's own rule: letters that occur once, in alphabetical order
+        plain = inputs.replace("...", "").replace(",", "")
+        once = "".join(sorted(letter for letter in plain if plain.count(letter) == 1))
+        out = f"...{once}" if "..." in inputs else once
     left, right = (
         _spelled_out(mine, tensor) for mine, tensor in zip(letters, operands, strict=True)
     )

@@ -3,7 +3,8 @@
 Such attention is found by what it computes. A product of two activations may be scores; what a
 model does to scores (scale, mask, bias, cast, reshape) is followed; a softmax over them gives what
 may be weights; and when these multiply another activation along the axis of the softmax, that was
-attention. A router's softmax comes from a linear layer, a pooling or classifying softmax does too:
+attention. Where the softmax is spelled out, ``exp`` takes its place, and its rows must sum to 1, or
+the product be divided by their sums. A router's softmax comes from a linear layer, a pooling or classifying softmax does too:
 none of them is a product of two activations, so none is mistaken for attention.
 """
 
@@ -35,6 +36,10 @@ REDUCTIONS: Final = frozenset(
     {"sum", "mean", "max", "min", "amax", "amin", "norm", "logsumexp", "std", "var", "any", "all"}
 )
 """Functions that end it too, where they return fewer numbers than they got."""
+
+EXPONENTIALS: Final = ("exp", "exp_")
+QUOTIENTS: Final = ("div", "div_", "true_divide", "__truediv__", "__itruediv__")
+"""Ways to divide by the sum of the raised scores after they multiplied the values."""
 
 RESHAPES: Final = ("view", "reshape", "flatten", "unflatten", "ravel")
 """Functions that merge or split axes."""
@@ -75,7 +80,7 @@ class SoftmaxWatcher:
             return out
         for operand, is_left in ((product.left, True), (product.right, False)):
             trace = self._traces[operand]
-            if trace is not None and trace.stage == "weights":
+            if trace is not None and trace.stage in ("weights", "raised"):
                 other = product.right if is_left else product.left
                 if not _is_parameter(other):
                     self._link(product, operand, trace, out, is_left=is_left)
@@ -116,6 +121,9 @@ class SoftmaxWatcher:
         if found is None or name in ENDS:
             return out
         source, trace = found
+        if trace.stage == "summed":
+            self._divide(name, trace, args, out)
+            return out
         target = args[0] if name == "__setitem__" else out
         if not isinstance(target, Tensor) or not target.is_floating_point():
             return out
@@ -125,6 +133,8 @@ class SoftmaxWatcher:
             trace = trace.with_hiding(*_hiding(name, source, args, kwargs))
             if name not in RESHAPES:
                 trace = replace(trace, sizes=trace.sizes | set(target.shape))
+            if name in EXPONENTIALS:
+                trace = replace(trace, stage="raised")
         elif name == "__getitem__":
             trace = replace(trace, sliced=True)
         elif target.numel() < source.numel():
@@ -138,25 +148,49 @@ class SoftmaxWatcher:
         self, product: Product, operand: Tensor, trace: Trace, out: Tensor, *, is_left: bool
     ) -> None:
         weights = product.rows_of(operand, is_left=is_left)
+        if weights is None:
+            return
+        if trace.stage == "raised":
+            trace = replace(trace, n_key=weights.shape[-1] + trace.sliced)
         if trace.n_key not in trace.sizes:  # a softmax over several axes at once: a heat map
             return
-        if weights is None or weights.shape[-1] not in (trace.n_key, trace.n_key - trace.sliced):
+        if weights.shape[-1] not in (trace.n_key, trace.n_key - trace.sliced):
             return
         if trace.clean is not None:
             if trace.clean.shape != operand.shape:
                 return
             weights = product.rows_of(trace.clean, is_left=is_left)
             assert weights is not None
+        if not _sums_to_one(weights, sliced=trace.sliced):
+            if trace.stage == "raised":
+                self._traces[out] = replace(trace, stage="summed", clean=weights)
+            return
+        self._report(weights, trace, out)
+
+    def _divide(self, name: str, trace: Trace, args: tuple[Any, ...], out: Any) -> None:
+        """Report raised scores that multiplied values, now divided by their own sums."""
+        raised = trace.clean
+        divisor = args[1] if name in QUOTIENTS and len(args) > 1 else None
+        if raised is None or not isinstance(divisor, Tensor):
+            return
+        with torch.no_grad():
+            sums = raised.sum(-1, keepdim=True)
+            if divisor.numel() != sums.numel():
+                return
+            if torch.allclose(divisor.flatten(), sums.flatten()):
+                self._report(raised / sums, trace, out)
+
+    def _report(self, weights: Tensor, trace: Trace, out: Tensor) -> None:
         place = self._sink.here()
-        if place is None or not _sums_to_one(weights, sliced=trace.sliced):
+        if place is None:
             return
-        self._sink.softmax_used(trace.softmax)
-        if trace.softmax in self._reported:
-            return
-        self._reported.add(trace.softmax)
+        if trace.stage == "weights":
+            self._sink.softmax_used(trace.softmax)
+            if trace.softmax in self._reported:
+                return
+            self._reported.add(trace.softmax)
         module, name = place
-        held = weights
-        self._sink.record(name, "softmax", lambda: _as_call(module, name, held, trace, out))
+        self._sink.record(name, "softmax", lambda: _as_call(module, name, weights, trace, out))
 
 
 def _as_call(

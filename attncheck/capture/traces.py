@@ -20,16 +20,18 @@ class Trace:
     """What is known about a tensor on its way from query and key to value.
 
     Attributes:
-        stage: Before or after softmax.
+        stage: Before softmax, after it, or on the way there by hand: ``"raised"`` by `exp` and
+            not known to be divided by its sum, ``"summed"`` with the values and not yet divided.
         sizes: Lengths of axes that may be the keys; reshaping makes no new ones.
         hiding: Masks applied to the scores.
         softmax: Number of this softmax in the capture.
         n_key: Size of the dimension that softmax ran over.
-        clean: The weights before dropout, where dropout changed them.
+        clean: The weights before dropout, where dropout changed them; of what is ``"summed"``
+            the raised scores.
         sliced: A column of weights was cut off, as models with a sink do.
     """
 
-    stage: Literal["scores", "weights"]
+    stage: Literal["scores", "raised", "summed", "weights"]
     sizes: frozenset[int]
     hiding: tuple[Hiding, ...] = ()
     softmax: int = -1
