@@ -41,7 +41,7 @@ def profile_layer(
     """
     sums, counts, maxima = {}, {}, {}
     for name, (values, valid) in measure_layer(layer, METRICS.values()).items():
-        sums[name] = values.nansum((0, 2)).cpu().numpy()
+        sums[name] = values.masked_fill(~valid, 0).sum((0, 2)).cpu().numpy()
         counts[name] = valid.sum((0, 2)).cpu().numpy()
         maxima[name] = values.masked_fill(~valid, -torch.inf).amax((0, 2)).cpu().numpy()
     crosses = layer.kind == "cross"

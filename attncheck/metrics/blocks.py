@@ -91,8 +91,11 @@ class RowBlock:
 
     @cached_property
     def carried(self) -> Tensor:
-        """Valid rows with some mass on visible keys: those that have a distribution over keys."""
-        return self.valid & (self.mass > 0)
+        """Valid rows with some mass on visible keys: those that have a distribution over keys.
+
+        A row of NaN counts too, so that what it makes of a head's measures is seen.
+        """
+        return self.valid & ~(self.mass <= 0)
 
     @cached_property
     def entropy(self) -> Tensor:

@@ -48,9 +48,11 @@ class MeasureChange:
         """What changes are sorted by: ``|change| / max(1, |before|, |after|)``.
 
         For shares that is the change itself, for nats, keys and tokens beyond 1 the change in
-        proportion. Infinite where a value appeared or vanished, 0 where there is none.
+        proportion. Infinite where a value appeared, vanished or became infinite, 0 where there is
+        none.
         """
-        if math.isnan(self.before) or math.isnan(self.after):
-            both = math.isnan(self.before) and math.isnan(self.after)
-            return 0.0 if both else math.inf
+        if self.before == self.after or (math.isnan(self.before) and math.isnan(self.after)):
+            return 0.0
+        if not math.isfinite(self.change):
+            return math.inf
         return abs(self.change) / max(1.0, abs(self.before), abs(self.after))

@@ -79,7 +79,7 @@ class HeadProfile:
 
     def __repr__(self) -> str:
         heads = len(self.heads())
-        rows = [int(layer.counts["row_sum_error"].max()) for layer in self.layers]
+        rows = [max(int(held.max()) for held in layer.counts.values()) for layer in self.layers]
         span = str(rows[0]) if len(set(rows)) == 1 else f"{min(rows)} to {max(rows)}"
         dtypes = "/".join(sorted({layer.dtype for layer in self.layers}))
         return (
@@ -118,6 +118,7 @@ class HeadProfile:
         """Return the profile of what both have seen.
 
         Raises:
+            TypeError: ``other`` is no profile.
             ValueError: The two are not of the same layers and heads.
         """
         self._require_same_layers(other)
@@ -142,6 +143,7 @@ class HeadProfile:
             measures: Which ones to compare. Default: all that both profiles have.
 
         Raises:
+            TypeError: ``other`` is no profile.
             ValueError: The two don't hold the same heads.
             KeyError: A named measure is in neither.
         """
@@ -159,7 +161,10 @@ class HeadProfile:
         return sorted(changed, key=lambda change: -change.size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the profile as numbers, lists and dicts, ready for JSON; exact."""
+        """Return the profile as numbers, lists and dicts, ready for JSON; exact.
+
+        What JSON has no number for (a model that computes NaN) is a word, such as ``"NaN"``.
+        """
         return {"schema": SCHEMA, "layers": [layer.to_dict() for layer in self.layers]}
 
     @classmethod
@@ -178,7 +183,10 @@ class HeadProfile:
             raise ValueError(f"held: {error}") from None
 
     def save(self, path: str | Path) -> Path:
-        """Write the profile to one JSON file, whole or not at all; return its path."""
+        """Write the profile to one JSON file, whole or not at all; return its path.
+
+        Missing folders are made.
+        """
         return write_json(self.to_dict(), Path(path))
 
     @classmethod
@@ -201,6 +209,8 @@ class HeadProfile:
                 yield layer, head, place
 
     def _require_same_layers(self, other: HeadProfile) -> None:
+        if not isinstance(other, HeadProfile):
+            raise TypeError(f"other: is {type(other).__name__}; expected a HeadProfile")
         if self.heads() != other.heads():
             raise ValueError(
                 f"other: holds {_number(len(other.layers), 'layer')} with heads "

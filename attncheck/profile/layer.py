@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -11,24 +12,27 @@ import numpy.typing as npt
 
 from attncheck.metrics import METRICS
 from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name
+from attncheck.profile.storage import plain
 
 __all__ = ["LayerProfile"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Counts: TypeAlias = npt.NDArray[np.int64]
 
-IDENTITY: Final = (
-    "name",
-    "index",
-    "call",
-    "kind",
-    "backend",
-    "causal",
-    "dtype",
-    "heads",
-    "n_kv_heads",
+IDENTITY: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "name": str,
+        "index": int,
+        "call": int,
+        "kind": str,
+        "backend": str,
+        "causal": bool,
+        "dtype": str,
+        "heads": tuple,
+        "n_kv_heads": int,
+    }
 )
-"""What two profiles of one layer have in common, whatever input they saw."""
+"""What two profiles of one layer have in common, whatever input they saw, and of which type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,18 +139,21 @@ class LayerProfile:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the profile as numbers, lists and dicts, ready for JSON; exact."""
+        """Return the profile as numbers, lists and dicts, ready for JSON; exact.
+
+        What JSON has no number for is a word: ``"NaN"``, ``"Infinity"``, ``"-Infinity"``.
+        """
         described = {field: getattr(self, field) for field in IDENTITY}
         described["heads"] = list(self.heads)
         described["metrics"] = {
             name: {
-                "sum": self.sums[name].tolist(),
+                "sum": plain(self.sums[name].tolist()),
                 "count": self.counts[name].tolist(),
-                "max": [None if np.isinf(m) else m for m in self.maxima[name].tolist()],
+                "max": [None if m == -np.inf else plain(m) for m in self.maxima[name].tolist()],
             }
             for name in self.sums
         }
-        described["evidence"] = self.evidence.to_dict()
+        described["evidence"] = plain(self.evidence.to_dict())
         return described
 
     @classmethod
@@ -154,20 +161,23 @@ class LayerProfile:
         """Read what `to_dict` returned.
 
         Raises:
-            ValueError: A field is missing or of the wrong length.
+            ValueError: A field is missing, of the wrong type or of the wrong length.
         """
         missing = [name for name in (*IDENTITY, "metrics", "evidence") if name not in held]
         if missing:
             raise ValueError(f"a layer lacks {', '.join(missing)}")
         identity = {name: held[name] for name in IDENTITY} | {"heads": tuple(held["heads"])}
+        _require_types(identity)
         metrics = held["metrics"]
+        if not metrics:
+            raise ValueError("a layer holds no metrics")
         unknown = set(metrics) - set(METRICS)
         if unknown:
             raise ValueError(f"unknown metrics {', '.join(sorted(unknown))}: from a later version?")
         profile = cls(
             **identity,
-            sums={name: np.array(m["sum"], dtype=np.float64) for name, m in metrics.items()},
-            counts={name: np.array(m["count"], dtype=np.int64) for name, m in metrics.items()},
+            sums={name: _sums(m["sum"]) for name, m in metrics.items()},
+            counts={name: _counts(m["count"]) for name, m in metrics.items()},
             maxima={name: _maxima(m["max"]) for name, m in metrics.items()},
             evidence=PatternEvidence.from_dict(held["evidence"]),
         )
@@ -187,5 +197,25 @@ def _combine(operation: Any, mine: Mapping[str, Any], theirs: Mapping[str, Any])
     return {name: operation(array, theirs[name]) for name, array in mine.items()}
 
 
-def _maxima(values: list[float | None]) -> Array:
+def _require_types(identity: Mapping[str, Any]) -> None:
+    for name, kind in IDENTITY.items():
+        if type(identity[name]) is not kind:
+            raise ValueError(f"{name} is {identity[name]!r}, expected {kind.__name__}")
+    if any(type(head) is not int for head in identity["heads"]):
+        raise ValueError(f"heads are {list(identity['heads'])}, expected numbers")
+
+
+def _sums(values: list[float | str]) -> Array:
+    if None in values:
+        raise ValueError(f"a sum is missing in {values}")
+    return np.array(values, dtype=np.float64)
+
+
+def _counts(values: list[int]) -> Counts:
+    if any(type(value) is not int or value < 0 for value in values):
+        raise ValueError(f"counts are {values}, expected numbers of rows")
+    return np.array(values, dtype=np.int64)
+
+
+def _maxima(values: list[float | str | None]) -> Array:
     return np.array([-np.inf if value is None else value for value in values], dtype=np.float64)

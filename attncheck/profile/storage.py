@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["SCHEMA", "read_json", "require_schema", "write_json"]
+__all__ = ["SCHEMA", "plain", "read_json", "require_schema", "write_json"]
 
 SCHEMA: Final = "attncheck.profile.1"
 
 
 def write_json(described: Mapping[str, Any], path: Path) -> Path:
-    """Write to ``path``; a crash half-way leaves what was there before."""
+    """Write to ``path``, making missing folders; a crash half-way leaves what was there before."""
     text = json.dumps(described, allow_nan=False, separators=(",", ":"))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        Path(temporary).replace(path)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def plain(value: Any) -> Any:
+    """Name what JSON has no number for; ``numpy.array(..., dtype=float)`` reads the names back.
+
+    Example:
+        >>> plain({"sum": [1.5, float("nan"), float("-inf")]})
+        {'sum': [1.5, 'NaN', '-Infinity']}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [plain(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -35,7 +51,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"path: {path} is not readable JSON ({error})") from None
 
 

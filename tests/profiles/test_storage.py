@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from attncheck.evaluate import profile_attention
+from attncheck.attention import LayerAttention
+from attncheck.evaluate import profile_attention, profile_layer
 from attncheck.profile import HeadProfile, storage
-from tests.profile.samples import Sample, samples
-from tests.profile.test_merge import profile
+from tests.profiles.samples import Sample, samples
+from tests.profiles.test_merge import profile
 
 
 def example() -> HeadProfile:
@@ -48,6 +50,26 @@ def test_a_head_without_rows_survives(tmp_path: Path) -> None:
     assert after.layers[0].maxima["entropy"].tolist() == [-np.inf]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_seen_and_survives(tmp_path: Path, value: float) -> None:
+    weights = torch.full((1, 2, 9, 9), 1 / 9)
+    weights[0, 0, 4] = value
+    before = HeadProfile([profile_layer(LayerAttention(weights))])
+    for measure in before.layers[0].sums:
+        assert np.isfinite(before[measure]).tolist() == [[False, True]], measure
+    after = HeadProfile.load(before.save(tmp_path / "heads.json"))
+    assert after.to_dict() == before.to_dict()
+    for measure in before.layers[0].sums:
+        np.testing.assert_array_equal(after[measure], before[measure])
+    assert np.isposinf(after["max_weight.max"][0, 0]) == np.isinf(value)
+
+
+def test_saving_makes_folders_and_an_ordinary_file(tmp_path: Path) -> None:
+    path = example().save(tmp_path / "a" / "b" / "heads.json")
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_saving_replaces_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +98,7 @@ def test_saving_replaces_whole_or_not_at_all(
         (b'{"schema": "attncheck.profile.1", "layers": []}', "layers: empty"),
         (b'{"schema": "attncheck.profile.1", "layers": [{}]}', "a layer lacks name, index"),
         (b'{"schema": "attncheck.profile.1", "layers": 3}', "damaged profile"),
+        (b"[" * 100_000, "is not readable JSON"),
     ],
 )
 def test_foreign_and_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -86,26 +109,27 @@ def test_foreign_and_damaged_files_are_named(tmp_path: Path, content: bytes, mes
     assert str(raised.value).startswith(f"path: {path}")
 
 
-def _damage(held: dict[str, Any], what: str) -> None:
-    layer = held["layers"][0]
-    if what == "short":
-        layer["metrics"]["entropy"]["sum"].pop()
-    elif what == "count":
-        del layer["metrics"]["gini"]["count"]
-    elif what == "metric":
-        layer["metrics"]["novelty"] = layer["metrics"]["gini"]
-    elif what == "evidence":
-        del layer["evidence"]["rows"]
-    elif what == "heads":
-        layer["heads"].append(9)
-    else:
-        layer["metrics"]["gini"]["sum"][0] = "much"
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a short list": lambda layer: layer["metrics"]["entropy"]["sum"].pop(),
+    "no counts": lambda layer: layer["metrics"]["gini"].pop("count"),
+    "an unknown metric": lambda layer: layer["metrics"].update(novelty=layer["metrics"]["gini"]),
+    "no metrics": lambda layer: layer["metrics"].clear(),
+    "no evidence": lambda layer: layer["evidence"].pop("rows"),
+    "another number of heads": lambda layer: layer["heads"].append(9),
+    "a sum in words": lambda layer: layer["metrics"]["gini"]["sum"].__setitem__(0, "much"),
+    "a sum missing": lambda layer: layer["metrics"]["gini"]["sum"].__setitem__(0, None),
+    "half a row": lambda layer: layer["metrics"]["gini"]["count"].__setitem__(0, 1.5),
+    "less than no row": lambda layer: layer["metrics"]["gini"]["count"].__setitem__(0, -1),
+    "a layer in words": lambda layer: layer.update(index="zero"),
+    "heads in letters": lambda layer: layer.update(heads="abc"),
+    "causality in words": lambda layer: layer.update(causal="false"),
+}
 
 
-@pytest.mark.parametrize("what", ["short", "count", "metric", "evidence", "heads", "text"])
+@pytest.mark.parametrize("what", DAMAGE)
 def test_every_kind_of_damage_is_a_value_error(tmp_path: Path, what: str) -> None:
     held = example().to_dict()
-    _damage(held, what)
+    DAMAGE[what](held["layers"][0])
     path = tmp_path / "heads.json"
     path.write_text(json.dumps(held))
     with pytest.raises(ValueError, match=r"path: .*heads\.json"):

@@ -163,7 +163,8 @@ def test_size_of_a_change() -> None:
 
     assert size(0.2, 0.5) == pytest.approx(0.3)
     assert size(50, 100) == pytest.approx(0.5)
-    assert size(math.nan, math.nan) == 0
+    assert size(math.nan, math.nan) == size(math.inf, math.inf) == 0
+    assert size(1.0, math.inf) == size(-math.inf, math.inf) == math.inf
     assert size(math.nan, 0.5) == size(0.5, math.nan) == math.inf
 
 

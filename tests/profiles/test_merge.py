@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from attncheck.attention import AttentionMaps, LayerAttention
 from attncheck.evaluate import profile_attention, profile_layer
 from attncheck.profile import HeadProfile
-from tests.profile.samples import Sample, samples
+from tests.profiles.samples import Sample, samples
 
 NONE: frozenset[str] = frozenset()
 
@@ -108,6 +108,14 @@ def test_other_heads_do_not_merge() -> None:
     one, other = (profile_attention(torch.eye(4).repeat(h, 1, 1)) for h in (2, 3))
     with pytest.raises(ValueError, match="other: holds 1 layer with heads L0H0, L0H1, L0H2, here"):
         one.merge(other)
+
+
+def test_what_is_no_profile_is_neither_merged_nor_compared() -> None:
+    one = profile_attention(torch.eye(4))
+    with pytest.raises(TypeError, match="other: is dict; expected a HeadProfile"):
+        one.merge(one.to_dict())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="other: is NoneType; expected a HeadProfile"):
+        one.compare(None)  # type: ignore[arg-type]
 
 
 def test_ragged_layers_merge() -> None:
