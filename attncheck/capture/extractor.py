@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attncheck.attention import AttentionMaps, LayerAttention
 from attncheck.attention.maps import Tokens
@@ -120,6 +120,11 @@ class AttentionExtractor:
         return AttentionMaps(self._layers, tokens=tokens)
 
     @property
+    def attention_weights(self) -> list[Tensor]:
+        """The weights in `maps` as a plain list; empty before anything was captured."""
+        return list(self.maps) if self._layers else []
+
+    @property
     def tokens(self) -> Tokens | None:
         """Token ids of the captured call, where it had ``input_ids`` and was the only one."""
         return None if self._coverage is None else self._coverage.tokens()
@@ -149,8 +154,7 @@ class AttentionExtractor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open = False
-        self._stack.close()
+        self._stop()
         if error is None:
             self._judge()
 
@@ -170,6 +174,9 @@ class AttentionExtractor:
     def watch(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model as `get_attention` does, and return what the model returns.
 
+        While hooks are registered, or inside ``with``, a fresh record is started and capturing
+        goes on afterwards.
+
         Args:
             args: For the model.
             kwargs: For the model.
@@ -177,8 +184,15 @@ class AttentionExtractor:
         Raises:
             CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
         """
-        with _evaluating(self.model), self:
-            return self.model(*args, **kwargs)
+        with _evaluating(self.model):
+            if not self._open:
+                with self:
+                    return self.model(*args, **kwargs)
+            self._stop()
+            self.__enter__()
+            output = self.model(*args, **kwargs)
+        self._judge()
+        return output
 
     def register_hooks(self, layer_names: Iterable[str] | None = None) -> None:
         """Start capturing until `clear_hooks`, as the ``with`` statement does.
@@ -192,10 +206,13 @@ class AttentionExtractor:
 
     def clear_hooks(self) -> None:
         """Stop capturing and forget what was captured."""
-        self._open = False
-        self._stack.close()
+        self._stop()
         self._session = None
         self._layers = []
+
+    def _stop(self) -> None:
+        self._open = False
+        self._stack.close()
 
     def _select(self, layers: LayerChoice) -> LayerSelection:
         return LayerSelection(layers, list(module_names(self.model).values()))

@@ -201,3 +201,35 @@ def test_the_classic_door(model: nn.Sequential) -> None:
     assert maps.names == ("0", "2")
     with pytest.raises(CaptureError, match="nothing captured yet"):
         extractor.maps  # noqa: B018
+
+
+def test_the_classic_order_register_get_clear(model: nn.Sequential) -> None:
+    extractor = AttentionExtractor(model)
+    assert extractor.attention_weights == []
+    extractor.register_hooks()
+    first = extractor.get_attention(X)
+    second = extractor.get_attention(X[:1])
+    assert [len(first), len(second)] == [3, 3], "each call starts a fresh record"
+    assert second[0].shape[0] == 1
+    with torch.random.fork_rng():
+        model(X)
+    assert len(extractor.maps) == 6, "hooks stay on until they are cleared"
+    assert all(
+        torch.equal(a, b) for a, b in zip(extractor.attention_weights, extractor.maps, strict=True)
+    )
+    extractor.clear_hooks()
+    assert extractor.attention_weights == []
+    with torch.random.fork_rng():
+        model(X)
+    assert extractor.attention_weights == []
+
+
+def test_an_error_under_registered_hooks_leaves_them_to_be_cleared(model: nn.Sequential) -> None:
+    extractor = AttentionExtractor(model)
+    extractor.register_hooks()
+    model[-1].error = KeyboardInterrupt  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        extractor.get_attention(X)
+    model[-1].error = None  # type: ignore[assignment]
+    assert len(extractor.get_attention(X)) == 3
+    extractor.clear_hooks()
