@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from attncheck.plot.labels import drawable
 
 __all__ = ["DPI", "folded", "new_figure", "root_figure", "save_figure"]
 
@@ -41,9 +42,9 @@ def new_figure(figsize: tuple[float, float]) -> Figure:
 
 
 def folded(title: str, figure: Figure) -> str:
-    """Break the lines of a title that are wider than the figure."""
+    """Break the lines of a title that are wider than the figure; escape what cannot be drawn."""
     width = max(20, int(figure.get_figwidth() * LETTERS_PER_INCH))
-    return "\n".join(textwrap.fill(line, width) for line in title.splitlines())
+    return "\n".join(textwrap.fill(drawable(line), width) for line in title.splitlines())
 
 
 def root_figure(ax: Axes) -> Figure:
@@ -71,13 +72,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     if kind not in known:
         raise ValueError(f"save_path: no format {kind!r}; known are {', '.join(sorted(known))}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with matplotlib.rc_context({"svg.hashsalt": "attncheck"}):
             figure.savefig(part, format=kind, dpi=DPI, metadata=STABLE_METADATA.get(kind))
-        os.chmod(part, 0o644)
-        Path(part).replace(target)
+        part.replace(target)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return target

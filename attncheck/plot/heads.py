@@ -207,10 +207,10 @@ def _label_side(
     if tokens is not None and not len(tokens):
         (ax.set_xticks if which == "x" else ax.set_yticks)([])
     elif tokens is not None and fits and len(starts) * LABEL_INCHES <= inches:
-        size = 5.0 if len(starts) > 16 else 6.0
+        size = min(9.0, max(5.0, 50 * inches / len(starts)))
         label_axis(ax, which, tokens, starts, most=len(starts), fontsize=size)
     else:
-        label_axis(ax, which, None, starts, most=3, fontsize=5.0)
+        label_axis(ax, which, None, starts, most=3, fontsize=5.0 if inches < 1.5 else 7.0)
     ax.tick_params(length=2, pad=1)
 
 

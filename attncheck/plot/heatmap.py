@@ -30,16 +30,16 @@ HIDDEN_COLOUR: Final = "0.93"
 Tokens = Sequence[str | int]
 
 
-def plot_attention_heatmap(  # noqa: PLR0913 - keyword-only but for the tokens
+def plot_attention_heatmap(  # noqa: PLR0913 - the classic's seven, others by keyword
     attention: AttentionLike,
     x_tokens: Tokens | None = None,
     y_tokens: Tokens | None = None,
-    *,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
     cmap: str = "viridis",
     show_values: bool = False,
     save_path: str | os.PathLike[str] | None = None,
+    *,
     ax: Axes | None = None,
     layer: int | str | None = None,
     head: int | str | None = None,
@@ -121,11 +121,14 @@ def draw_cells(
     ax: Axes, cells: Cells, *, cmap: str, vmin: float | None, vmax: float | None
 ) -> AxesImage:
     """Paint the cells, without ticks or labels, as squares where that leaves them visible."""
-    colours = matplotlib.colormaps[cmap].with_extremes(bad=HIDDEN_COLOUR)
+    colours = matplotlib.colormaps.get_cmap(cmap).with_extremes(bad=HIDDEN_COLOUR)
     rows, columns = cells.values.shape
     aspect: Literal["equal", "auto"] = (
         "equal" if max(rows, columns) <= 8 * min(rows, columns) else "auto"
     )
+    if cells.hidden.all():
+        centred: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        ax.text(0.5, 0.5, "no query sees a key", fontsize=8, color="0.3", **centred)
     return ax.imshow(
         cells.shown, cmap=colours, vmin=vmin, vmax=vmax, aspect=aspect, interpolation="nearest"
     )

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-__all__ = ["LITERAL", "label_axis", "tick_step", "visible_token"]
+__all__ = ["LITERAL", "drawable", "label_axis", "tick_step", "visible_token"]
 
 LITERAL: Final[dict[str, Any]] = {"parse_math": False, "usetex": False}
 """Text properties under which ``$`` and ``_`` are only characters."""
@@ -34,8 +34,13 @@ def visible_token(token: str | int) -> str:
     body = text.strip(" ")
     left = len(text) - len(text.lstrip(" ")) if body else len(text)
     right = len(text) - left - len(body)
-    shown = "␣" * left + "".join(map(_visible_character, body)) + "␣" * right
+    shown = "␣" * left + drawable(body) + "␣" * right
     return shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…"
+
+
+def drawable(text: str) -> str:
+    """Write characters that cannot be drawn as escapes."""
+    return "".join(map(_visible_character, text))
 
 
 def _visible_character(character: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from attncheck.attention import AttentionLike
 from attncheck.evaluate import profile_attention
@@ -26,6 +25,8 @@ __all__ = ["plot_statistics"]
 
 MOST_NUMBERED: Final = 16
 
+Table: TypeAlias = np.ma.MaskedArray[Any, np.dtype[np.float64]]
+
 
 def plot_statistics(
     attention: HeadProfile | AttentionLike,
@@ -40,7 +41,7 @@ def plot_statistics(
     """Draw measures of every head, one panel a measure, layers down and heads across.
 
     Shares are coloured from 0 to 1, so that pictures compare; other units from 0 to the largest
-    value. Up to 16 layers and heads have their numbers written in.
+    value. Up to 16 layers and heads have their numbers written in, ``-`` where a head has none.
 
     Args:
         attention: A `HeadProfile`, or attention of any form that `as_attention` takes.
@@ -71,15 +72,16 @@ def plot_statistics(
     profile = (
         attention if hasattr(attention, "classify") else profile_attention(attention, tokens=tokens)
     )
-    tables = {name: _table(profile, name) for name in measures}
-    rows, columns = next(iter(tables.values())).shape
+    heads = sorted({head for layer in profile.layers for head in layer.heads})
+    tables = {name: _table(profile, name, heads) for name in measures}
+    rows, columns = len(profile.layers), len(heads)
     panel = max(0.38 * columns, 1.8) if columns <= MOST_NUMBERED else 0.2 * columns
     height = max(0.32 * rows, 1.6) if rows <= MOST_NUMBERED else max(0.15 * rows, 1.6)
     figure = new_figure(figsize or (len(measures) * (panel + 1.2) + 0.3, height + 1.2))
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
-    layers = [str(layer.index) for layer in profile.layers]
+    names = [str(layer.index) for layer in profile.layers], [str(head) for head in heads]
     for ax, (name, table) in zip(panels, tables.items(), strict=True):
-        _draw(ax, name, table, layers, cmap)
+        _draw(ax, name, table, names, cmap)
     if title is not None:
         figure.suptitle(folded(title, figure), fontsize=11, **LITERAL)
     if save_path is not None:
@@ -87,22 +89,31 @@ def plot_statistics(
     return figure
 
 
-def _table(profile: Any, name: str) -> NDArray[np.float64]:
+def _table(profile: HeadProfile, name: str, heads: Sequence[int]) -> Table:
+    """One measure ``(layer, head number)``, NaN without a value, masked without such a head."""
     try:
-        return np.asarray(profile[name], dtype=np.float64)
+        held = profile[name]
     except KeyError as error:
         raise ValueError(f"measures: {error.args[0]}") from None
+    values = np.full((len(held), len(heads)), np.nan)
+    missing = np.ones(values.shape, dtype=np.bool_)
+    for row, layer in enumerate(profile.layers):
+        columns = [heads.index(head) for head in layer.heads]
+        values[row, columns] = held[row, : layer.n_heads]
+        missing[row, columns] = False
+    return np.ma.masked_array(values, missing)
 
 
 def _draw(
-    ax: Axes, name: str, table: NDArray[np.float64], layers: Sequence[str], cmap: str
+    ax: Axes, name: str, table: Table, names: tuple[Sequence[str], Sequence[str]], cmap: str
 ) -> None:
-    unit = METRICS[name].unit if name in METRICS else "share"
-    finite = table[np.isfinite(table)]
+    base = name.partition(".")[0]
+    unit = METRICS[base].unit if base in METRICS else "share"
+    finite = table.data[~table.mask & np.isfinite(table.data)]
     highest = 1.0 if unit == "share" or not finite.size else float(finite.max())
     image = ax.imshow(
         np.ma.masked_invalid(table),
-        cmap=matplotlib.colormaps[cmap],
+        cmap=matplotlib.colormaps.get_cmap(cmap),
         vmin=0.0,
         vmax=highest,
         aspect="auto",
@@ -110,16 +121,16 @@ def _draw(
     )
     rows, columns = table.shape
     down, across = tick_step(rows, 24), tick_step(columns, 24)
-    ax.set_yticks(range(0, rows, down), layers[::down], fontsize=8)
-    ax.set_xticks(
-        range(0, columns, across), [str(head) for head in range(0, columns, across)], fontsize=8
-    )
+    ax.set_yticks(range(0, rows, down), names[0][::down], fontsize=8)
+    ax.set_xticks(range(0, columns, across), names[1][::across], fontsize=8)
     ax.set_title(name.replace("_", " "), fontsize=10)
     ax.set_xlabel("Head")
     ax.set_ylabel("Layer")
     ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=30).set_label(unit)
     if max(rows, columns) <= MOST_NUMBERED:
-        for row, column in np.argwhere(np.isfinite(table)):
-            value = table[row, column]
-            ink = ink_on(image.to_rgba(value))
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        for row, column in np.argwhere(~table.mask):
+            value = table.data[row, column]
+            known = np.isfinite(value)
+            ink = ink_on(image.to_rgba(value)) if known else "black"
+            number = f"{value:.2f}" if known else "-"
+            ax.text(column, row, number, ha="center", va="center", fontsize=7, color=ink)

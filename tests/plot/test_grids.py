@@ -219,3 +219,28 @@ def test_no_plot_touches_pyplot_or_opens_a_window() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_statistics_name_the_heads_that_a_profile_holds() -> None:
+    chosen = [(2, (3, 7)), (4, (0, 7, 9))]
+    maps = AttentionMaps(
+        LayerAttention(torch.eye(9).expand(1, len(heads), 9, 9), index=index, heads=heads)
+        for index, heads in chosen
+    )
+    ax = plot_statistics(maps, "max_weight").axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "3", "7", "9"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["2", "4"]
+    written = {text.get_position() for text in ax.texts}
+    assert written == {(1, 0), (2, 0), (0, 1), (2, 1), (3, 1)}
+
+
+def test_statistics_of_a_maximum_keep_the_unit_of_the_measure() -> None:
+    figure = plot_statistics(torch.full((9, 9), 1 / 9), ["effective_keys.max"])
+    assert figure.axes[0].images[0].get_clim() == (0, pytest.approx(9, abs=1e-5))
+    assert figure.axes[1].get_ylabel() == "keys"
+
+
+def test_statistics_mark_a_head_without_a_value() -> None:
+    figure = plot_statistics(torch.ones(2, 1, 1), ["normalized_entropy", "max_weight"])
+    written = [[text.get_text() for text in ax.texts] for ax in figure.axes[:2]]
+    assert written == [["-", "-"], ["1.00", "1.00"]]

@@ -239,3 +239,39 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         plot_attention_heatmap(weights(3, 3), save_path=path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_takes_the_classic_arguments_by_position(tmp_path: Path) -> None:
+    tokens = ["a", "b", "c"]
+    path = tmp_path / "map.png"
+    given = (weights(3, 3), tokens, None, "mine", (4, 3), "plasma", True, path)
+    ax = plot_attention_heatmap(*given)
+    assert ax.get_title() == "mine"
+    assert ax.images[0].get_cmap().name == "plasma"
+    assert len(ax.texts) == 9
+    assert path.stat().st_size > 0
+
+
+def test_a_picture_is_an_ordinary_file(tmp_path: Path) -> None:
+    path = tmp_path / "map.png"
+    plot_attention_heatmap(weights(3, 3), save_path=path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_titles_escape_what_no_font_has(tmp_path: Path) -> None:
+    ax = plot_attention_heatmap(weights(3, 3), title="$x$ 日\tend\nnext")
+    assert ax.get_title() == "$x$ \\u65e5\\tend\nnext"
+    assert isinstance(ax.figure, Figure)
+    ax.figure.savefig(tmp_path / "map.png")  # a missing glyph would warn
+
+
+def test_attention_without_a_visible_key_says_so() -> None:
+    mask = torch.zeros(1, 4, dtype=torch.long)
+    ax = plot_attention_heatmap(torch.zeros(1, 1, 4, 4), mask=mask, causal=False)
+    assert [text.get_text() for text in ax.texts] == ["no query sees a key"]
+
+
+def test_an_unknown_colormap_is_named() -> None:
+    with pytest.raises(ValueError, match="'vridis' is not a valid value for cmap"):
+        plot_attention_heatmap(weights(3, 3), cmap="vridis")
