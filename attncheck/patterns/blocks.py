@@ -8,9 +8,9 @@ from torch import Tensor
 
 from attncheck.patterns import thresholds
 from attncheck.patterns.diagonals import by_offset
-from attncheck.patterns.evidence import Sums
 from attncheck.patterns.grid import Grid
 from attncheck.patterns.segments import find_segments
+from attncheck.patterns.sums import Sums
 
 __all__ = ["measure_blocks"]
 

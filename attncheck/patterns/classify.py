@@ -9,9 +9,10 @@ import numpy as np
 
 from attncheck.patterns import thresholds as t
 from attncheck.patterns.components import Component, find_components
-from attncheck.patterns.evidence import Array, PatternEvidence
+from attncheck.patterns.evidence import PatternEvidence
 from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
 from attncheck.patterns.search import best
+from attncheck.patterns.sums import Array
 
 __all__ = ["classify_evidence"]
 

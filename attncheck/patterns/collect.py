@@ -17,8 +17,10 @@ from attncheck.attention import LayerAttention
 from attncheck.patterns.blocks import measure_blocks
 from attncheck.patterns.catalogue import PATTERNS
 from attncheck.patterns.diagonals import by_offset
-from attncheck.patterns.evidence import Lines, PatternEvidence, Sums, join_heads, no_lines
+from attncheck.patterns.evidence import PatternEvidence, join_heads
 from attncheck.patterns.grid import Grid, make_grid
+from attncheck.patterns.spans import Spans
+from attncheck.patterns.sums import Lines, Sums, no_lines
 
 __all__ = ["collect_evidence"]
 
@@ -112,7 +114,6 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         held["block"], beside = measure_blocks(weights, grid, usable)
     return PatternEvidence(
         rows=_total(use),
-        sequences=_total(usable.any(-1, keepdim=True).to(torch.float64)),
         inverse=_total(use * inverse),
         square=_total(square),
         entropy=_total(-torch.xlogy(weights, weights).sum(-1, dtype=torch.float64)),
@@ -120,6 +121,7 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         overlap=_total(torch.minimum(weights, inverse[..., None].to(weights)).sum(-1) * use),
         positional=grid.positional,
         causal=grid.causal,
+        spans=Spans.of(usable, grid.visible, grid.positions, grid.first),
         offsets=_offsets(weights, grid, rows),
         columns=_columns(weights, grid, rows),
         templates=held,

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from attncheck.patterns.sums import SUMS, Array, Lines, Sums
+
 if TYPE_CHECKING:
-    from attncheck.patterns.evidence import Array, Lines, PatternEvidence, Sums
+    from attncheck.patterns.evidence import PatternEvidence
 
 __all__ = ["best", "significance"]
 
@@ -44,8 +46,6 @@ def _strongest(lines: Lines, excluded: tuple[int, ...]) -> tuple[Sums, NDArray[n
 
 def _bands(offsets: Lines) -> tuple[Lines, Array]:
     """Sums of every band, by width, and how far each stands out."""
-    from attncheck.patterns.evidence import SUMS, Lines
-
     widths = max(1, max(offsets.zero, offsets.mass.shape[1] - 1 - offsets.zero))
     room = offsets.aligned(widths, 2 * widths + 1)
     held = {}
@@ -60,8 +60,6 @@ def _bands(offsets: Lines) -> tuple[Lines, Array]:
 
 
 def _pick_line(lines: Lines, score: Array) -> tuple[Sums, NDArray[np.int64]]:
-    from attncheck.patterns.evidence import SUMS, Sums
-
     heads = np.arange(lines.mass.shape[0])
     if not lines.mass.shape[1]:
         nothing = np.zeros(len(heads))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def require_equal(left: PatternEvidence, right: PatternEvidence) -> None:
         else:
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=path)  # type: ignore[arg-type]
 
-    compare(left.to_dict(), right.to_dict(), "")
+    compare(asdict(left), asdict(right), "")
 
 
 @given(seed=st.integers(0, 99), cut=st.integers(1, 3), causal=st.booleans())
