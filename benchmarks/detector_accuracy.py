@@ -22,7 +22,7 @@ from attncheck.patterns import (
     PATTERNS,
     classify_heads,
     create_synthetic_attention,
-    repeated_tokens,
+    tokens_with_repeats,
 )
 from benchmarks._measure import interleave, median_ratio, write_results
 from benchmarks._pattern_families import (
@@ -64,7 +64,7 @@ def own_case(name: str, n: int, causal: bool, noise: str, rng: np.random.Generat
         share = rng.uniform(0.45, 0.55)
         options |= {"patterns": tuple(map(str, pair)), "weights": (share, 1 - share)}
     elif name in ("duplicate_token", "induction"):
-        tokens = repeated_tokens(n)
+        tokens = tokens_with_repeats(n)
     elif name == "delimiter":
         tokens = ["." if rng.random() < 0.2 else "x" for _ in range(n)]
         tokens[n // 3] = tokens[n // 2 + 1] = "."

@@ -4,7 +4,7 @@ from attncheck.patterns.catalogue import PATTERNS, VERDICTS, canonical_name
 from attncheck.patterns.classify import classify_evidence
 from attncheck.patterns.collect import collect_evidence
 from attncheck.patterns.evidence import PatternEvidence
-from attncheck.patterns.grid import DELIMITERS, Grid, make_grid, repeated_tokens
+from attncheck.patterns.grid import DELIMITERS, Grid, make_grid, tokens_with_repeats
 from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
 from attncheck.patterns.noise import NOISES
 from attncheck.patterns.pattern import STRENGTH, Option, Pattern, Verdict
@@ -37,5 +37,5 @@ __all__ = [
     "identify_attention_pattern",
     "make_grid",
     "pattern_scores",
-    "repeated_tokens",
+    "tokens_with_repeats",
 ]

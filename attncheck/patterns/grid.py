@@ -11,7 +11,14 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 
-__all__ = ["DELIMITERS", "Grid", "encode_tokens", "is_delimiter", "make_grid", "repeated_tokens"]
+__all__ = [
+    "DELIMITERS",
+    "Grid",
+    "encode_tokens",
+    "is_delimiter",
+    "make_grid",
+    "tokens_with_repeats",
+]
 
 DELIMITERS: Final = frozenset(
     [".", ",", ";", ":", "!", "?", "\n", "[SEP]", "</s>", "<|endoftext|>", "<eos>"]
@@ -163,7 +170,7 @@ def is_delimiter(rows: list[list[Any]], delimiters: Collection[Any] | None = Non
     return torch.tensor([[token in wanted or bare(token) in wanted for token in r] for r in rows])
 
 
-def repeated_tokens(seq_len: int, period: int | None = None) -> list[int]:
+def tokens_with_repeats(seq_len: int, period: int | None = None) -> list[int]:
     """Return the tokens that token-conditioned patterns are built on where none are given.
 
     Args:
@@ -172,7 +179,7 @@ def repeated_tokens(seq_len: int, period: int | None = None) -> list[int]:
             up, so that the sequence holds two copies of one block.
 
     Example:
-        >>> repeated_tokens(6)
+        >>> tokens_with_repeats(6)
         [0, 1, 2, 0, 1, 2]
     """
     period = max(1, -(-seq_len // 2)) if period is None else period

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from attncheck.patterns.catalogue import PATTERNS, VERDICTS, canonical_name
-from attncheck.patterns.grid import Grid, encode_tokens, is_delimiter, repeated_tokens
+from attncheck.patterns.grid import Grid, encode_tokens, is_delimiter, tokens_with_repeats
 from attncheck.patterns.noise import NOISES
 from attncheck.patterns.pattern import STRENGTH, Option, Pattern, normalise
 from attncheck.patterns.verdicts import mixture
@@ -48,8 +48,8 @@ def create_synthetic_attention(
         batch: Size of the batch dimension; None: there is none.
         heads: Size of the head dimension; None: there is none (1 if there is a batch).
         tokens: For ``duplicate_token``, ``induction``, ``delimiter``: strings or ids, ``(key,)``
-            or ``(batch, key)``. Default: `repeated_tokens(seq_len)
-            <attncheck.patterns.repeated_tokens>`; for ``delimiter`` every fourth token is one.
+            or ``(batch, key)``. Default: `tokens_with_repeats(seq_len)
+            <attncheck.patterns.tokens_with_repeats>`; for ``delimiter`` every fourth token is one.
         delimiters: For ``delimiter``: which tokens are. Default: punctuation and separators.
         seed: Seeds the noise; None: seeded from the operating system.
         dtype: Default: ``torch.get_default_dtype()``. Weights are computed in float64.
@@ -147,7 +147,7 @@ def _grid(
 
 def _token_rows(seq_len: int, tokens: Any, batch: int | None) -> list[list[Any]]:
     if tokens is None:
-        return [repeated_tokens(seq_len)]
+        return [tokens_with_repeats(seq_len)]
     if isinstance(tokens, str):
         raise ValueError(f"tokens: got one string {tokens[:20]!r}; expected a list of tokens")
     listed = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)

@@ -106,15 +106,19 @@ def attention_pattern(
     request: pytest.FixtureRequest, attention_device: torch.device
 ) -> AttentionPattern:
     """Each pattern of the catalogue in turn, as an `AttentionPattern`."""
-    from attncheck.patterns import PATTERNS, canonical_name, create_synthetic_attention
-    from attncheck.patterns import repeated_tokens as repeated
+    from attncheck.patterns import (
+        PATTERNS,
+        canonical_name,
+        create_synthetic_attention,
+        tokens_with_repeats,
+    )
 
     name = canonical_name(request.param)
     pattern = PATTERNS[name]
     causal = pattern.direction != "bidirectional"
     tokens: list[Any] = list(range(SEQ_LEN))
     if pattern.requires == "tokens":
-        tokens = repeated(SEQ_LEN)
+        tokens = tokens_with_repeats(SEQ_LEN)
     elif pattern.requires == "delimiters":
         tokens = ["." if place % 4 == 3 else f"word{place}" for place in tokens]
     weights = create_synthetic_attention(

@@ -8,7 +8,7 @@ import torch
 from attncheck.attention import AttentionMaps, LayerAttention
 from attncheck.checks import assert_pattern, check_pattern, render
 from attncheck.errors import CheckFailure
-from attncheck.patterns import PATTERNS, create_synthetic_attention, repeated_tokens
+from attncheck.patterns import PATTERNS, create_synthetic_attention, tokens_with_repeats
 from tests.checks.samples import random_weights
 
 
@@ -74,8 +74,25 @@ def test_label_is_judged_where_no_number_is_given() -> None:
     assert finding.columns[-1] == "label"
 
 
+def test_a_label_that_is_refused_says_why() -> None:
+    finding = check_pattern(torch.eye(5), "diagonal")
+    assert finding.verdict == "no diagonal head: L0H0 is undetermined"
+    assert "L0H0: 4 usable rows, 8 positions needed" in render(finding)
+
+
+def test_mass_that_any_head_has_counts_for_nothing() -> None:
+    weights = random_weights(1, 3, 16, 16)
+    for options in ({}, {"segment_ids": [0] * 16}):
+        finding = check_pattern(weights, "block", min_mass=0.8, **options)  # type: ignore[arg-type]
+        assert not finding.passed
+        assert finding.offenders[0].values == pytest.approx((1, 1), abs=1e-6)
+        assert "chance 1: block would take in every visible key" in finding.hints[0]
+    halves = torch.block_diag(torch.full((8, 8), 1 / 8), torch.full((8, 8), 1 / 8))
+    assert_pattern(halves, "block", min_mass=0.8)
+
+
 def test_tokens_make_induction_scorable() -> None:
-    tokens = repeated_tokens(24)
+    tokens = tokens_with_repeats(24)
     weights = create_synthetic_attention(24, "induction", 0, causal=True, tokens=tokens)
     assert_pattern(weights, "induction", min_mass=0.99, tokens=tokens, causal=True)
     with pytest.raises(ValueError, match="needs tokens"):
@@ -97,7 +114,7 @@ def test_layers_in_which_a_pattern_means_nothing_are_left_out() -> None:
 def test_every_pattern_of_the_catalogue_can_be_asserted(pattern: str) -> None:
     entry = PATTERNS[pattern]
     causal = entry.direction != "bidirectional"
-    tokens = repeated_tokens(24) if entry.requires == "tokens" else None
+    tokens = tokens_with_repeats(24) if entry.requires == "tokens" else None
     weights = create_synthetic_attention(24, pattern, 0, causal=causal, tokens=tokens)
     assert_pattern(weights, pattern, min_mass=0.8, tokens=tokens, causal=causal)
 

@@ -16,7 +16,7 @@ from attncheck.patterns import (
     create_synthetic_attention,
     identify_attention_pattern,
     pattern_scores,
-    repeated_tokens,
+    tokens_with_repeats,
 )
 
 PLAIN = [
@@ -57,7 +57,7 @@ def test_every_pattern_is_named(pattern: str, n: int, causal: bool) -> None:
 def test_tokens_turn_an_offset_into_what_it_is(pattern: str, causal: bool) -> None:
     weights = build(pattern, causal=causal)
     assert identify_attention_pattern(weights, causal=causal) == "offset"
-    tokens = repeated_tokens(24)
+    tokens = tokens_with_repeats(24)
     assert identify_attention_pattern(weights, causal=causal, tokens=tokens) == pattern
 
 
