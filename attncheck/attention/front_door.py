@@ -73,6 +73,8 @@ def as_attention(
         Traceback (most recent call last):
         ValueError: attention: has negative values, ... apply softmax(dim=-1) first
     """
+    if not isinstance(causal, bool | None):
+        raise TypeError(f"causal: got {type(causal).__name__}; expected True, False or None")
     if isinstance(attention, AttentionMaps):
         layers = list(attention.layers)
         tokens = attention.tokens if tokens is None else tokens
@@ -205,5 +207,10 @@ def _looks_causal(layer: LayerAttention) -> bool:
     first = 1 + layer.n_key - layer.n_query
     if layer.weights.diagonal(first, -2, -1).any():
         return False
+    if layer.mask is not None and layer.n_query < layer.n_key:
+        # Few queries over padded keys, as in pooling: they are not the last positions.
+        last = layer.mask.any(-2)[..., -layer.n_query :]
+        if not last.all():
+            return False
     future = layer.weights.triu(first)
     return not bool((future.amax() != 0) | (future.amin() != 0))

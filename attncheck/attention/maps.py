@@ -110,21 +110,29 @@ class LayerAttention:
             seen = seen & (keys <= self.query_positions()[:, None])
         return seen if self.mask is None else seen & self.mask
 
-    def valid_rows(self) -> Tensor:
-        """Which query rows carry attention: bool ``(batch, head, query)``.
+    def sighted_rows(self) -> Tensor:
+        """Which query rows see a key that matters: bool ``(batch or 1, head or 1, query)``.
 
-        Left out are rows that see no key, rows of padding (in self-attention, a query whose own
-        key nobody sees) and rows whose weights are all exactly zero (a fully masked row, as
-        ``scaled_dot_product_attention`` returns it).
+        Left out are rows that see no key, and rows of padding: in self-attention, a query whose
+        own key nobody sees. Backends fill those as they like: zeros, NaN, uniform weights.
         """
         visible = self.visible()
-        # Extremes cost a tenth of comparing every weight with 0; NaN comes through them.
-        attends = (self.weights.amax(-1) != 0) | (self.weights.amin(-1) != 0)
-        valid = visible.any(-1) & attends
+        sighted = visible.any(-1)
         if self.positional and self.mask is not None:
             seen_by_anyone = visible.any(-2)
             own = self.query_positions().clamp(min=0)
-            valid = valid & seen_by_anyone[..., own]
+            sighted = sighted & seen_by_anyone[..., own]
+        return sighted
+
+    def valid_rows(self) -> Tensor:
+        """Which query rows carry attention: bool ``(batch, head, query)``.
+
+        Left out are rows that see no key that matters, see `sighted_rows`, and rows whose weights
+        are all exactly zero (a fully masked row, as ``scaled_dot_product_attention`` returns it).
+        """
+        # Extremes cost a tenth of comparing every weight with 0; NaN comes through them.
+        attends = (self.weights.amax(-1) != 0) | (self.weights.amin(-1) != 0)
+        valid = self.sighted_rows() & attends
         return valid.expand(self.weights.shape[:3])
 
 

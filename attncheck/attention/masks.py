@@ -26,13 +26,20 @@ def as_visible(mask: Any, shape: torch.Size | tuple[int, ...], *, name: str = "m
         name: What the message calls the mask.
 
     Raises:
+        TypeError: It is no tensor, array or nested list of numbers.
         ValueError: The shape fits nowhere or fits twice, or the values are of no known form.
 
     Example:
         >>> as_visible(torch.tensor([[1, 1, 0]]), (1, 2, 3, 3)).tolist()
         [[[[True, True, False]]]]
     """
-    tensor = torch.as_tensor(mask).detach()
+    try:
+        tensor = torch.as_tensor(mask).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name}: cannot read a mask from {type(mask).__name__}; expected a bool, integer or "
+            "floating tensor or array"
+        ) from None
     return _four_dimensional(_as_bool(tensor, name), tuple(shape), tensor, name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ def as_tokens(tokens: Any, layers: Sequence[LayerAttention]) -> Tokens | None:
             another sequence.
 
     Raises:
+        TypeError: They are no list.
         ValueError: Their number is not that of the keys, or of the batch.
 
     Example:
@@ -34,6 +35,8 @@ def as_tokens(tokens: Any, layers: Sequence[LayerAttention]) -> Tokens | None:
     if isinstance(tokens, str):
         raise ValueError(f"tokens: got one string {tokens[:20]!r}; expected a list of tokens")
     held = tokens.tolist() if isinstance(tokens, Tensor) or hasattr(tokens, "tolist") else tokens
+    if not isinstance(held, Iterable):
+        raise TypeError(f"tokens: got {type(tokens).__name__}; expected a list of tokens")
     held = list(held)
     batched = bool(held) and isinstance(held[0], list | tuple)
     rows = tuple(tuple(row) for row in held) if batched else (tuple(held),)

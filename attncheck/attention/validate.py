@@ -12,7 +12,19 @@ __all__ = ["require_floating", "require_weights"]
 
 
 def require_floating(tensor: Tensor, name: str) -> Tensor:
-    """Return the tensor if its dtype can hold weights; integers that are 0 or 1 become float32."""
+    """Return the tensor if its dtype can hold weights; integers that are 0 or 1 become float32.
+
+    Raises:
+        TypeError: It is of another dtype or layout, or holds no numbers.
+    """
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{name}: is a {kind} tensor; expected a dense one (to_dense(), or one call for each "
+            "of its parts)"
+        )
+    if tensor.is_meta:
+        raise TypeError(f"{name}: is on the meta device and holds no numbers")
     if str(tensor.dtype).removeprefix("torch.") in TOLERANCES:
         return tensor
     if tensor.is_complex():

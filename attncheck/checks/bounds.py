@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
+from attncheck.checks.door import is_number
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.subject import Subject, head_label
 from attncheck.metrics import METRICS
@@ -53,7 +54,7 @@ def require_bounds(
     for argument, bound in (("min", low), ("max", high)):
         if bound is None:
             continue
-        if isinstance(bound, bool) or not isinstance(bound, int | float):
+        if not is_number(bound):
             raise TypeError(f"{argument}: got {type(bound).__name__}; expected a number")
         if math.isnan(bound) or bound < least or (most is not None and bound > most):
             upper = "" if most is None else f" to {most:g}"

@@ -61,8 +61,8 @@ def assert_causal(
     Args:
         attn: Attention weights in any form that `as_attention` takes.
         tokens: Strings or ids, one per key, shown at the worst position. Default: what maps carry.
-        mask: Which keys are visible, see `as_visible`; rows that see no key are left out.
-            Default: what maps carry.
+        mask: Which keys are visible, see `as_visible`; rows that see no key, and rows
+            of padding, are left out. Default: what maps carry.
         heads: Which heads: ``"L5H1"``, ``"L5"``, ``3`` (of every layer), ``[(5, 1)]``, or a list.
             Default: all.
         atol: Largest weight allowed on a later key. Default: by dtype, see `TOLERANCES`, and then

@@ -117,8 +117,8 @@ def assert_attention_close(
             Default: 0 if ``rtol`` is given.
         rtol: See ``atol``. Default: 0 if ``atol`` is given.
         tokens: Strings or ids, one per key, shown at the worst position. Default: what maps carry.
-        mask: Which keys are visible, see `as_visible`; rows that see no key are left out.
-            Default: what maps carry.
+        mask: Which keys are visible, see `as_visible`; rows that see no key, and rows
+            of padding, are left out. Default: what maps carry.
         causal: Whether queries see no later key; only says which rows see no key at all.
         heads: Which heads: ``"L5H1"``, ``"L5"``, ``3`` (of every layer), ``[(5, 1)]``, or a list.
             Default: all.
@@ -164,6 +164,8 @@ def _limits(
 ) -> _Limits:
     for label, value in (("max_variation", max_variation), ("atol", atol), ("rtol", rtol)):
         require_tolerance(value, label)
+    if max_variation is not None and max_variation >= 1:
+        raise ValueError(f"max_variation: got {max_variation}; no two rows differ by more than 1")
     single = atol is not None or rtol is not None
     if single and max_variation is not None:
         raise ValueError(
@@ -198,8 +200,8 @@ def _compare(
         torch.promote_types(actual.weights.dtype, expected.weights.dtype), torch.float32
     )
     target = expected.weights.to(actual.weights.device, wide)
-    seen = actual.visible().any(-1) | expected.visible().to(actual.weights.device).any(-1)
-    judged = seen.expand(actual.weights.shape[:3])
+    sighted = actual.sighted_rows() | expected.sighted_rows().to(actual.weights.device)
+    judged = sighted.expand(actual.weights.shape[:3])
     counts = judged.sum((0, 2))
     if (counts == 0).any():
         raise ValueError(

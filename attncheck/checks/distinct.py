@@ -39,6 +39,13 @@ def check_heads_distinct(
         attn, tokens=tokens, mask=mask, causal=causal, heads=heads, name=name, weights_only=True
     )
     within = not across_layers
+    shapes = {(layer.batch, layer.n_query, layer.n_key) for layer in subject.layers}
+    if across_layers and len(shapes) > 1:
+        raise ValueError(
+            f"across_layers: the layers of {name} differ in (batch, query, key): "
+            f"{', '.join(map(str, sorted(shapes)[:4]))}, so that rows of their heads do not "
+            "correspond; pass across_layers=False, or heads= of layers that are alike"
+        )
     distance = head_similarity(AttentionMaps(subject.layers), within_layers=within).distance
     places = [(layer, head) for layer in subject.layers for head in range(layer.n_heads)]
     one, other = np.triu_indices(len(places), 1)

@@ -30,7 +30,7 @@ def check_entropy(
     name: str = "attn",
 ) -> Finding:
     """Find heads whose entropy is out of bounds; arguments and errors as `assert_entropy`."""
-    if unit not in UNITS:
+    if not isinstance(unit, str) or unit not in UNITS:
         raise ValueError(f"unit: got {unit!r}; expected 'normalized' (0 to 1) or 'nats'")
     bounds = require_bounds(min, max, most=1.0 if unit == "normalized" else None)
     require_tolerance(atol)

@@ -12,7 +12,7 @@ from attncheck.attention import LayerAttention
 from attncheck.checks.door import require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.subject import Subject, head_label
-from attncheck.checks.text import count
+from attncheck.checks.text import VERDICT, count
 
 __all__ = ["ForbiddenRule", "judge_forbidden", "require_positions"]
 
@@ -60,9 +60,9 @@ def judge_forbidden(
 ) -> Finding:
     """Find weights on forbidden keys.
 
-    Rows that see no key at all (fully masked) are left out: they hold NaN, zero or anything. With
-    the default ``atol`` a row fails also if its forbidden weights, each too small to count, add up
-    to more than rounding allows.
+    Rows that see no key at all (fully masked) and rows of padding are left out: they hold NaN,
+    zero or anything. With the default ``atol`` a row fails also if its forbidden weights, each too
+    small to count, add up to more than rounding allows.
 
     Args:
         subject: The attention.
@@ -86,11 +86,10 @@ def judge_forbidden(
     )
     found = [_offender(subject, one, head) for one, head in ranked]
     n_over = sum(int(one.counts.sum()) for one in judged)
-    total = f"{count(n_forbidden)} {rule.noun} weights"
     return Finding(
         check=rule.check,
         passed=not found,
-        verdict=_verdict(rule, judged, n_over, total, limit),
+        verdict=_verdict(rule, judged, n_over, n_forbidden, limit),
         name=subject.name,
         subject=subject.description,
         rule=f"attn[..., query, key] <= {limit:g} where {rule.where}",
@@ -128,15 +127,16 @@ def _judge(
     layer: LayerAttention, allowed: Tensor, limit: float, row_limit: float | None
 ) -> _Judged:
     weights = layer.weights
-    seen = allowed if layer.mask is None else allowed & layer.mask
-    forbidden = ~allowed & seen.any(-1, keepdim=True)
+    seen = allowed & layer.visible()
+    rows = seen.any(-1) & layer.sighted_rows()
+    forbidden = ~allowed & rows[..., None]
     magnitude = weights.masked_fill(~forbidden, 0).abs()
     # Negated, so that NaN is over; and the limit rounded as the weights are.
     over = ~(magnitude <= torch.tensor(limit, dtype=weights.dtype, device=weights.device))
     row_mass = magnitude.sum(-1, dtype=torch.float64)
     if row_limit is not None:
         over |= ~(row_mass <= row_limit)[..., None] & (magnitude != 0)
-    n_rows = seen.any(-1).expand(weights.shape[:3]).sum((0, 2)).clamp(min=1)
+    n_rows = rows.expand(weights.shape[:3]).sum((0, 2)).clamp(min=1)
     return _Judged(
         layer=layer,
         allowed=seen,
@@ -168,11 +168,14 @@ def _offender(subject: Subject, one: _Judged, head: int) -> tuple[Offender, Call
 
 
 def _verdict(
-    rule: ForbiddenRule, judged: Sequence[_Judged], n_over: int, total: str, limit: float
+    rule: ForbiddenRule, judged: Sequence[_Judged], n_over: int, n_forbidden: int, limit: float
 ) -> str:
+    """Say it in 48 columns: without the word weights where numbers are long."""
+    total = f"{count(n_forbidden)} {rule.noun}"
     if not n_over:
-        return f"{rule.holds}: {total} <= {limit:g}"
+        return f"{rule.holds}: {total} weights <= {limit:g}"
     single = any(bool((~(one.magnitude[one.over] <= limit)).any()) for one in judged)
-    if single:
-        return f"not {rule.holds}: {count(n_over)} of {total} > {limit:g}"
-    return f"not {rule.holds}: {count(n_over)} of {total} add up"
+    how = f"> {limit:g}" if single else "add up"
+    start = f"not {rule.holds}: {count(n_over)} of {total}"
+    long = f"{start} weights {how}"
+    return long if len(long) <= VERDICT else f"{start} {how}"

@@ -52,7 +52,8 @@ def assert_mask_respected(
 ) -> None:
     """Assert that no query attends to a key that the mask hides.
 
-    Rows from which the mask hides every key are left out; `assert_row_stochastic` judges those.
+    Rows from which the mask hides every key, and rows of padding (queries whose own key nobody
+    sees), are left out: backends fill those as they like. `assert_row_stochastic` judges them.
 
     Args:
         attn: Attention weights in any form that `as_attention` takes.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from attncheck.attention import AttentionLike, LayerAttention
+from attncheck.attention import AttentionLike, LayerAttention, head_name
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Finding, Offender
 from attncheck.checks.select import HeadSelection
@@ -32,10 +32,16 @@ class _Scored:
     chance: float
     lift: float
     label: str
+    note: str
 
     @property
     def name(self) -> str:
         return head_label(self.layer, self.head)
+
+    @property
+    def telling(self) -> bool:
+        """Whether attention could miss the pattern: not where its keys are all visible ones."""
+        return not self.chance >= 1 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class _Demand:
             return scored.label == self.pattern
         mass = -math.inf if self.min_mass is None else self.min_mass - self.atol
         lift = -math.inf if self.min_lift is None else self.min_lift - self.atol
-        return scored.mass >= mass and scored.lift >= lift
+        return scored.telling and scored.mass >= mass and scored.lift >= lift
 
     def __str__(self) -> str:
         parts = [f"mass >= {self.min_mass:g}"] if self.min_mass is not None else []
@@ -106,7 +112,7 @@ def check_pattern(  # noqa: PLR0913 - a demand, what tokens mean, and the common
     return Finding(
         check="pattern",
         passed=passed,
-        verdict=_verdict(pattern, scored, shown, needed),
+        verdict=_verdict(demand, scored, shown, needed),
         name=name,
         subject=subject.description,
         rule=f"{demand} in {how_many}",
@@ -114,7 +120,7 @@ def check_pattern(  # noqa: PLR0913 - a demand, what tokens mean, and the common
         offenders=() if passed else tuple(_offender(one, demand) for one in lacking),
         n_passed=len(shown),
         n_total=len(scored),
-        hints=() if passed else ("attncheck.classify_heads(attn) names what each head does",),
+        hints=() if passed else _hints(pattern, lacking[0]),
         evidence=None if passed else subject.evidence(lacking[0].layer, lacking[0].head, 0),
     )
 
@@ -139,7 +145,8 @@ def assert_pattern(  # noqa: PLR0913
 
     Mass is the share of attention on the pattern's keys, the mean over rows that have such a key;
     chance is the mass that uniform attention would have, and lift the part of the way from chance
-    to 1. Where a pattern has a parameter (which offset, how wide), the best one is taken.
+    to 1. Where a pattern has a parameter (which offset, how wide), the best one is taken. Where
+    its keys are all the visible ones (chance 1), any head has that mass, and none counts.
 
     Args:
         attn: Attention weights in any form that `as_attention` takes.
@@ -227,13 +234,13 @@ def _scores(
             continue
         known = True
         chances, lifts = found.chance(demand.pattern), found.lift(demand.pattern)
-        labels = [""] * layer.n_heads
+        named = [("", "")] * layer.n_heads
         if demand.by_label:
-            named = classify_evidence([found], [layer.heads], [layer.index])
-            labels = [one.label for one in named]
+            labels = classify_evidence([found], [layer.heads], [layer.index])
+            named = [(one.label, one.note) for one in labels]
         for head in range(layer.n_heads):
             scores = (float(masses[head]), float(chances[head]), float(lifts[head]))
-            yield _Scored(layer, head, *scores, labels[head])
+            yield _Scored(layer, head, *scores, *named[head])
     if not known and why is not None:
         raise ValueError(str(why)) from None
 
@@ -254,10 +261,24 @@ def _offender(scored: _Scored, demand: _Demand) -> Offender:
     return Offender(scored.name, (scored.mass, scored.chance), scored.lift)
 
 
-def _verdict(pattern: str, scored: list[_Scored], shown: list[_Scored], needed: int) -> str:
+def _verdict(demand: _Demand, scored: list[_Scored], shown: list[_Scored], needed: int) -> str:
+    pattern = demand.pattern
     if len(shown) >= needed:
         return f"{pattern}: {len(shown)} of {len(scored)} heads"
     if shown or needed == len(scored) > 1:
         return f"{pattern} lacking: {len(scored) - len(shown)} of {len(scored)} heads"
     best = max(scored, key=lambda one: -1.0 if math.isnan(one.mass) else one.mass)
-    return f"no {pattern} head: best {best.name} mass {best.mass:.4f}"
+    head = head_name(best.layer.index, best.layer.heads[best.head])
+    if demand.by_label:
+        return f"no {pattern} head: {head} is {best.label}"
+    return f"no {pattern} head: best {head} mass {best.mass:.4f}"
+
+
+def _hints(pattern: str, first: _Scored) -> tuple[str, ...]:
+    """Say why the first head of the table lacks the pattern, where numbers do not."""
+    hints = ["attncheck.classify_heads(attn) names what each head does"]
+    if not first.telling:
+        hints.insert(0, f"chance 1: {pattern} would take in every visible key, and says nothing")
+    if first.note:
+        hints.insert(0, f"{first.name}: {first.note}")
+    return tuple(hints)

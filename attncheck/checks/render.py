@@ -18,6 +18,8 @@ ROWS: Final = 5
 
 NAME_WIDTH: Final = 16
 
+AXES: Final = ("batch", "query", "key")
+
 
 def render(finding: Finding) -> str:
     """Turn a finding into text: verdict, subject, rule, table worst first, what passed, next step.
@@ -69,9 +71,25 @@ def _labelled(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def _table(finding: Finding) -> list[str]:
-    """Lay out the table: the head to the left, numbers to the right, the worst with its place."""
+    """Lay out the table: the head to the left, numbers to the right, the worst with its place.
+
+    Where that is too wide, places become short; where it still is, columns before the worst go.
+    """
     shown = finding.offenders[:ROWS]
-    rows = [("head", *finding.columns), *(_cells(offender) for offender in shown)]
+    last = len(finding.columns) - 1
+    for short, kept in [(False, last), *((True, kept) for kept in range(last, -1, -1))]:
+        *names, worst = finding.columns
+        axes = _axes(shown) if short else ""
+        rows = [("head", *names[:kept], worst + (f" at {axes}" if axes else ""))]
+        rows += [_cells(offender, kept, short=short) for offender in shown]
+        lines = _aligned(rows)
+        if max(map(columns_of, lines)) <= WIDTH:
+            break
+    rest = len(finding.offenders) - len(shown)
+    return [*lines, f"  +{rest} more"] if rest else lines
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(columns_of(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for cells in rows:
@@ -81,17 +99,25 @@ def _table(finding: Finding) -> list[str]:
             for cell, width in zip(cells[1:-1], widths[1:-1], strict=True)
         ]
         lines.append("  " + "  ".join([head, *middle, cells[-1]]).rstrip())
-    rest = len(finding.offenders) - len(shown)
-    return [*lines, f"  +{rest} more"] if rest else lines
+    return lines
 
 
-def _cells(offender: Offender) -> tuple[str, ...]:
-    where = _place(offender.at)
+def _cells(offender: Offender, kept: int, *, short: bool) -> tuple[str, ...]:
+    where = _place(offender.at, short=short)
     worst = number(offender.worst) + (f" at {where}" if where else "")
-    return (safe(offender.head), *map(number, offender.values), worst)
+    return (safe(offender.head), *map(number, offender.values[:kept]), worst)
 
 
-def _place(at: Position) -> str:
+def _axes(offenders: tuple[Offender, ...]) -> str:
+    """Name the axes of short places, ``"[batch,query,key]"``."""
+    found = [axis for axis in AXES if any(getattr(one.at, axis) is not None for one in offenders)]
+    return f"[{','.join(found)}]" if found else ""
+
+
+def _place(at: Position, *, short: bool) -> str:
+    if short:
+        numbers = [str(place) for axis in AXES if (place := getattr(at, axis)) is not None]
+        return f"[{','.join(numbers)}]" if numbers else ""
     parts = [
         f"{axis} {index}"
         for axis, index in (("batch", at.batch), ("query", at.query))

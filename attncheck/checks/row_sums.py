@@ -14,11 +14,11 @@ from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.select import HeadSelection
 from attncheck.checks.subject import Subject, head_label, open_subject
-from attncheck.checks.text import count
+from attncheck.checks.text import VERDICT, count
 
 __all__ = ["MaskedRows", "assert_row_stochastic", "check_row_stochastic"]
 
-MaskedRows = Literal["error", "zero", "nan"]
+MaskedRows = Literal["error", "zero", "nan", "any"]
 CHOICES: Final = get_args(MaskedRows)
 
 
@@ -107,9 +107,10 @@ def assert_row_stochastic(
             Default: all.
         atol: Largest ``|row sum - 1|``, and how far below 0 a weight may lie. Default: by dtype,
             see `TOLERANCES`.
-        masked_rows: What a fully masked row must hold: ``"zero"``, ``"nan"``, or ``"error"``: such
-            rows are judged like all others. Which rows those are ``mask`` and ``causal`` say;
-            without a mask, rows of zeros only and rows of NaN only are taken for masked.
+        masked_rows: What a fully masked row must hold: ``"zero"``, ``"nan"``, ``"any"`` (backends
+            differ), or ``"error"``: such rows are judged like all others. Which rows those are
+            ``mask`` and ``causal`` say; without a mask, rows of zeros only and rows of NaN only
+            are taken for masked.
         name: What the message calls the attention.
 
     Raises:
@@ -152,12 +153,18 @@ def _judge(layer: LayerAttention, limit: float, masked_rows: MaskedRows) -> _Row
         masked = _masked(layer)
         if masked.all():
             raise ValueError(f"mask: every row of {layer.name} is fully masked; nothing to judge")
-        zero = (weights == 0).all(-1)
-        excused = masked & (zero if masked_rows == "zero" else torch.isnan(weights).all(-1))
+        excused = masked & _holds(weights, masked_rows)
         # A masked row that holds anything but what it must hold is wrong, even if it sums to 1.
         nan, negative = nan & ~excused, negative & ~excused
         off = (off | (masked & ~nan)) & ~excused
     return _Rows(layer, nan, negative, off, sums, lowest)
+
+
+def _holds(weights: Tensor, masked_rows: MaskedRows) -> Tensor:
+    """Which rows hold what a fully masked row may."""
+    if masked_rows == "any":
+        return torch.ones(weights.shape[:3], dtype=torch.bool, device=weights.device)
+    return ((weights == 0) if masked_rows == "zero" else torch.isnan(weights)).all(-1)
 
 
 def _masked(layer: LayerAttention) -> Tensor:
@@ -211,5 +218,6 @@ def _hints(judged: list[_Rows], limit: float) -> list[str]:
 def _verdict(n_broken: int, n_nan: int, n_rows: int) -> str:
     if not n_broken:
         return f"row-stochastic: {count(n_rows)} rows"
-    told = f", {count(n_nan)} with NaN" if n_nan else ""
-    return f"not row-stochastic: {count(n_broken)} of {count(n_rows)} rows{told}"
+    told = f"not row-stochastic: {count(n_broken)} of {count(n_rows)} rows"
+    exact = f"{told}, {count(n_nan)} with NaN" if n_nan else told
+    return exact if len(exact) <= VERDICT else f"{told}, NaN too"

@@ -66,8 +66,8 @@ def assert_segments_isolated(
         segment_ids: Integers ``(key,)`` or ``(batch, key)``: equal for tokens that may see each
             other. Padding is a segment like any other, unless ``mask`` hides it.
         tokens: Strings or ids, one per key, shown at the worst position. Default: what maps carry.
-        mask: Which keys are visible, see `as_visible`; rows that see no key are left out.
-            Default: what maps carry.
+        mask: Which keys are visible, see `as_visible`; rows that see no key, and rows
+            of padding, are left out. Default: what maps carry.
         heads: Which heads: ``"L5H1"``, ``"L5"``, ``3`` (of every layer), ``[(5, 1)]``, or a list.
             Default: all.
         atol: Largest weight allowed on another segment. Default: by dtype, see `TOLERANCES`, and
@@ -97,7 +97,14 @@ def assert_segments_isolated(
 
 def _as_ids(segment_ids: Any, layers: tuple[LayerAttention, ...]) -> Tensor:
     """Turn segment ids into ``(batch or 1, key)``, checked against every layer."""
-    ids = torch.as_tensor(segment_ids).detach()
+    try:
+        ids = torch.as_tensor(segment_ids).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"segment_ids: got {type(segment_ids).__name__}; expected integers (key,) or "
+            "(batch, key), one id per key"
+        ) from None
+    given = tuple(ids.shape)
     if ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"segment_ids: is {ids.dtype}; expected integers")
     ids = ids[None] if ids.ndim == 1 else ids
@@ -105,7 +112,7 @@ def _as_ids(segment_ids: Any, layers: tuple[LayerAttention, ...]) -> Tensor:
         fits = ids.ndim == 2 and ids.shape[0] in (1, layer.batch) and ids.shape[1] == layer.n_key
         if not fits:
             raise ValueError(
-                f"segment_ids: shape {tuple(torch.as_tensor(segment_ids).shape)}; expected "
+                f"segment_ids: shape {given}; expected "
                 f"({layer.n_key},) or ({layer.batch}, {layer.n_key}), one id per key"
             )
     return ids

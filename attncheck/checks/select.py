@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
@@ -79,17 +79,18 @@ def narrow(layer: LayerAttention, positions: Sequence[int]) -> LayerAttention:
 
 
 def _as_list(heads: Any, name: str) -> list[Any]:
-    if isinstance(heads, str | int):
+    if isinstance(heads, str) or _is_number(heads):
         return [heads]
-    if not isinstance(heads, Iterable):
+    if not isinstance(heads, Iterable) or isinstance(heads, Mapping):
         raise TypeError(f"{name}: got {type(heads).__name__}; expected {FORMS}")
     listed = list(heads)
     if not listed:
         raise ValueError(f"{name}: empty, no head is selected; expected {FORMS}")
-    if isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(x, int) for x in heads):
+    if isinstance(heads, tuple) and len(heads) == 2 and all(map(_is_number, heads)):
+        one, two = map(int, heads)
         raise ValueError(
-            f"{name}: {heads} may mean head {heads[1]} of layer {heads[0]}, or heads {heads[0]} "
-            f"and {heads[1]}; write [{heads}] or {listed}"
+            f"{name}: ({one}, {two}) may mean head {two} of layer {one}, or heads {one} and {two}; "
+            f"write [({one}, {two})] or [{one}, {two}]"
         )
     return listed
 
@@ -107,8 +108,13 @@ def _parse(selector: Any, name: str) -> tuple[int | None, int | None]:
     return None, _integer(selector, name)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether this is one integer of any library; arrays have ``__index__`` too."""
+    return hasattr(value, "__index__") and not getattr(value, "ndim", 0)
+
+
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not _is_number(value):
         raise TypeError(f"{name}: cannot read {value!r}; expected {FORMS}")
     return int(value.__index__())
 

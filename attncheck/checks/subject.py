@@ -13,7 +13,7 @@ from attncheck.attention.maps import Tokens
 from attncheck.attention.validate import require_weights
 from attncheck.checks.finding import Evidence, Position
 from attncheck.checks.select import HeadSelection, select_heads
-from attncheck.checks.text import clip, safe
+from attncheck.checks.text import clip_start, safe
 from attncheck.tolerances import Tolerance, tolerance_for
 
 __all__ = ["Subject", "head_label", "open_subject"]
@@ -159,7 +159,7 @@ def _describe(layers: tuple[LayerAttention, ...], ndim: int | None) -> str:
     axes = f"({', '.join(AXES[4 - kept :])})"
     if len(layers) == 1:
         named = layers[0].name
-        where = "" if named == f"layer {layers[0].index}" else f", {clip(safe(named), 24)}"
+        where = "" if named == f"layer {layers[0].index}" else f", {clip_start(safe(named), 24)}"
         return f"{shapes[0]} {axes}{where}"
     distinct = list(dict.fromkeys(shapes))
     shown = distinct[0] if len(distinct) == 1 else f"{distinct[0]} to {distinct[-1]}"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from typing import Final
 
-__all__ = ["clip", "columns_of", "count", "number", "safe", "token"]
+__all__ = ["VERDICT", "clip", "clip_start", "columns_of", "count", "number", "safe", "token"]
+
+VERDICT: Final = 48
+"""Columns of a verdict: with ``E       attncheck.CheckFailure: `` before it, 80."""
 
 
 def columns_of(text: str) -> int:
@@ -49,14 +53,35 @@ def clip(text: str, columns: int) -> str:
     return kept + "..."
 
 
+def clip_start(text: str, columns: int) -> str:
+    """Shorten a module path from its start: the end says which module it is.
+
+    Example:
+        >>> clip_start("encoder.layer.11", 12)
+        '...layer.11'
+    """
+    if columns_of(text) <= columns:
+        return text
+    kept, room = "", columns - 3
+    for character in reversed(text):
+        room -= _columns(character)
+        if room < 0:
+            break
+        kept = character + kept
+    whole = kept.partition(".")[2]
+    return "..." + (whole or kept)
+
+
 def token(value: str | int, columns: int = 16) -> str:
-    """Show a token: text in quotes and short, an id as it is.
+    """Show a token: text in quotes and short, an id as one.
 
     Example:
         >>> token(" cat"), token(17)
-        ("' cat'", '17')
+        ("' cat'", '(token 17)')
     """
-    return str(value) if isinstance(value, int) else f"'{clip(safe(str(value)), columns)}'"
+    if isinstance(value, int):
+        return f"(token {value})"
+    return f"'{clip(safe(str(value)), columns)}'"
 
 
 def number(value: float | int | str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -76,8 +77,8 @@ def assert_sliding_window(
             pair ``(before, after)`` says how many keys before and after its own a query may see,
             as ``window_size`` in flash-attention does; -1 is no limit.
         tokens: Strings or ids, one per key, shown at the worst position. Default: what maps carry.
-        mask: Which keys are visible, see `as_visible`; rows that see no key are left out.
-            Default: what maps carry.
+        mask: Which keys are visible, see `as_visible`; rows that see no key, and rows
+            of padding, are left out. Default: what maps carry.
         heads: Which heads: ``"L5H1"``, ``"L5"``, ``3`` (of every layer), ``[(5, 1)]``, or a list.
             Default: all.
         atol: Largest weight allowed outside. Default: by dtype, see `TOLERANCES`, and then a row's
@@ -107,9 +108,12 @@ def assert_sliding_window(
 
 def _reach(window: Any) -> tuple[int, int]:
     """Turn the window into keys before and after the query's own, -1 for no limit."""
-    pair = window if isinstance(window, tuple | list) else (window,)
-    if len(pair) > 2 or not all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
+    pair = tuple(window) if isinstance(window, tuple | list) else (window,)
+    if len(pair) not in (1, 2) or not all(
+        isinstance(x, Integral) and not isinstance(x, bool) for x in pair
+    ):
         raise TypeError(f"window: got {window!r}; expected an integer or (before, after)")
+    pair = tuple(int(x) for x in pair)
     if len(pair) == 1:
         if pair[0] < 1:
             raise ValueError(f"window: got {window}; a query sees 1 key at least, its own")

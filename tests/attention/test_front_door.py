@@ -194,10 +194,37 @@ class TestTokens:
         with pytest.raises(ValueError, match=words):
             as_attention(uniform(2, 2), tokens=tokens)
 
+    def test_what_is_no_list_is_named(self) -> None:
+        with pytest.raises(TypeError, match="tokens: got int; expected a list of tokens"):
+            as_attention(uniform(2, 2), tokens=3)
+
     def test_maps_keep_theirs(self) -> None:
         maps = as_attention(uniform(2, 2), tokens=["a", "b"])
         assert as_attention(maps).tokens == (("a", "b"),)
         assert as_attention(maps, tokens=["c", "d"]).tokens == (("c", "d"),)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.eye(3).to_sparse(), r"attention: is a sparse_coo tensor; .*to_dense"),
+        (torch.eye(3, device="meta"), "attention: is on the meta device"),
+        (
+            torch.nested.nested_tensor([torch.eye(3), torch.eye(2, 3)], layout=torch.jagged),
+            "is a nested tensor",
+        ),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+def test_tensors_that_cannot_be_read_are_named(tensor: torch.Tensor, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        as_attention(tensor)
+
+
+@pytest.mark.parametrize("causal", ["no", 1, torch.tensor(True)])
+def test_causal_is_true_false_or_none(causal: Any) -> None:
+    with pytest.raises(TypeError, match=r"causal: got .*; expected True, False or None"):
+        as_attention(uniform(2, 2), causal=causal)
 
 
 @given(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attncheck.attention import LayerAttention, as_visible
+from attncheck.attention import LayerAttention, as_attention, as_visible
 
 SHAPE = (2, 3, 4, 5)
 
@@ -73,6 +73,21 @@ def test_values(values: torch.Tensor, visible: list[bool]) -> None:
 def test_values_of_no_known_form(values: torch.Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         as_visible(values, (1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("mask", ["x", object(), [[1, 0], [1]]])
+def test_what_is_no_mask_is_named(mask: object) -> None:
+    with pytest.raises(TypeError, match="mask: cannot read a mask from"):
+        as_visible(mask, (1, 1, 2, 2))
+
+
+def test_few_queries_over_padded_keys_are_no_padding() -> None:
+    pooled, padded = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([1, 1, 0])
+    layer = as_attention(pooled, mask=padded).layers[0]
+    assert not layer.causal
+    assert layer.valid_rows().all()
+    assert as_attention(pooled, mask=torch.tensor([0, 1, 1])).layers[0].causal
+    assert not as_attention(pooled, mask=padded, causal=True).layers[0].valid_rows().any()
 
 
 def test_padding_drops_the_rows_of_padded_queries() -> None:

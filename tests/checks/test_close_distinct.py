@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attncheck.attention import AttentionMaps, LayerAttention
 from attncheck.checks import (
     assert_attention_close,
     assert_heads_distinct,
@@ -146,6 +147,32 @@ def test_min_distance_is_the_normalised_jensen_shannon_distance() -> None:
     assert_heads_distinct(weights, min_distance=distance - 1e-6)
     finding = check_heads_distinct(weights, min_distance=distance + 1e-6)
     assert finding.offenders[0].worst == pytest.approx(distance)
+
+
+def test_padded_queries_may_hold_anything() -> None:
+    mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    ours, theirs = causal_weights(2, 2, 6), causal_weights(2, 2, 6)
+    ours[1, :, :2], theirs[1, :, :2] = 0, 1 / 6
+    assert_attention_close(ours, theirs, mask=mask)
+    assert_attention_close(LayerAttention(ours, kind="self", causal=True), theirs, mask=mask)
+    ours[1, 0, 2] = ours[1, 0, 2].flip(0)
+    assert not check_attention_close(ours, theirs, mask=mask).passed
+
+
+def test_a_variation_that_nothing_exceeds_is_refused() -> None:
+    weights = random_weights(2, 4, 4)
+    for wrong in (1, 2.5, math.inf):
+        with pytest.raises(ValueError, match="max_variation: got"):
+            assert_attention_close(weights, weights, max_variation=wrong)
+
+
+def test_layers_of_different_length_are_not_compared_across() -> None:
+    maps = AttentionMaps(
+        [LayerAttention(random_weights(1, 2, n, n), index=index) for index, n in enumerate((8, 5))]
+    )
+    assert_heads_distinct(maps, min_distance=1e-9)
+    with pytest.raises(ValueError, match="across_layers: the layers of attn differ"):
+        assert_heads_distinct(maps, across_layers=True)
 
 
 def test_distinct_arguments() -> None:

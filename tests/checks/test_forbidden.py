@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -150,6 +151,39 @@ def test_rows_that_see_no_key_are_left_out() -> None:
         assert_causal(weights, mask=torch.zeros(4, dtype=torch.int))
 
 
+def eager_weights(mask: torch.Tensor, window: int) -> torch.Tensor:
+    """Causal windowed softmax as eager models do it: a row that sees no key is uniform."""
+    n = mask.shape[-1]
+    places = torch.arange(n)
+    back = places[:, None] - places
+    seen = (back >= 0) & (back < window) & mask.bool()[:, None, None, :]
+    scores = random_weights(mask.shape[0], 2, n, n)
+    return scores.masked_fill(~seen, torch.finfo(torch.float32).min).softmax(-1)
+
+
+@pytest.mark.parametrize(("first", "last"), [(5, 12), (0, 7)], ids=["left", "right"])
+def test_padded_queries_of_eager_models_are_left_out(first: int, last: int) -> None:
+    mask = torch.zeros(2, 12, dtype=torch.int64)
+    mask[0], mask[1, first:last] = 1, 1
+    weights = eager_weights(mask, window=4)
+    assert weights[1, 0, 0 if first else 11].std() < 1e-6
+    for attn in (weights, LayerAttention(weights, kind="self", causal=True)):
+        assert_causal(attn, mask=mask)
+        assert_mask_respected(attn, mask)
+        assert_sliding_window(attn, 4, mask=mask)
+    weights[1, 1, 6, 7 if first else 4] += 0.5
+    weights[1, 1, 6, 3 if first else 8] += 0.5
+    with pytest.raises(CheckFailure, match=r"1 of .* hidden"):
+        assert_mask_respected(weights, mask)
+
+
+def test_few_queries_over_padded_keys_are_judged() -> None:
+    pooled = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
+    assert_mask_respected(pooled, torch.tensor([1, 1, 1, 0]))
+    with pytest.raises(CheckFailure, match="1 of 2 hidden"):
+        assert_mask_respected(pooled, torch.tensor([1, 1, 0, 0]))
+
+
 def test_layers_and_chosen_heads() -> None:
     layers = [causal_weights(seed=seed) for seed in range(3)]
     layers[1][0, 2, 1, 4] = 0.5
@@ -164,11 +198,13 @@ def test_layers_and_chosen_heads() -> None:
 
 
 def test_mask_is_judged_on_hidden_keys_only() -> None:
-    weights = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0], [0.3, 0.6, 0.1]])
+    weights = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.7, 0.1], [0.3, 0.6, 0.1]])
     mask = torch.tensor([True, True, False])
-    with pytest.raises(CheckFailure, match="not masked: 1 of 3 hidden") as caught:
+    with pytest.raises(CheckFailure, match="not masked: 1 of 2 hidden") as caught:
         assert_mask_respected(weights, mask)
-    assert caught.value.finding.offenders[0].at.query == 2
+    assert caught.value.finding.offenders[0].at.query == 1
+    weights[1] = torch.tensor([0.2, 0.8, 0.0])  # the row of the padded token itself is free
+    assert_mask_respected(weights, mask)
     two_rows = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]])
     assert_mask_respected(weights, two_rows[None, None])
     with pytest.raises(ValueError, match="hides no key"):
@@ -182,7 +218,7 @@ def test_mask_is_judged_on_hidden_keys_only() -> None:
 def test_mask_that_maps_carry_is_used() -> None:
     weights = random_weights(1, 2, 3, 3)
     mask = torch.tensor([True, True, False])[None, None, None]
-    with pytest.raises(CheckFailure, match="6 of 6 hidden"):
+    with pytest.raises(CheckFailure, match="4 of 4 hidden"):
         assert_mask_respected(LayerAttention(weights, mask=mask))
 
 
@@ -229,7 +265,8 @@ def test_window_arguments() -> None:
         assert_sliding_window(weights, 0)
     with pytest.raises(ValueError, match="-1 for no limit"):
         assert_sliding_window(weights, (-2, 0))
-    for wrong in ("3", 2.0, True, (1, 2, 3)):
+    assert check_sliding_window(weights, np.int64(3)).rule == check_sliding_window(weights, 3).rule
+    for wrong in ("3", 2.0, True, (1, 2, 3), ()):
         with pytest.raises(TypeError, match="window: got"):
             assert_sliding_window(weights, wrong)  # type: ignore[arg-type]
 
@@ -255,10 +292,14 @@ def test_segments() -> None:
         assert_segments_isolated(packed, [0] * 4)
     with pytest.raises(TypeError, match=r"segment_ids: is torch\.float32"):
         assert_segments_isolated(packed, [0.0] * 5)
+    for wrong in (None, "aabbb", [["a"] * 5]):
+        with pytest.raises(TypeError, match=r"segment_ids: got .* expected integers"):
+            assert_segments_isolated(packed, wrong)
 
 
-@pytest.mark.parametrize("atol", [-1.0, math.nan])
+@pytest.mark.parametrize("atol", [-1.0, math.nan, math.inf])
 def test_wrong_atol(atol: float) -> None:
+    assert_causal(causal_weights(), atol=np.float32(1e-4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="atol: got"):
         assert_causal(causal_weights(), atol=atol)
     with pytest.raises(TypeError, match="atol: got str"):

@@ -124,8 +124,28 @@ def test_a_masked_row_that_attends_is_wrong_even_if_it_sums_to_one() -> None:
     assert not check_row_stochastic(weights, mask=mask, masked_rows="zero").passed
 
 
+def test_masked_rows_of_any_kind_are_left_out_but_no_others() -> None:
+    mask = torch.tensor([0, 1, 1, 1])
+    for value in (0, math.nan, 0.25, 9):
+        weights = causal_weights(1, 2, 4)
+        weights[:, :, 0] = value
+        assert check_row_stochastic(weights, mask=mask, causal=True, masked_rows="any").passed
+        weights[0, 1, 2] *= 2
+        finding = check_row_stochastic(weights, mask=mask, causal=True, masked_rows="any")
+        assert [(one.head, one.at.query) for one in finding.offenders] == [("L0H1", 2)]
+
+
+def test_verdicts_of_long_runs_fit_one_line() -> None:
+    weights = torch.full((30, 40, 9, 9), math.nan)
+    assert (
+        check_row_stochastic(weights).verdict == "not row-stochastic: 10.8k of 10.8k rows, NaN too"
+    )
+
+
 def test_masked_rows_arguments() -> None:
-    with pytest.raises(ValueError, match="masked_rows: got 'ok'; expected one of error, zero, nan"):
+    with pytest.raises(
+        ValueError, match="masked_rows: got 'ok'; expected one of error, zero, nan, any"
+    ):
         assert_row_stochastic(torch.eye(2), masked_rows="ok")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every row of layer 0 is fully masked"):
         assert_row_stochastic(torch.zeros(2, 2), masked_rows="zero")

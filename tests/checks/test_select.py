@@ -29,10 +29,12 @@ LAYERS = [
         (["L2H1", "L0H1", "L2H1"], [(0, (1,)), (2, (1,))]),
         (range(2), [(0, (0, 1)), (1, (0, 1)), (2, (0, 1))]),
         (("L0H0", "L0H1"), [(0, (0, 1))]),
+        (torch.tensor(3), [(0, (3,)), (1, (3,)), (2, (3,))]),
+        (np.array([0, 1]), [(0, (0, 1)), (1, (0, 1)), (2, (0, 1))]),
     ],
 )
 def test_forms(heads: Any, expected: list[tuple[int, tuple[int, ...]]]) -> None:
-    found = select_heads(LAYERS, [heads] if isinstance(heads, np.integer) else heads)
+    found = select_heads(LAYERS, heads)
     assert [(layer.index, layer.heads) for layer in found] == expected
     for layer in found:
         assert tuple(int(x) for x in layer.weights[0, :, 0, 0]) == layer.heads
@@ -52,6 +54,8 @@ def test_forms(heads: Any, expected: list[tuple[int, tuple[int, ...]]]) -> None:
         ([1.5], TypeError, r"cannot read 1\.5"),
         ([True], TypeError, "cannot read True"),
         (-1, ValueError, "no head -1"),
+        ((np.int64(1), np.int64(2)), ValueError, "may mean head 2 of layer 1"),
+        ({"L0": 1}, TypeError, "heads: got dict"),
     ],
 )
 def test_wrong_selections(heads: Any, error: type[Exception], message: str) -> None:

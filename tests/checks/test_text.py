@@ -10,8 +10,17 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from attncheck.checks import Finding, Offender, Position, check_causal, render
-from attncheck.checks.text import clip, columns_of, count, number, safe, token
+from attncheck.attention import AttentionMaps, LayerAttention
+from attncheck.checks import (
+    Finding,
+    Offender,
+    Position,
+    check_attention_close,
+    check_causal,
+    check_row_stochastic,
+    render,
+)
+from attncheck.checks.text import clip, clip_start, columns_of, count, number, safe, token
 from tests.checks.samples import causal_weights, random_weights
 
 NASTY = [
@@ -59,7 +68,44 @@ def test_safe_text_prints_on_one_line(text: str) -> None:
 def test_tokens() -> None:
     assert token("\n") == "'\\n'"
     assert token("x" * 40) == "'" + "x" * 13 + "...'"
-    assert token(5) == "5"
+    assert token(5) == "(token 5)"
+
+
+def test_a_module_path_keeps_its_end() -> None:
+    weights = random_weights(1, 1, 4, 4)
+    layer = LayerAttention(weights, name="model.language_model.decoder.layers.31.self_attn")
+    assert check_causal(layer).subject.endswith("(batch, head, query, key), ...layers.31.self_attn")
+    assert clip_start("short.path", 24) == "short.path"
+    assert clip_start("x" * 30, 24) == "..." + "x" * 21
+
+
+def test_ids_read_as_ids() -> None:
+    weights = causal_weights(1, 1, 4)
+    weights[0, 0, 1, 3] = 0.5
+    text = render(check_causal(weights, tokens=[101, 28, 7, 28]))
+    assert "  worst  query 1 (token 28) -> key 3 (token 28)\n" in text
+
+
+def test_long_places_are_never_cut() -> None:
+    weights = random_weights(11, 3, 130, 130)
+    named = AttentionMaps([LayerAttention(weights, index=31, heads=(50, 51, 52), call=12)])
+    weights = weights.clone()
+    weights[10, 2, 121] *= 1.00234
+    for finding in (
+        check_causal(named),
+        check_row_stochastic(weights),
+        check_attention_close(
+            named, AttentionMaps([LayerAttention(weights.flip(-1), heads=(50, 51, 52))])
+        ),
+    ):
+        lines = render(finding).splitlines()
+        at = finding.offenders[0].at
+        place = [one for one in (at.batch, at.query, at.key) if one is not None]
+        row = next(line for line in lines if line.startswith(f"  {finding.offenders[0].head}"))
+        long = f"at batch {at.batch}, query {at.query}"
+        assert long in row or f"at [{','.join(map(str, place))}]" in row
+        assert not any(line.endswith("...") for line in lines)
+    assert "worst at [batch,query]" in render(check_row_stochastic(weights))
 
 
 @given(name=st.text(), tokens=st.lists(st.text(), min_size=6, max_size=6), batch=st.integers(1, 2))
@@ -109,7 +155,10 @@ def test_verdicts_fit_the_summary_line() -> None:
     for n in (2, 32, 200):
         verdict = check_causal(random_weights(2, 12, n, n)).verdict
         assert verdict.startswith("not causal: ")
-        assert len(verdict) <= 50
+        assert len(verdict) <= 48
+    assert verdict == "not causal: 478k of 478k future weights > 1e-05"
+    verdict = check_causal(random_weights(4, 12, 300, 300)).verdict
+    assert verdict == "not causal: 2.15M of 2.15M future > 1e-05"
 
 
 def test_the_table_is_worst_first_and_short() -> None:
