@@ -35,6 +35,7 @@ _PUBLIC = {
     "attncheck.evaluate": ("profile_attention",),
     "attncheck.capture": (
         "AttentionExtractor",
+        "compare_backends",
         "extract_huggingface_attention",
         "profile_model",
     ),

@@ -1,11 +1,15 @@
 """Capture: what a model's attention is, in the backend that the model runs."""
 
+from attncheck.capture.backends import BackendComparison, LayerDifference, compare_backends
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.huggingface import extract_huggingface_attention, load_huggingface
 from attncheck.capture.profile_model import profile_model
 
 __all__ = [
     "AttentionExtractor",
+    "BackendComparison",
+    "LayerDifference",
+    "compare_backends",
     "extract_huggingface_attention",
     "load_huggingface",
     "profile_model",

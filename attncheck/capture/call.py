@@ -105,11 +105,11 @@ class Sink(Protocol):
         ...
 
     def softmax_seen(self, number: int) -> None:
-        """Note a softmax over a product of activations, by its number in the capture."""
+        """Note a softmax over a product of activations, by the number of the product."""
         ...
 
     def softmax_used(self, number: int) -> None:
-        """Note that a softmax multiplied values: it was attention, and it was recorded."""
+        """Note that a softmax over this product multiplied values and was understood."""
         ...
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:

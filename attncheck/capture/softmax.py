@@ -4,8 +4,9 @@ Such attention is found by what it computes. A product of two activations may be
 model does to scores (scale, mask, bias, cast, reshape) is followed; a softmax over them gives what
 may be weights; and when these multiply another activation along the axis of the softmax, that was
 attention. Where the softmax is spelled out, ``exp`` takes its place, and its rows must sum to 1, or
-the product be divided by their sums. A router's softmax comes from a linear layer, a pooling or classifying softmax does too:
-none of them is a product of two activations, so none is mistaken for attention.
+the product be divided by their sums. A router's softmax comes from a linear layer, a pooling or
+classifying softmax does too: none of them is a product of two activations, so none is mistaken for
+attention.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ __all__ = ["SoftmaxWatcher"]
 
 PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm")
 SOFTMAXES: Final = ("softmax", "_softmax", "special_softmax", "_masked_softmax")
-ENDS: Final = frozenset({"linear", "addmm", "mm", "conv1d", "conv2d", "cumsum", "sort", "topk"})
-"""Functions behind which a tensor is no longer scores or weights."""
+ENDS: Final = frozenset(
+    {
+        *("linear", "addmm", "mm", "conv1d", "conv2d", "cumsum", "sort", "topk"),
+        *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    }
+)
+"""Functions behind which a tensor is no longer scores or weights, or only has their shape."""
 
 REDUCTIONS: Final = frozenset(
     {"sum", "mean", "max", "min", "amax", "amin", "norm", "logsumexp", "std", "var", "any", "all"}
@@ -89,7 +96,8 @@ class SoftmaxWatcher:
             added: tuple[Hiding, ...] = ()
             if product.added is not None:
                 added = (("added", product.added),)
-            self._traces[out] = Trace("scores", frozenset(out.shape), added)
+            self._count += 1
+            self._traces[out] = Trace("scores", frozenset(out.shape), added, product=self._count)
         return out
 
     def _normalise(
@@ -104,9 +112,13 @@ class SoftmaxWatcher:
         if trace is not None and trace.stage == "scores":
             self._count += 1
             self._traces[out] = replace(
-                trace, stage="weights", softmax=self._count, n_key=out.shape[dim]
+                trace,
+                stage="weights",
+                softmax=self._count,
+                n_key=out.shape[dim],
+                over_last=dim in (-1, out.ndim - 1),
             )
-            self._sink.softmax_seen(self._count)
+            self._sink.softmax_seen(trace.product)
         return out
 
     def _follow(
@@ -155,6 +167,9 @@ class SoftmaxWatcher:
         if trace.n_key not in trace.sizes:  # a softmax over several axes at once: a heat map
             return
         if weights.shape[-1] not in (trace.n_key, trace.n_key - trace.sliced):
+            if weights.shape[-2] == trace.n_key and not trace.over_last:
+                # A softmax over the queries assigns each key to one of them: no row is weights.
+                self._sink.softmax_used(trace.product)
             return
         if trace.clean is not None:
             if trace.clean.shape != operand.shape:
@@ -185,7 +200,7 @@ class SoftmaxWatcher:
         if place is None:
             return
         if trace.stage == "weights":
-            self._sink.softmax_used(trace.softmax)
+            self._sink.softmax_used(trace.product)
             if trace.softmax in self._reported:
                 return
             self._reported.add(trace.softmax)

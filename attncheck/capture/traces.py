@@ -24,8 +24,10 @@ class Trace:
             not known to be divided by its sum, ``"summed"`` with the values and not yet divided.
         sizes: Lengths of axes that may be the keys; reshaping makes no new ones.
         hiding: Masks applied to the scores.
-        softmax: Number of this softmax in the capture.
+        product: Number of the product of query and key in the capture.
+        softmax: Number of the softmax over it.
         n_key: Size of the dimension that softmax ran over.
+        over_last: Whether that was the last one.
         clean: The weights before dropout, where dropout changed them; of what is ``"summed"``
             the raised scores.
         sliced: A column of weights was cut off, as models with a sink do.
@@ -34,8 +36,10 @@ class Trace:
     stage: Literal["scores", "raised", "summed", "weights"]
     sizes: frozenset[int]
     hiding: tuple[Hiding, ...] = ()
+    product: int = -1
     softmax: int = -1
     n_key: int = 0
+    over_last: bool = True
     clean: Tensor | None = field(default=None, repr=False)
     sliced: bool = False
 
