@@ -6,6 +6,7 @@ used: a property test that fails while it searches and shrinks writes once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["pytest_runtest_makereport"]
 
-WRITTEN = pytest.StashKey[set[str]]()
-"""Node ids that have written artifacts in this process."""
+WRITTEN = pytest.StashKey[dict[str, int]]()
+"""How many findings each node id has written in this process: a test may fail again in its teardown
+or in a subtest."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -33,16 +35,15 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is None:
         return report
-    failures = list(_failures(call.excinfo.value))
+    failures = [error for error in _failures(call.excinfo.value) if _is_finding(error.finding)]
     if report.failed:
-        findings = [failure.finding for failure in failures if failure.finding is not None]
+        findings = [failure.finding for failure in failures]
         for finding in findings:
             _show(report, finding)
         if findings:
             _write(item, report, findings)
     for failure in failures:
-        if failure.finding is not None:
-            failure.finding = replace(failure.finding, evidence=None)
+        failure.finding = replace(failure.finding, evidence=None)
     return report
 
 
@@ -53,6 +54,12 @@ def _failures(error: BaseException) -> Iterator[CheckFailure]:
     elif isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _failures(inner)
+
+
+def _is_finding(held: object) -> bool:
+    """Whether this is one of our findings; anybody may raise `CheckFailure` with something else."""
+    module = sys.modules.get("attncheck.checks.finding")  # loaded if there is one
+    return module is not None and isinstance(held, module.Finding)
 
 
 def _show(report: pytest.TestReport, finding: Finding) -> None:
@@ -71,23 +78,25 @@ def _write(item: pytest.Item, report: pytest.TestReport, findings: list[Finding]
     folder = artifacts_folder(item.config)
     if folder is None:
         return
-    written = item.config.stash.setdefault(WRITTEN, set())
+    written = item.config.stash.setdefault(WRITTEN, {})
     most = max_artifacts(item.config)
     if item.nodeid not in written and len(written) >= most:
         text = f"not written: attncheck_max_artifacts = {most} is reached"
         report.sections.append(("attncheck artifacts", text))
         return
-    from attncheck.pytest_plugin.files import write_artifacts
-
     try:
-        paths = write_artifacts(folder, item.nodeid, findings)
-    except OSError as error:
+        from attncheck.pytest_plugin.files import write_artifacts
+
+        before = written.get(item.nodeid, 0)
+        paths = write_artifacts(folder, item.nodeid, findings, before=before)
+    except Exception as error:  # a full disk, a broken matplotlib: never the end of the run
         report.sections.append(("attncheck artifacts", f"not written: {error}"))
         return
-    written.add(item.nodeid)
+    written[item.nodeid] = before + len(findings)
     shown = "\n".join(_relative(path, item.config.invocation_params.dir) for path in paths)
     report.sections.append(("attncheck artifacts", shown))
-    item.user_properties.append(("attncheck_artifacts", str(paths[0].parent)))
+    if not before:
+        item.user_properties.append(("attncheck_artifacts", str(paths[0].parent)))
 
 
 def _relative(path: Path, start: Path) -> str:

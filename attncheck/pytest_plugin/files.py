@@ -20,7 +20,9 @@ LONGEST: Final = 120
 OLD: Final = ("finding*.json", "attn*.npz", "L*H*.png")
 
 
-def write_artifacts(folder: Path, nodeid: str, findings: list[Finding]) -> list[Path]:
+def write_artifacts(
+    folder: Path, nodeid: str, findings: list[Finding], *, before: int = 0
+) -> list[Path]:
     """Write the findings of one test to a folder of their own; return the files.
 
     Names say nothing of time or process, so that a second run overwrites the first. The top folder
@@ -30,17 +32,19 @@ def write_artifacts(folder: Path, nodeid: str, findings: list[Finding]) -> list[
         folder: Of all artifacts.
         nodeid: Of the test.
         findings: What failed; more than one where a test raised a group.
+        before: How many findings this test has written in this run; with none, what an earlier run
+            left goes.
     """
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     own = folder / folder_name(nodeid)
     own.mkdir(exist_ok=True)
-    for pattern in OLD:
+    for pattern in OLD if not before else ():
         for stale in own.glob(pattern):
             stale.unlink()
     paths: list[Path] = []
-    for number, finding in enumerate(findings, start=1):
+    for number, finding in enumerate(findings, start=before + 1):
         suffix = "" if number == 1 else f"-{number}"
         if finding.evidence is not None:
             paths += _picture(own, suffix, finding, finding.evidence)

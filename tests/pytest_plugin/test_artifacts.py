@@ -314,3 +314,67 @@ def test_folder_names_are_short_safe_and_distinct() -> None:
         assert name.isascii()
     assert names[0] == "tests_test_a.py_test_x"
     assert names[1] == "tests_test_a.py_test_x_1-2_"
+
+
+def test_a_failure_with_something_else_in_it_ends_no_run(run: Run) -> None:
+    source = """
+    import attncheck
+
+    def test_odd():
+        raise attncheck.CheckFailure("odd", finding={"a": 1})
+
+    def test_odd_after_import():
+        import attncheck.checks
+        raise attncheck.CheckFailure("odd", finding={"a": 1})
+    """
+    result = run(source, "--attncheck-artifacts=out")
+    result.assert_outcomes(failed=2)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_whatever_breaks_in_writing_ends_no_run(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def broken(monkeypatch):
+            import attncheck.plot.canvas as canvas
+
+            def save_figure(*args):
+                raise RuntimeError("no fonts")
+
+            canvas.save_figure = save_figure
+        """
+    )
+    result = run(FAILING, "--attncheck-artifacts=out")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["not written: no fonts"])
+
+
+def test_a_teardown_that_fails_too_overwrites_nothing(run: Run, pytester: pytest.Pytester) -> None:
+    source = """
+    import pytest
+    import torch
+    from attncheck import assert_causal
+
+    @pytest.fixture
+    def late():
+        yield
+        assert_causal(torch.ones(4, 4) / 4)
+
+    def test_twice(late):
+        assert_causal(torch.ones(3, 3) / 3)
+    """
+    for _ in range(2):  # and the second run replaces the first
+        run(source, "--attncheck-artifacts=out").assert_outcomes(failed=1, errors=1)
+        own = pytester.path / "out" / "test_it.py_test_twice"
+        assert sorted(path.name for path in own.glob("*.json")) == [
+            "finding-2.json",
+            "finding.json",
+        ]
+        subjects = [
+            json.loads((own / name).read_text())["subject"]
+            for name in ("finding.json", "finding-2.json")
+        ]
+        assert [text.split()[0] for text in subjects] == ["f32[3,3]", "f32[4,4]"]
