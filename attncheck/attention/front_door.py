@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attncheck.attention.adapters import BERTVIZ_FIELDS, from_lens_cache, unwrapped
 from attncheck.attention.maps import AttentionMaps, LayerAttention
 from attncheck.attention.masks import as_visible
 from attncheck.attention.tokens import as_tokens
@@ -19,7 +21,8 @@ __all__ = ["AttentionLike", "as_attention"]
 
 AttentionLike: TypeAlias = Any
 """A tensor or array ``(..., query, key)``, a list or tuple of them, a Hugging Face output with
-``attentions``, a `LayerAttention`, or `AttentionMaps`."""
+``attentions``, a TransformerLens cache with ``hook_pattern`` entries, the arguments of a BertViz
+view as a dictionary, a `LayerAttention`, or `AttentionMaps`."""
 
 OUTPUT_FIELDS: Final = {
     "attentions": "self",
@@ -32,7 +35,7 @@ OUTPUT_FIELDS: Final = {
 ACCEPTED: Final = (
     "a tensor or array (query, key), (head, query, key), (batch, head, query, key) or "
     "(layer, batch, head, query, key), a list of those, one per layer, a Hugging Face output "
-    "with attentions, or AttentionMaps"
+    "with attentions, a TransformerLens cache, or AttentionMaps"
 )
 
 
@@ -96,7 +99,7 @@ def _layers_of(attention: Any, name: str) -> Iterator[LayerAttention]:
     if isinstance(attention, LayerAttention):
         yield attention
         return
-    found = _from_output(attention, name)
+    found = from_lens_cache(attention) or _from_output(attention, name)
     if found is not None:
         yield from found
         return
@@ -132,7 +135,8 @@ def _from_output(output: Any, name: str) -> list[LayerAttention] | None:
     if not is_output or isinstance(output, Tensor):
         return None
     layers: list[LayerAttention] = []
-    for field, kind in OUTPUT_FIELDS.items():
+    known = {**OUTPUT_FIELDS, **BERTVIZ_FIELDS} if isinstance(output, Mapping) else OUTPUT_FIELDS
+    for field, kind in known.items():
         held = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
         for number, tensor in enumerate(held or ()):
             if tensor is None:
@@ -141,7 +145,7 @@ def _from_output(output: Any, name: str) -> list[LayerAttention] | None:
                     "weights. Capture them in that backend with attncheck.AttentionExtractor(model)"
                 )
             weights = _four_dimensional(_tensor(tensor, name), f"{name}.{field}[{number}]")
-            label = f"{field.removesuffix('attentions').rstrip('_')} layer {number}".strip()
+            label = f"{re.sub('_?attentions?$', '', field)} layer {number}".strip()
             layers.append(
                 LayerAttention(weights, name=label, index=len(layers), kind=kind)  # type: ignore[arg-type]
             )
@@ -163,6 +167,7 @@ def _is_nested_numbers(sequence: Sequence[Any]) -> bool:
 
 
 def _tensor(value: Any, name: str) -> Tensor:
+    value = unwrapped(value)
     if isinstance(value, Tensor):
         tensor = value.detach()
     elif value is None:

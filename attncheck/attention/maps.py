@@ -209,6 +209,23 @@ class AttentionMaps(Sequence[Tensor]):
 
         return AttentionMaps(map(move, self.layers), tokens=self.tokens)
 
+    def to_bertviz(self, *, kind: str | None = None, element: int = 0) -> tuple[Tensor, ...]:
+        """Return what BertViz's ``head_view`` and ``model_view`` take as ``attention``.
+
+        Args:
+            kind: ``"self"`` or ``"cross"``: only layers of this kind.
+            element: Which sequence of the batch; BertViz shows one.
+
+        Returns:
+            One float32 tensor ``(1, head, query, key)`` on the CPU per layer.
+
+        Raises:
+            ValueError: No such sequence, no layer of that kind, or layers of different lengths.
+        """
+        from attncheck.attention.adapters import to_bertviz
+
+        return to_bertviz(self.layers, kind=kind, element=element)
+
     def save(self, path: str | Path) -> Path:
         """Write the maps to one safetensors file, whole or not at all; return its path."""
         from attncheck.attention.storage import save_maps
