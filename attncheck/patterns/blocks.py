@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,67 +17,119 @@ from attncheck.patterns.sums import Sums
 __all__ = ["measure_blocks"]
 
 
-def measure_blocks(weights: Tensor, grid: Grid, usable: Tensor) -> tuple[Sums, Sums]:
+@dataclass(frozen=True, eq=False)
+class _Clear:
+    """Columns and diagonals that stand out alone, and so are set aside.
+
+    Attributes:
+        columns: Which columns, bool ``(batch, head, key)``.
+        cells: The visible cells of the diagonals that lie on no such column: their batch, head,
+            query and key.
+    """
+
+    columns: Tensor
+    cells: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def empty(self, held: Tensor) -> Tensor:
+        """Set ``(batch, head, query, key)`` to 0 on the lines, in place."""
+        if bool(self.columns.any()):
+            held.masked_fill_(self.columns[..., None, :], 0)
+        held[self.cells] = 0
+        return held
+
+
+def measure_blocks(
+    weights: Tensor, grid: Grid, usable: Tensor, columns: Tensor, diagonals: Tensor
+) -> tuple[Sums, Sums]:
     """Return the sums of the blocks, and the same beside the clear lines.
 
     Args:
         weights: ``(batch, head, query, key)``, 0 where hidden and in rows that do not count.
         grid: What is known of queries and keys.
-        usable: Rows that count, bool ``(batch, head, query)``.
+        usable: Rows that count, bool ``(batch, head or 1, query)``.
+        columns: Sums of the weights over each column, ``(batch, head, key)``.
+        diagonals: Sums over each diagonal as `by_offset` lays them, ``(batch, head, offset)``.
     """
     seen = grid.visible & usable[..., None]
-    lines = _clear_lines(weights, seen, grid)
-    rest = weights.masked_fill(lines, 0)
-    left = seen & ~lines
-    mass, keys = rest.sum(-1, dtype=torch.float64), left.sum(-1)
+    counts = seen.sum(-1)
+    clear = _clear_lines(seen, grid, columns, diagonals)
+    rest = clear.empty(weights.clone())
+    mass, keys = rest.sum(-1, dtype=torch.float64), _left(seen, clear)
     if grid.segments is not None:
         begin = grid.segments[:, None].expand(*weights.shape[:2], grid.n_key)
     else:
-        begin = _search(rest, left, mass, keys, usable)
-    own = begin[..., grid.positions.clamp(min=0)]
-    same = own[..., None] == begin[..., None, :]
+        begin = _search(rest, seen, clear, mass, keys)
+    number = F.pad((begin.diff(dim=-1) != 0).cumsum(-1), (1, 0)) if grid.segments is None else begin
+    of_key = F.one_hot(number).to(weights.dtype)
+    of_row = number[..., grid.positions.clamp(min=0)]
+    beside = of_key.masked_fill(clear.columns[..., None], 0)
+    inside = _own(seen.to(weights.dtype), of_key, of_row)
+    inside_beside = _own(seen.to(weights.dtype), beside, of_row)
+    batch, head, query, key = clear.cells
+    same = (of_row[batch, head, query] == number[batch, head, key]).to(inside_beside)
+    inside_beside = inside_beside.index_put((batch, head, query), -same, accumulate=True)
+    even_rows = usable.to(torch.float64).expand(mass.shape)
     return (
-        _sums(weights, seen & same, seen.sum(-1), usable.to(torch.float64)),
-        _sums(rest, left & same, keys, mass),
+        _sums(weights, _own(weights, of_key, of_row), inside, counts, even_rows),
+        _sums(rest, _own(rest, of_key, of_row), inside_beside, keys, mass),
     )
 
 
-def _search(rest: Tensor, left: Tensor, mass: Tensor, keys: Tensor, usable: Tensor) -> Tensor:
+def _own(held: Tensor, of_key: Tensor, of_row: Tensor) -> Tensor:
+    """Sum each row over the keys of its own segment: ``(batch, head, query)``."""
+    return (held @ of_key).gather(-1, of_row[..., None])[..., 0]
+
+
+def _left(seen: Tensor, clear: _Clear) -> Tensor:
+    """Count the visible keys of each row beside the lines: ``(batch, head, query)``."""
+    kept = (~clear.columns).to(torch.float32)
+    keys = (seen.to(torch.float32) @ kept[..., None])[..., 0].long()
+    ones = torch.ones_like(clear.cells[0])
+    return keys.index_put(clear.cells[:3], -ones, accumulate=True)
+
+
+def _search(rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tensor) -> Tensor:
     """Find segments for the heads of each sequence that have mass beside their lines."""
-    even = (mass / keys.clamp(min=1))[..., None]
-    rows = usable.sum(-1)
+    even = (mass / keys.clamp(min=1)).to(rest.dtype)
+    rows = seen.any(-1).sum(-1)
     worth = mass.sum(-1) > thresholds.MIN_REST * rows
     begin = torch.zeros(*rest.shape[:2], rest.shape[-1], dtype=torch.long, device=rest.device)
     if not bool(worth.any()):
         return begin
-    excess = torch.where(left[worth], rest[worth].double() - even[worth], 0)
-    cells = keys.expand(worth.shape + keys.shape[-1:])[worth].clamp(min=1)
-    begin[worth] = find_segments(excess, excess.square().sum(-1) / cells)
+    excess = clear.empty((rest - even[..., None]).masked_fill_(~seen, 0))
+    held = excess if bool(worth.all()) else excess[worth]
+    spread = excess.square().sum(-1) / keys.clamp(min=1)
+    causal = not bool(seen.triu(1 + seen.shape[-1] - seen.shape[-2]).any())
+    begin[worth] = find_segments(held.reshape(-1, *held.shape[-2:]), spread[worth], causal)
     return begin
 
 
-def _sums(weights: Tensor, same: Tensor, keys: Tensor, mass: Tensor) -> Sums:
+def _sums(weights: Tensor, found: Tensor, inside: Tensor, keys: Tensor, mass: Tensor) -> Sums:
     """Sums of a selection in rows of some mass over some keys."""
-    inside = same.sum(-1)
-    share = inside.to(torch.float64) / keys.clamp(min=1)
-    found = (weights * same).sum(-1, dtype=torch.float64)
+    found, inside = found.double(), inside.double()
+    share = inside / keys.clamp(min=1)
     even = mass * mass / keys.clamp(min=1)
     spread = (weights.square().sum(-1, dtype=torch.float64) - even).clamp(min=0)
     per_row = (found, mass * share, mass * (inside > 0), spread * share * (1 - share))
     return Sums(*(value.sum((0, 2)).detach().cpu().numpy() for value in per_row))
 
 
-def _clear_lines(weights: Tensor, seen: Tensor, grid: Grid) -> Tensor:
-    """Mark the columns and diagonals that stand out alone: bool ``(batch, head, query, key)``."""
-    column, diagonal = _column_shares(weights, seen), _offset_means(weights, seen)
-    keys, zero = grid.n_key, weights.shape[2] - 1
+def _clear_lines(seen: Tensor, grid: Grid, columns: Tensor, diagonals: Tensor) -> _Clear:
+    """Find the columns and diagonals that stand out alone."""
+    column, diagonal = _column_shares(columns, seen), _offset_means(diagonals, seen)
     first = grid.keys == grid.first[..., None]
-    clear = torch.where(first, thresholds.CLEAR_LINE, thresholds.CLEAR_COLUMN)
-    picked = (column > clear) & (_two_highest(column) | first)
+    least = torch.where(first, thresholds.CLEAR_LINE, thresholds.CLEAR_COLUMN)
+    picked = (column > least) & (_two_highest(column) | first)
     offsets = _two_highest(diagonal) & (diagonal > thresholds.CLEAR_LINE)
-    place = (grid.offsets + zero).flatten().expand(*offsets.shape[:2], -1)
-    along = offsets.gather(-1, place).reshape(*offsets.shape[:2], -1, keys)
-    return along | picked[..., None, :]
+    batch, head, place = offsets.nonzero(as_tuple=True)
+    key = grid.positions - (place - (seen.shape[-2] - 1))[:, None]
+    query = torch.arange(seen.shape[-2], device=seen.device).expand_as(key)
+    there = (key >= 0) & (key < grid.n_key)
+    batch, head = batch[:, None].expand_as(key)[there], head[:, None].expand_as(key)[there]
+    query, key = query[there], key[there]
+    visible = seen.expand(*picked.shape[:2], *seen.shape[-2:])[batch, head, query, key]
+    beside = visible & ~picked[batch, head, key]
+    return _Clear(picked, (batch[beside], head[beside], query[beside], key[beside]))
 
 
 def _two_highest(values: Tensor) -> Tensor:
@@ -84,15 +138,15 @@ def _two_highest(values: Tensor) -> Tensor:
     return values >= top
 
 
-def _column_shares(weights: Tensor, seen: Tensor) -> Tensor:
+def _column_shares(columns: Tensor, seen: Tensor) -> Tensor:
     """Share of all mass that each column holds above its chance."""
     chance = (seen / seen.sum(-1, keepdim=True).clamp(min=1)).sum(-2)
-    return (weights.sum(-2) - chance) / seen.any(-1).sum(-1, keepdim=True).clamp(min=1)
+    return (columns - chance) / seen.any(-1).sum(-1, keepdim=True).clamp(min=1)
 
 
-def _offset_means(weights: Tensor, seen: Tensor) -> Tensor:
+def _offset_means(diagonals: Tensor, seen: Tensor) -> Tensor:
     """Mean weight of each diagonal above the higher of its neighbours."""
-    rows = by_offset(seen.to(weights.dtype)).sum(-2)
-    mean = by_offset(weights).sum(-2) / rows.clamp(min=1)
+    rows = by_offset(seen.to(diagonals.dtype)).sum(-2)
+    mean = diagonals / rows.clamp(min=1)
     around = F.pad(mean, (1, 1))
     return mean - torch.maximum(around[..., 2:], around[..., :-2])

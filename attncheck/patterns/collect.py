@@ -16,7 +16,7 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.patterns.blocks import measure_blocks
 from attncheck.patterns.catalogue import PATTERNS
-from attncheck.patterns.diagonals import by_offset
+from attncheck.patterns.diagonals import by_offset, sum_diagonals
 from attncheck.patterns.evidence import PatternEvidence, join_heads
 from attncheck.patterns.grid import Grid, make_grid
 from attncheck.patterns.spans import Spans
@@ -24,9 +24,9 @@ from attncheck.patterns.sums import Lines, Sums, no_lines
 
 __all__ = ["collect_evidence"]
 
-CHUNK: Final = 4_000_000
-"""Weights looked at together: enough to keep the processor busy, while working memory stays near
-200 MB whatever the number of heads."""
+CHUNK: Final = 1_000_000
+"""Weights looked at together: few enough to stay in the processor's cache, where a pass over them
+costs a fraction of what it costs in memory."""
 
 TEMPLATED: Final = ("duplicate_token", "induction", "delimiter")
 """Patterns scored through their mask; the others follow from sums by offset and by column."""
@@ -102,16 +102,19 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
     seen = grid.visible.sum(-1)
     usable = valid & (seen >= 2)
     inverse = 1 / seen.clamp(min=1).to(torch.float64)
-    weights = torch.where(grid.visible & usable[..., None], weights, 0)
+    shared = usable[:, :1] if bool((usable == usable[:, :1]).all()) else usable
+    weights = weights.masked_fill(~(grid.visible & shared[..., None]), 0)
     square = weights.square().sum(-1, dtype=torch.float64)
     use = usable.to(torch.float64)
     spread = ((square - inverse) * inverse).clamp(min=0) * use
-    shared = usable[:, :1] if bool((usable == usable[:, :1]).all()) else usable
     rows = (shared.to(torch.float64), shared * inverse, spread)
     held = {name: _masked(weights, mask, rows) for name, mask in _masks(grid).items()}
     beside = Sums(*(np.zeros(weights.shape[1]) for _ in range(4)))
+    columns, offsets = weights.sum(2), no_lines(weights.shape[1])
     if grid.positional:
-        held["block"], beside = measure_blocks(weights, grid, usable)
+        diagonals = sum_diagonals(weights, grid.causal)
+        offsets = _offsets(diagonals, grid, rows)
+        held["block"], beside = measure_blocks(weights, grid, shared, columns, diagonals)
     return PatternEvidence(
         rows=_total(use),
         inverse=_total(use * inverse),
@@ -122,8 +125,8 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         positional=grid.positional,
         causal=grid.causal,
         spans=Spans.of(usable, grid.visible, grid.positions, grid.first),
-        offsets=_offsets(weights, grid, rows),
-        columns=_columns(weights, grid, rows),
+        offsets=offsets,
+        columns=_columns(columns, grid, rows),
         templates=held,
         beside=beside,
     )
@@ -144,22 +147,19 @@ def _numpy(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
-def _offsets(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
-    """Sums by distance between query and key; nothing where distances mean nothing."""
-    n_query, n_heads = weights.shape[2], weights.shape[1]
-    if not grid.positional:
-        return no_lines(n_heads)
+def _offsets(diagonals: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
+    """Sums by distance between query and key."""
+    n_query = grid.visible.shape[2]
     start = n_query - 1 if grid.causal else 0
     seen = by_offset(grid.visible.to(torch.float64))[..., start:]
-    mass = by_offset(weights).sum((0, 2), dtype=torch.float64)[..., start:]
-    return _lines(mass, seen, rows, n_heads, zero=n_query - 1 - start)
+    mass = diagonals.sum(0, dtype=torch.float64)[..., start:]
+    return _lines(mass, seen, rows, zero=n_query - 1 - start)
 
 
-def _columns(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
+def _columns(mass: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> Lines:
     """Sums by key, counted from the first visible key of each sequence."""
-    n_heads, n_key = weights.shape[1], weights.shape[3]
+    n_key = mass.shape[-1]
     seen = grid.visible.to(torch.float64)
-    mass = weights.sum(2, dtype=torch.float64)
     first = grid.first
     if bool((first > 0).any()):
         shift = (grid.keys + first[..., None]).clamp(max=n_key)
@@ -167,16 +167,14 @@ def _columns(weights: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -
         mass = F.pad(mass, (0, 1)).gather(-1, index)
         size = (*seen.shape[:2], grid.visible.shape[2], n_key)
         seen = F.pad(seen, (0, 1)).gather(-1, shift[..., None, :].expand(size))
-    return _lines(mass.sum(0), seen, rows, n_heads, zero=0)
+    return _lines(mass.sum(0, dtype=torch.float64), seen, rows, zero=0)
 
 
-def _lines(
-    mass: Tensor, seen: Tensor, rows: tuple[Tensor, Tensor, Tensor], n_heads: int, zero: int
-) -> Lines:
+def _lines(mass: Tensor, seen: Tensor, rows: tuple[Tensor, Tensor, Tensor], zero: int) -> Lines:
     """Chance, rows and variance of every line follow from what each row sees."""
     use, chance, variance = (
         # Summed over the batch, also where neither side has a batch dimension of its own.
-        _numpy((per_row[..., None, :] @ seen)[..., 0, :].sum(0).expand(n_heads, -1)).copy()
+        _numpy((per_row[..., None, :] @ seen)[..., 0, :].sum(0).expand(len(mass), -1)).copy()
         for per_row in rows
     )
     return Lines(mass=_numpy(mass), chance=chance, rows=use, variance=variance, zero=zero)

@@ -4,9 +4,13 @@ The objective is the mass inside the blocks above what even attention would put 
 modularity of a partition into runs). The true partition is its maximum: joining two blocks adds
 chance without mass, cutting one loses more mass than chance. Cuts are added one at a time, each
 where it gains most, which needs only two-dimensional prefix sums and runs for all heads at once.
+Long sequences are cut on a grid of steps first; where that gains enough, the cuts are searched
+again at every position.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +20,21 @@ from attncheck.patterns import thresholds
 
 __all__ = ["find_segments"]
 
+CELLS: Final = 128
+"""Steps of the grid on which long sequences are cut first."""
 
-def find_segments(excess: Tensor, row_variance: Tensor) -> Tensor:
+WORTH: Final = 0.05
+"""Share of the mass that blocks on the grid must gain for a search at every position."""
+
+
+def find_segments(excess: Tensor, row_variance: Tensor, causal: bool = False) -> Tensor:
     """Cut sequences into runs that keep their attention to themselves.
 
     Args:
-        excess: Weights less even attention, 0 where hidden, float64 ``(item, query, key)``;
-            queries are the last positions of the keys.
+        excess: Weights less even attention, 0 where hidden, ``(item, query, key)``; queries are
+            the last positions of the keys.
         row_variance: Variance of a weight of each row under chance alone, ``(item, query)``.
+        causal: Whether no query sees a later key.
 
     Returns:
         Position at which each key's segment begins, ``(item, key)``.
@@ -33,39 +44,68 @@ def find_segments(excess: Tensor, row_variance: Tensor) -> Tensor:
         >>> find_segments((blocks - 1 / 8)[None], torch.zeros(1, 8)).tolist()
         [[0, 0, 0, 3, 3, 3, 3, 3]]
     """
-    items, n_query, n_key = excess.shape
-    sums = F.pad(excess.cumsum(-1).cumsum(-2), (1, 0, 1, 0)).flatten(1)
-    shift = n_key - n_query
-    spread = F.pad(row_variance.cumsum(-1), (1, 0))
-    above = bool((excess.triu(1 + shift) != 0).any())
-    place = torch.arange(n_key + 1, device=excess.device).expand(items, -1)
-    start = torch.zeros_like(place)
-    end = torch.full_like(place, n_key)
+    _, n_query, n_key = excess.shape
+    step = max(1, n_key // CELLS)
+    begin, gain = _cut(excess, row_variance, causal, step)
+    again = gain > WORTH * n_query
+    if step > 1 and bool(again.any()):
+        begin[again] = _cut(excess[again], row_variance[again], causal, 1)[0]
+    return begin
+
+
+def _cut(excess: Tensor, row_variance: Tensor, causal: bool, step: int) -> tuple[Tensor, Tensor]:
+    """Return where each key's segment begins, cut at every ``step``, and what the cuts gain."""
+    items, _, n_key = excess.shape
+    edges, sums, spread = _prefix_sums(excess, row_variance, step)
+    size = len(edges)
+    flat = sums.flatten(1)
+    place = torch.arange(size, device=excess.device).expand(items, -1)
+    start, end = torch.zeros_like(place), torch.full_like(place, size - 1)
+    total = torch.zeros(items, dtype=sums.dtype, device=excess.device)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
-        return sums.gather(1, (row - shift).clamp(min=0) * (n_key + 1) + column)
+        return flat.gather(1, row * size + column)
 
-    def noise(row: Tensor, last: Tensor) -> Tensor:
-        return spread.gather(1, (last - shift).clamp(min=0)) - spread.gather(
-            1, (row - shift).clamp(min=0)
-        )
+    def noise(first: Tensor, last: Tensor) -> Tensor:
+        return spread.gather(1, last) - spread.gather(1, first)
 
-    least = thresholds.MIN_SEGMENT
-    for _ in range(min(thresholds.MAX_CUTS, n_key // least)):
+    for _ in range(min(thresholds.MAX_CUTS, n_key // thresholds.MIN_SEGMENT)):
+        before, after = edges[place] - edges[start], edges[end] - edges[place]
         upper = at(place, end) - at(start, end) - at(place, place) + at(start, place)
         lower = at(end, place) - at(place, place) - at(end, start) + at(place, start)
-        variance = (place - start) * noise(place, end)
-        if above:
-            variance = variance + (end - place) * noise(start, place)
+        variance = before * noise(place, end)
+        if not causal:
+            variance = variance + after * noise(start, place)
         gain = -(upper + lower)
-        fits = (place - start >= least) & (end - place >= least)
+        fits = torch.minimum(before, after) >= thresholds.MIN_SEGMENT
         gain = gain.masked_fill(~fits | (gain <= thresholds.CUT_NOISE * variance.sqrt() + 1e-9), 0)
         best, cut = gain.max(-1, keepdim=True)
         if not bool((best > 0).any()):
             break
+        total += best[:, 0]
         inside = (start <= cut) & (cut < end) & (best > 0)
         start, end = (
             torch.where(inside & (place >= cut), cut, start),
             torch.where(inside & (place < cut), cut, end),
         )
-    return start[:, :-1]
+    return edges[start[:, :-1]].repeat_interleave(edges.diff(), dim=1), total
+
+
+def _prefix_sums(excess: Tensor, row_variance: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the positions of cuts, the sums of all before two of them, and of the variances.
+
+    Sums are ``(item, cut, cut)`` over rows and keys, in float64.
+    """
+    _, n_query, n_key = excess.shape
+    shift, device = n_key - n_query, excess.device
+    rows = torch.arange(0, n_query + step, step, device=device).clamp(max=n_query)
+    edges = torch.cat([torch.arange(0, shift, step, device=device), rows + shift])
+    of_row = (torch.arange(len(edges), device=device) - (len(edges) - len(rows))).clamp(min=0)
+    whole = n_query - n_query % step
+    summed = excess[:, :whole].reshape(len(excess), -1, step, n_key).sum(2) if step > 1 else excess
+    if step > 1 and whole < n_query:
+        summed = torch.cat([summed, excess[:, whole:].sum(1, keepdim=True)], dim=1)
+    along = F.pad(summed.cumsum(-1, dtype=torch.float64), (1, 0))[..., edges]
+    sums = F.pad(along.cumsum(-2), (0, 0, 1, 0))[:, of_row]
+    spread = F.pad(row_variance.cumsum(-1, dtype=torch.float64), (1, 0))[:, rows[of_row]]
+    return edges, sums, spread
