@@ -207,7 +207,7 @@ class AttentionExtractor:
     def clear_hooks(self) -> None:
         """Stop capturing and forget what was captured."""
         self._stop()
-        self._session = None
+        self._session = self._coverage = None
         self._layers = []
 
     def _stop(self) -> None:

@@ -57,8 +57,10 @@ class VisibilityReader:
             return Visibility(None, causal=decoding and n_query == 1)
         if mask is None and n_query == n_key:
             return Visibility(None, causal=True)
-        key = (id(mask), None if mask is None else mask._version, n_query, n_key, top_left)
-        if key not in self._known:
+        inference = mask is not None and mask.is_inference()  # counts no versions
+        version = None if mask is None or inference else mask._version
+        key = (id(mask), version, n_query, n_key, top_left)
+        if key not in self._known or inference:
             seen = _triangle(n_query, n_key, mask) if mask is None else _visible(mask)
             if mask is not None and top_left:
                 seen = seen & _triangle(n_query, n_key, mask)
