@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.call import AttentionCall
+from attncheck.capture.rebuild import of_query_heads, per_head
 from attncheck.tolerances import tolerance_for
 
 __all__ = ["unfaithful"]
@@ -46,20 +47,18 @@ def unfaithful(
         with torch.random.fork_rng(devices=devices):
             output = call.without_dropout()
     if call.redone is not None:
-        return _verdict(_largest(call.redone, output), output, call, 0.0)
+        return _verdict(_largest(call.redone, output), output, call, rebuilt_scores=False)
     if call.value is None or (call.dropout and call.without_dropout is None):
         return None
     rows = _rows(weights.shape[2], weights.device)
-    per_group = max(call.shape[1] // call.value.shape[1], 1)
     dtype = torch.promote_types(call.value.dtype, torch.float32)
-    value = call.value[:, heads // per_group].to(dtype)
+    value = of_query_heads(call.value, heads, call.shape[1]).to(dtype)
     rebuilt = torch.matmul(weights[:, :, rows].to(dtype), value)
-    returned = output[:, heads][:, :, rows].to(dtype)
+    returned = per_head(output[:, :, rows], heads).to(dtype)
     if seen is not None:
         hidden = ~seen.expand(*weights.shape[:3])[:, :, rows]
         rebuilt = torch.where(hidden[..., None], returned, rebuilt)
-    slack = 0.0 if call.weights is not None else _score_rounding(call)
-    return _verdict(_largest(rebuilt, returned), value, call, slack)
+    return _verdict(_largest(rebuilt, returned), value, call, rebuilt_scores=call.weights is None)
 
 
 def _rows(n_query: int, device: torch.device) -> Tensor:
@@ -71,7 +70,11 @@ def _largest(rebuilt: Tensor, returned: Tensor) -> float:
     """Largest absolute error; NaN on both sides agrees, NaN on one side is infinitely wrong."""
     if not rebuilt.numel():
         return 0.0
-    error = (rebuilt - returned).abs().nan_to_num_(nan=math.inf)
+    error = (rebuilt - returned).abs_()
+    largest = float(error.amax())
+    if not math.isnan(largest):
+        return largest
+    error = error.nan_to_num_(nan=math.inf)
     return float(error.masked_fill_(rebuilt.isnan() & returned.isnan(), 0).amax())
 
 
@@ -89,9 +92,13 @@ def _longest(vectors: Tensor) -> float:
     return float(vectors.float().norm(dim=-1).nan_to_num_(0, posinf=0).amax())
 
 
-def _verdict(error: float, reference: Tensor, call: AttentionCall, slack: float) -> str | None:
+def _verdict(
+    error: float, reference: Tensor, call: AttentionCall, *, rebuilt_scores: bool
+) -> str | None:
     largest = float(reference.nan_to_num(0).abs().amax()) if reference.numel() else 0.0
-    allowed = (tolerance_for(call.output.dtype).row_sum + slack) * largest
+    allowed = tolerance_for(call.output.dtype).row_sum * largest
+    if error > allowed and rebuilt_scores:
+        allowed += _score_rounding(call) * largest
     if error <= allowed:
         return None
     return (
