@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -84,7 +84,10 @@ def _decide(
         (float(c.strength[head]), str(c.names[head]), c.kind) for c in components if c.real[head]
     ]
     found.sort(reverse=True)
-    found = _prefer_tokens(found)
+    resting = {
+        str(c.names[head]): float(c.resting[head]) for c in components if c.resting is not None
+    }
+    found = _prefer_tokens(found, resting)
     capacity = evidence.capacity[head] / max(1.0, evidence.rows[head])
     border = min(t.UNEVEN, t.UNEVEN_SHARE * capacity)
     uneven, explained = float(rest[0][head]), float(rest[1][head])
@@ -106,16 +109,24 @@ def _decide(
     return name, strength - second, ""
 
 
-def _prefer_tokens(found: list[Named]) -> list[Named]:
-    """Let a pattern of tokens explain the diagonals and columns it looks like."""
+def _prefer_tokens(found: list[Named], resting: Mapping[str, float]) -> list[Named]:
+    """Let a pattern of tokens explain the diagonals and columns it looks like.
+
+    Rows without a target say nothing about it, and heads rest on the first key there: how strong
+    the first key is, is asked in the rows with a target.
+    """
     tokens = [named for named in found if named[2] == "token"]
     if not tokens:
         return found
     best_token = tokens[0]
+
+    def against(named: Named) -> float:
+        return min(named[0], resting[best_token[1]]) if named[2] == "first" else named[0]
+
     explained = [
         named
         for named in found
-        if named[2] != "token" and named[0] * t.TOKEN_OVER_OFFSET <= best_token[0]
+        if named[2] != "token" and against(named) * t.TOKEN_OVER_OFFSET <= best_token[0]
     ]
     return [best_token, *(n for n in found if n not in explained and n is not best_token)]
 

@@ -108,7 +108,13 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
     use = usable.to(torch.float64)
     spread = ((square - inverse) * inverse).clamp(min=0) * use
     rows = (shared.to(torch.float64), shared * inverse, spread)
-    held = {name: _masked(weights, mask, rows) for name, mask in _masks(grid).items()}
+    masks = _masks(grid)
+    held = {name: _masked(weights, mask, rows) for name, mask in masks.items()}
+    first = PATTERNS["first_token"].selected(grid) if masks else grid.visible
+    resting = {
+        name: _masked(weights, first & ~mask & mask.any(-1, keepdim=True), rows)
+        for name, mask in masks.items()
+    }
     beside = Sums(*(np.zeros(weights.shape[1]) for _ in range(4)))
     columns, offsets = weights.sum(2), no_lines(weights.shape[1])
     if grid.positional:
@@ -128,6 +134,7 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         offsets=offsets,
         columns=_columns(columns, grid, rows),
         templates=held,
+        resting=resting,
         beside=beside,
     )
 

@@ -35,12 +35,14 @@ class Component:
         names: The pattern it would be called.
         strength: Share of the attention it explains in the rows where it can occur.
         real: Whether it is there at all: strong enough and beyond chance.
+        resting: For patterns of tokens: the strength of the first key in the rows with a target.
     """
 
     kind: str
     names: NDArray[np.str_]
     strength: Array
     real: Flags
+    resting: Array | None = None
 
 
 def find_components(evidence: PatternEvidence) -> list[Component]:
@@ -137,5 +139,6 @@ def _token_patterns(evidence: PatternEvidence) -> list[Component]:
         strength = np.nan_to_num(lift(sums))
         far = deviations(evidence, sums.mass - sums.chance, sums)
         real = (far >= t.Z_NAMED) & (sums.rows >= t.MIN_TOKEN_ROWS) & (strength >= t.MIN_STRENGTH)
-        found.append(Component("token", np.full(evidence.n_heads, name), strength, real))
+        resting = np.nan_to_num(lift(evidence.resting[name]))
+        found.append(Component("token", np.full(evidence.n_heads, name), strength, real, resting))
     return found

@@ -41,6 +41,8 @@ class PatternEvidence:
         columns: Mass by key, counted from the first visible key.
         templates: Sums of the patterns that tokens or segments define, by name; only those that
             could be scored. ``"block"`` uses the segments given, else those that were found.
+        resting: Sums of the first visible key over the rows that have a target of a pattern of
+            tokens, by that pattern; the first key left out where it is a target.
         beside: Sums of the block once more, over what is left if the clear single lines (a column,
             a diagonal) are cut out; ``rows`` is the mass that is left.
 
@@ -65,6 +67,7 @@ class PatternEvidence:
     offsets: Lines
     columns: Lines
     templates: Mapping[str, Sums]
+    resting: Mapping[str, Sums]
     beside: Sums
 
     @property
@@ -157,6 +160,7 @@ class PatternEvidence:
             templates={
                 name: add(held, other.templates[name]) for name, held in self.templates.items()
             },
+            resting={name: add(held, other.resting[name]) for name, held in self.resting.items()},
             beside=add(self.beside, other.beside),
         )
 
@@ -169,6 +173,7 @@ class PatternEvidence:
             offsets=pick(self.offsets, heads),
             columns=pick(self.columns, heads),
             templates={name: pick(held, heads) for name, held in self.templates.items()},
+            resting={name: pick(held, heads) for name, held in self.resting.items()},
             beside=pick(self.beside, heads),
         )
 
@@ -186,6 +191,7 @@ class PatternEvidence:
             "offsets": self.offsets.to_dict(),
             "columns": self.columns.to_dict(),
             "templates": {name: held.to_dict() for name, held in self.templates.items()},
+            "resting": {name: held.to_dict() for name, held in self.resting.items()},
             "beside": self.beside.to_dict(),
         }
 
@@ -208,6 +214,7 @@ class PatternEvidence:
             offsets=Lines.from_dict(held["offsets"]),
             columns=Lines.from_dict(held["columns"]),
             templates={name: Sums.from_dict(sums) for name, sums in held["templates"].items()},
+            resting={name: Sums.from_dict(sums) for name, sums in held["resting"].items()},
             beside=Sums.from_dict(held["beside"]),
         )
 
@@ -230,5 +237,6 @@ def join_heads(parts: Sequence[PatternEvidence]) -> PatternEvidence:
         templates={
             name: join([part.templates[name] for part in parts]) for name in first.templates
         },
+        resting={name: join([part.resting[name] for part in parts]) for name in first.resting},
         beside=join([part.beside for part in parts]),
     )

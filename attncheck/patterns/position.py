@@ -50,7 +50,8 @@ def find_position(evidence: PatternEvidence, excess: Array, known: Array) -> Pos
     widest = np.maximum(bands.max(1), above)
 
     # Single diagonals against the band, both with the chance mass that the band has replaced.
-    inside_band = np.clip(strength_of(band, rows, chance), 0, 1)
+    full = bands.argmax(1)
+    inside_band = np.clip(strength_of(bands[heads, full], rows, sums["chance"][heads, full]), 0, 1)
     held = excess + inside_band[:, None] * offsets.chance
     held = np.where(common, held / np.maximum(offsets.rows, 1), -np.inf)
     own = held[heads, top]

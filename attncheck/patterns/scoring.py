@@ -40,7 +40,8 @@ def classify_heads(
     - ``block`` needs more mass above chance inside its segments than the best band and the best
       column have; segments are searched unless ``segment_ids`` are given.
     - A pattern of tokens is preferred to a diagonal or column that it explains as well: on
-      repeated text an induction head is also an offset. Rows without a target do not count.
+      repeated text an induction head is also an offset. Rows without a target do not count,
+      neither for the pattern nor for the first token on which a head rests there.
     - ``mixed``: the second part, of another kind, has 65 % of the strength of the first.
     - ``uniform`` or ``heterogeneous``: no part is real; what remains is even (its entropy lies
       less than 0.55 nats or 30 % below that of even attention) or not.

@@ -61,6 +61,41 @@ def test_tokens_turn_an_offset_into_what_it_is(pattern: str, causal: bool) -> No
     assert identify_attention_pattern(weights, causal=causal, tokens=tokens) == pattern
 
 
+@pytest.mark.parametrize("pattern", ["induction", "duplicate_token"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("share", [0.45, 0.9])
+def test_where_a_head_rests_without_a_target_does_not_matter(
+    pattern: str, causal: bool, share: float
+) -> None:
+    """A fifth of the rows has a target; all others look at the first token alone."""
+    tokens = [*range(32), 20, 21, 22, 9, 10, 11, 4, 5]
+    n = len(tokens)
+    weights = create_synthetic_attention(
+        n, pattern, 0.1, causal=causal, tokens=tokens, strength=share, seed=2
+    )
+    weights[:32] = 0
+    weights[:32, 0] = 1
+    labels = classify_heads(weights, causal=causal, tokens=tokens)
+    assert labels[0].label == pattern
+    sink = build("first_token", n, causal)
+    assert labels_of(sink, causal=causal, tokens=tokens) == ["first_token"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n", [64, 200])
+@pytest.mark.parametrize(("center", "name"), [(0.5, "local"), (0.58, "local"), (0.7, "diagonal")])
+def test_a_diagonal_that_holds_two_thirds_of_its_band_is_named_itself(
+    center: float, name: str, n: int, causal: bool
+) -> None:
+    """Mass falls off by a factor per token, which decides what the diagonal itself holds."""
+    decay = 1 - center if causal else (1 - center) / (1 + center)
+    for seed in range(5):
+        weights = create_synthetic_attention(
+            n, "local", 0.1, causal=causal, seed=seed, width=n - 1, decay=decay
+        )
+        assert identify_attention_pattern(weights, causal=causal) == name
+
+
 def test_delimiters_need_tokens() -> None:
     tokens = ["." if place in (3, 9, 16) else f"w{place}" for place in range(24)]
     weights = build("delimiter", tokens=tokens)
