@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from attncheck.strategies.drawing import Given, drawn, grid
-from attncheck.strategies.shapes import Shape, attention_shapes
+from attncheck.strategies.drawing import Given, drawn, drawn_dtype, grid
+from attncheck.strategies.shapes import Shape, attention_shapes, drawn_shape
 
 __all__ = ["QueryKeyValue", "qkv"]
 
@@ -41,11 +41,13 @@ def _inputs(
     scale: Given[float],
     dtype: Given[torch.dtype],
 ) -> QueryKeyValue:
-    batch, heads, n_query, n_key = drawn(draw, shape)
+    batch, heads, n_query, n_key = drawn_shape(draw, shape)
     divisors = [n for n in range(heads, 0, -1) if heads % n == 0]
     shared = draw(st.sampled_from(divisors)) if grouped else heads
     width, value_width = (drawn(draw, given) for given in widths)
-    factor, kind = drawn(draw, scale), drawn(draw, dtype)
+    if width < 1 or value_width < 1:
+        raise ValueError(f"width, value_width: got {width}, {value_width}; expected 1 or more")
+    factor, kind = drawn(draw, scale), drawn_dtype(draw, dtype)
     query, key, value = (
         torch.from_numpy(grid(draw, size, QUARTERS))
         for size in (
@@ -80,6 +82,9 @@ def qkv(
         grouped: Also draw fewer key-value heads than query heads (grouped-query attention).
         scale: The queries are multiplied by it; large ones make attention sharp.
         dtype: Of all three.
+
+    Raises:
+        ValueError: ``relation`` is not known; when drawing: a size or a dtype is impossible.
 
     Example:
         >>> from hypothesis import find

@@ -13,10 +13,10 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncheck.strategies.drawing import Given, drawn
-from attncheck.strategies.shapes import Shape
+from attncheck.strategies.drawing import Given, drawn, grid
+from attncheck.strategies.shapes import Shape, drawn_shape
 
-__all__ = ["MASK_KINDS", "attention_masks"]
+__all__ = ["MASK_KINDS", "attention_masks", "require_kinds"]
 
 Visible = NDArray[np.bool_]
 
@@ -40,12 +40,10 @@ def _padding(draw: DrawFn, shape: Shape) -> Visible:
     """Hide keys on the right, and sometimes on the left, of each sequence."""
     batch, _, _, n_key = shape
     keys = np.arange(n_key)
-    rows = []
-    for _ in range(batch):
-        hidden = draw(st.integers(0, n_key - 1))
-        left = draw(st.integers(0, hidden))
-        rows.append((keys >= left) & (keys < n_key - hidden + left))
-    return np.stack(rows)[:, None, None]
+    drawn_ends = grid(draw, (batch, 2), st.integers(0, n_key - 1))
+    hidden, left = drawn_ends[:, :1], drawn_ends.min(-1, keepdims=True)
+    visible: Visible = (keys >= left) & (keys < n_key - hidden + left)
+    return visible[:, None, None]
 
 
 def _window(draw: DrawFn, shape: Shape) -> Visible:
@@ -69,10 +67,8 @@ def _segments(draw: DrawFn, shape: Shape) -> Visible:
 
 def _arbitrary(draw: DrawFn, shape: Shape) -> Visible:
     """Hide any keys, differently for each head and sequence."""
-    hidden = np.array(
-        draw(st.lists(st.booleans(), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
-    ).reshape(shape)
-    return ~hidden
+    visible: Visible = grid(draw, shape, st.booleans()) == 0
+    return visible
 
 
 MASK_KINDS: Final = MappingProxyType(
@@ -88,6 +84,13 @@ MASK_KINDS: Final = MappingProxyType(
 """What a mask may be, simplest first."""
 
 
+def require_kinds(kinds: Sequence[str], name: str) -> None:
+    """Raise ValueError unless there are kinds and all are known."""
+    if isinstance(kinds, str) or not kinds or any(kind not in MASK_KINDS for kind in kinds):
+        given = repr(kinds) if isinstance(kinds, str) else list(kinds)
+        raise ValueError(f"{name}: got {given}; expected a list of some of {', '.join(MASK_KINDS)}")
+
+
 @st.composite
 def _masks(
     draw: DrawFn,
@@ -96,17 +99,19 @@ def _masks(
     form: Given[str],
     empty_rows: bool,
 ) -> Tensor:
-    size = drawn(draw, shape)
+    size = drawn_shape(draw, shape)
     make: Callable[[DrawFn, Shape], Visible]
     make = MASK_KINDS[draw(st.sampled_from(kinds))]
     visible = make(draw, size)
     visible[..., 0] |= ~visible.any(-1)
     if empty_rows:
-        n_query = size[2]
-        blind = np.array(draw(st.lists(st.booleans(), min_size=n_query, max_size=n_query)))
-        visible = visible & ~blind[:, None]
+        blind = draw(st.lists(st.integers(0, size[2] - 1), max_size=size[2]))
+        visible = visible & ~np.isin(np.arange(size[2]), blind)[:, None]
     mask = torch.from_numpy(visible)
-    if drawn(draw, form) == "bool":
+    chosen = drawn(draw, form)
+    if chosen not in ("bool", "float"):
+        raise ValueError(f"form: got {chosen!r}; expected 'bool' or 'float'")
+    if chosen == "bool":
         return mask
     return torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
 
@@ -132,14 +137,12 @@ def attention_masks(
         A strategy for four-dimensional masks that broadcast to ``shape``.
 
     Raises:
-        ValueError: A kind is not known.
+        ValueError: A kind is not known; when drawing: ``shape`` or ``form`` is impossible.
 
     Example:
         >>> from hypothesis import find
         >>> find(attention_masks((1, 1, 3, 3)), lambda mask: not mask.all()).int().tolist()
         [[[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]]
     """
-    unknown = [kind for kind in kinds if kind not in MASK_KINDS]
-    if unknown or not kinds:
-        raise ValueError(f"kinds: got {list(kinds)}; expected some of {', '.join(MASK_KINDS)}")
+    require_kinds(kinds, "kinds")
     return _masks(shape, tuple(kinds), form, empty_rows)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from attncheck.patterns.catalogue import PATTERNS
+from attncheck.patterns.catalogue import PATTERNS, canonical_name
 from attncheck.patterns.pattern import Option
 
 __all__ = ["pattern_options"]
@@ -20,15 +20,18 @@ def pattern_options(pattern: str, seq_len: int) -> SearchStrategy[dict[str, Any]
     """Draw options of a pattern of the catalogue; the minimal example leaves all at their default.
 
     Args:
-        pattern: Canonical name. Verdicts have no options to draw.
+        pattern: A name of `attncheck.PATTERNS` or an alias. Verdicts have no options to draw.
         seq_len: Length of the sequence; positions and distances stay inside.
+
+    Raises:
+        ValueError: There is no such pattern.
 
     Example:
         >>> from hypothesis import find
         >>> find(pattern_options("local", 8), lambda options: options.get("width", 2) > 4)
         {'width': 5}
     """
-    entry = PATTERNS.get(pattern)
+    entry = PATTERNS.get(canonical_name(pattern))
     ranges = {option.name: _values(option, seq_len) for option in (entry.options if entry else ())}
     known = {name: values for name, values in ranges.items() if values is not None}
     return st.fixed_dictionaries({}, optional=known)

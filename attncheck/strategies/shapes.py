@@ -7,10 +7,24 @@ from typing import Literal
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-__all__ = ["Shape", "attention_shapes"]
+from attncheck.strategies.drawing import Given, drawn
+
+__all__ = ["Shape", "attention_shapes", "drawn_shape"]
 
 Shape = tuple[int, int, int, int]
 """``(batch, head, query, key)``."""
+
+
+def drawn_shape(draw: DrawFn, given: Given[Shape]) -> Shape:
+    """Return a shape, drawn if need be, that weights can have.
+
+    Raises:
+        ValueError: It is none.
+    """
+    shape = tuple(drawn(draw, given))
+    if len(shape) != 4 or any(not isinstance(size, int) or size < 1 for size in shape):
+        raise ValueError(f"shape: got {shape}; expected (batch, head, query, key), 1 or more each")
+    return shape
 
 
 @st.composite

@@ -15,10 +15,10 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.patterns.catalogue import canonical_name
 from attncheck.patterns.synthetic import create_synthetic_attention
-from attncheck.strategies.drawing import Given, drawn, grid
-from attncheck.strategies.masks import MASK_KINDS, attention_masks
+from attncheck.strategies.drawing import Given, drawn, drawn_dtype, grid
+from attncheck.strategies.masks import MASK_KINDS, attention_masks, require_kinds
 from attncheck.strategies.options import pattern_options
-from attncheck.strategies.shapes import Shape, attention_shapes
+from attncheck.strategies.shapes import Shape, attention_shapes, drawn_shape
 
 __all__ = ["attention_layers", "attention_weights"]
 
@@ -39,7 +39,7 @@ def _weights(
     dtype: Given[torch.dtype],
     arguments: Mapping[str, Any],
 ) -> Tensor:
-    size, is_causal = drawn(draw, shape), drawn(draw, causal)
+    size, is_causal = drawn_shape(draw, shape), drawn(draw, causal)
     n_query, n_key = size[2:]
     if n_query > n_key and (is_causal or pattern is not None):
         raise ValueError(
@@ -58,7 +58,7 @@ def _weights(
         if level > 0:
             drawn_noise = torch.from_numpy(_rows(draw, size, visible))
             weights = (1 - level) * weights + level * drawn_noise
-    return weights.to(drawn(draw, dtype))
+    return weights.to(drawn_dtype(draw, dtype))
 
 
 def _rows(draw: DrawFn, shape: Shape, visible: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -109,7 +109,8 @@ def attention_weights(
             options of the pattern, which are then not drawn.
 
     Raises:
-        ValueError: ``noise`` is no share, or options were given without a pattern.
+        ValueError: ``noise`` is no share, there is no such pattern, or options were given without
+            one; when drawing: ``shape``, ``dtype`` or options are impossible.
 
     Example:
         >>> from hypothesis import find
@@ -120,6 +121,8 @@ def attention_weights(
         raise ValueError(f"noise: got {noise!r}; expected a share from 0 to 1")
     if pattern is None and arguments:
         raise ValueError(f"{', '.join(arguments)}: only a pattern takes these; pass pattern=")
+    if isinstance(pattern, str):
+        pattern = canonical_name(pattern)
     chosen = attention_shapes() if shape is None else shape
     return _weights(chosen, pattern, causal, noise, dtype, arguments)
 
@@ -132,15 +135,19 @@ def _layers(
     causal: Given[bool],
     dtype: Given[torch.dtype],
 ) -> LayerAttention:
-    size = drawn(draw, shape)
+    size = drawn_shape(draw, shape)
     n_query, n_key = size[2:]
     is_causal = n_query <= n_key and drawn(draw, causal)
-    mask = draw(attention_masks(size, kinds=kinds)) if kinds else None
+    masked = bool(kinds) and draw(st.sampled_from([False, True, True]))
+    empty_rows = (
+        masked and "arbitrary" in kinds and draw(st.sampled_from([False, False, False, True]))
+    )
+    mask = draw(attention_masks(size, kinds=kinds, empty_rows=empty_rows)) if masked else None
     visible = np.ones((n_query, n_key), bool) if mask is None else mask.numpy()
     if is_causal:
         visible = visible & np.tril(np.ones((n_query, n_key), bool), n_key - n_query)
     return LayerAttention(
-        torch.from_numpy(_rows(draw, size, visible)).to(drawn(draw, dtype)),
+        torch.from_numpy(_rows(draw, size, visible)).to(drawn_dtype(draw, dtype)),
         kind="self" if is_causal or n_query == n_key else "cross",
         mask=mask,
         causal=is_causal,
@@ -156,14 +163,18 @@ def attention_layers(
 ) -> SearchStrategy[LayerAttention]:
     """Draw a layer: weights with a mask and causality that agree with them.
 
-    A query that mask and causality together leave without any key has a row of zeros, as
+    A query that mask and causality leave without any key has a row of zeros, as
     ``scaled_dot_product_attention`` returns it.
 
     Args:
         shape: ``(batch, head, query, key)``. Default: `attention_shapes`, square or not.
-        masks: Kinds of masks, see `attention_masks`; empty: no mask.
+        masks: Kinds of masks, see `attention_masks`; one layer in three has none. With
+            ``"arbitrary"`` among them, some queries see no key at all. Empty: never a mask.
         causal: Queries see no later key; never with more queries than keys.
         dtype: Of the weights.
+
+    Raises:
+        ValueError: A kind of mask is not known; when drawing: ``shape`` or ``dtype`` is impossible.
 
     Example:
         >>> from hypothesis import find
@@ -171,5 +182,7 @@ def attention_layers(
         >>> layer.weights.tolist(), layer.mask.tolist()
         ([[[[1.0]]]], [[[[True]]]])
     """
+    if masks:
+        require_kinds(masks, "masks")
     chosen = attention_shapes("any") if shape is None else shape
     return _layers(chosen, tuple(masks), causal, dtype)

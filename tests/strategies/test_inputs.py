@@ -62,3 +62,8 @@ def test_a_missing_scale_shrinks_to_one_query_and_two_keys_of_simple_numbers() -
 def test_the_minimal_example_is_a_single_zero(grouped: bool) -> None:
     for part in smallest(qkv(grouped=grouped)):
         assert part.tolist() == [[[[0.0]]]]
+
+
+def test_widths_of_nothing_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"width, value_width: got 0, 2; expected 1 or more"):
+        smallest(qkv(width=0, value_width=2))
