@@ -29,6 +29,11 @@ class Progress:
             print(what, file=sys.stderr, flush=True)
             self._last = time.monotonic()
 
+    def note(self, what: str) -> None:
+        """Report what a reader should know at once, on a line of its own."""
+        self.done()
+        print(what, file=sys.stderr, flush=True)
+
     def done(self) -> None:
         """Clear the line."""
         if self._terminal and self._width:

@@ -17,7 +17,7 @@ from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError, described
 from attncheck.cli.progress import Progress
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
-from attncheck.cli.subject import Request, Subject, load_subject
+from attncheck.cli.subject import Request, Subject, asks_the_hub, load_subject
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
@@ -92,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress()
     try:
         with redirect_stdout(sys.stderr):  # what models print must not mix with the result
+            if asks_the_hub(request.model):
+                progress.note(
+                    f"{request.model} is no local folder: asking the Hugging Face hub "
+                    "(HF_HUB_OFFLINE=1 looks in the local cache only)"
+                )
             progress.say("loading the model")
             subject = load_subject(request)
             pictures = None

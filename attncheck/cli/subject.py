@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,12 @@ from attncheck.capture import load_huggingface
 from attncheck.cli.problem import CommandError, described
 from attncheck.models import encode, load_tiny_model, repeated_tokens, tokens_of
 
-__all__ = ["Request", "Subject", "load_subject"]
+__all__ = ["Request", "Subject", "asks_the_hub", "load_subject"]
+
+FACTORY: Final = re.compile(r"[\w.]+:[\w.]+")
+OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+TRUE: Final = ("1", "ON", "YES", "TRUE")
+"""What the variables of huggingface_hub hold where they are set."""
 
 TINY_NAME: Final = "attncheck's trained 2-layer model"
 DEFAULT_TEXT: Final = "The quick brown fox jumps over the lazy dog. " * 2
@@ -65,7 +71,7 @@ def load_subject(request: Request) -> Subject:
     device = _device(request.device)
     if request.model is None:
         subject = _tiny(request)
-    elif re.fullmatch(r"[\w.]+:[\w.]+", request.model) and not Path(request.model).exists():
+    elif FACTORY.fullmatch(request.model) and not Path(request.model).exists():
         subject = _from_factory(request.model, request)
     else:
         subject = _from_huggingface(request.model, request)
@@ -73,6 +79,13 @@ def load_subject(request: Request) -> Subject:
     subject.args = tuple(_moved(value, device) for value in subject.args)
     subject.kwargs = {name: _moved(value, device) for name, value in subject.kwargs.items()}
     return subject
+
+
+def asks_the_hub(name: str | None) -> bool:
+    """Whether transformers will look for a model of this name on the network."""
+    local = name is None or FACTORY.fullmatch(name) or Path(name).exists()
+    offline = any(os.environ.get(v, "").upper() in TRUE for v in OFFLINE)
+    return not (local or offline)
 
 
 def _device(name: str) -> torch.device:

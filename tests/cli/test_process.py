@@ -13,6 +13,7 @@ import pytest
 
 from attncheck import __version__
 from attncheck.cli import main
+from attncheck.cli.problem import CommandError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "attncheck.cli"]
@@ -159,3 +160,36 @@ def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     err = capsys.readouterr().err
     assert err.startswith("attncheck scan: error: ")
     assert "cannot load" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "offline", "told"),
+    [
+        ("no-such/model", "", True),
+        ("no-such/model", "0", True),
+        ("no-such/model", "1", False),
+        ("folder", "", False),
+        ("package.module:make", "", False),
+        (None, "", False),
+    ],
+)
+def test_a_search_on_the_network_is_announced(
+    model: str | None,
+    offline: str,
+    told: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: object) -> None:
+        raise CommandError("not this time")
+
+    monkeypatch.setattr("attncheck.cli.scan.load_subject", fail)
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert main(["scan", *([model] if model else []), "--out", ""]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("asking the Hugging Face hub (HF_HUB_OFFLINE=1 looks in" in err) is told
