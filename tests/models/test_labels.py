@@ -121,10 +121,6 @@ def test_profiles_of_several_periods_merge_into_the_same_names(tiny: TinyTransfo
     assert labels["L1H0"] == labels["L1H1"] == "induction"
 
 
-@pytest.mark.xfail(
-    reason="a column's mass is taken off the diagonals as if all sequences had one length",
-    strict=False,
-)
 def test_merged_profiles_of_analytic_heads_keep_their_names() -> None:
     model = AnalyticTransformer(10.0)
     prompts = [repeated_tokens(period, seed=period) for period in (6, 9, 11, 13)]
