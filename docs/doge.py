@@ -33,9 +33,8 @@ def main() -> None:
     )
     model = transformers.DogeForCausalLM(config).eval()
     ids = torch.randint(3, 100, (1, 12))
-    print(
-        f"transformers {transformers.__version__}, default backend {model.config._attn_implementation}"
-    )
+    backend = model.config._attn_implementation
+    print(f"transformers {transformers.__version__}, default backend {backend}")
     print(compare_backends(model, ids))
     maps = AttentionExtractor(model).get_attention(ids)
     try:
