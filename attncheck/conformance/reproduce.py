@@ -1,0 +1,84 @@
+"""A script of under 15 lines that shows a failure with torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attncheck.conformance.case import Case
+from attncheck.conformance.registry import Property
+from attncheck.conformance.subject import Subject, Violation
+
+__all__ = ["oracle_script", "script_for"]
+
+
+def script_for(entry: Property, case: Case, violation: Violation, subject: Subject) -> str:
+    """Return the script that reproduces a violation of a property on a case."""
+    if entry.script:
+        return property_script(entry, case, subject)
+    gradient = violation.argument if violation.argument in GRADIENT_NAMES else ""
+    return oracle_script(case, subject, gradient=gradient)
+
+
+GRADIENT_NAMES = {"query": "q", "key": "k", "value": "v", "attn_mask": "mask"}
+
+
+def property_script(entry: Property, case: Case, subject: Subject) -> str:
+    """Return the lines of an input and of a property."""
+    more = "".join(f", {n}={t}" for n, t in case.flag_text().items() if n != "attn_mask")
+    body = entry.script.replace("{more}", more).replace("{call}", case.call_text())
+    body = body.replace("{flags}", case.call_text().removeprefix("attention(q, k, v")[:-1])
+    return "\n".join([*_head(subject), *case.lines(), body])
+
+
+def oracle_script(case: Case, subject: Subject, gradient: str = "") -> str:
+    """Return lines that compare a call with float64 arithmetic written out."""
+    lines = [*_head(subject), *case.lines()]
+    inputs = "q, k, v" + (", mask" if gradient == "attn_mask" else "")
+    if gradient:
+        lines.append(f"for x in ({inputs}): x.requires_grad_()")
+    call = case.call_text()
+    lines.append(f"got = {call}" + ("[0]" if subject.returns_weights else ""))
+    group = f".repeat_interleave({case.ratio}, -3)" if case.ratio > 1 else ""
+    scale = case.flag_text().get("scale") or f"{case.size} ** -0.5"
+    lines.append(f"s = q.double() @ k.double(){group}.mT * {scale}")
+    if case.mask == "float":
+        lines[-1] += " + mask"
+    hidden = []
+    if case.mask == "bool":
+        hidden.append("~mask")
+    if case.causal:
+        hidden.append(f"torch.ones({case.n_query}, {case.n_key}).triu(1).bool()")
+    if hidden:
+        lines.append(f"s = s.masked_fill({' | '.join(hidden)}, -torch.inf)")
+    weights = "s.softmax(-1)"
+    if case.mask != "none":
+        weights += ".masked_fill((s == -torch.inf).all(-1, keepdim=True), 0)"
+    lines.append(f"want = {weights} @ v.double(){group}")
+    if gradient:
+        name = GRADIENT_NAMES[gradient]
+        lines.append("d = torch.randn(got.shape, dtype=got.dtype)")
+        lines.append(
+            f"got, want = (torch.autograd.grad(x, {name}, d.to(x.dtype), allow_unused=True)[0] "
+            "for x in (got, want))"
+        )
+    lines.append("print((got - want).abs().max())  # expected about 0")
+    return "\n".join(lines)
+
+
+def _head(subject: Subject) -> list[str]:
+    lines = ["import torch", _import_of(subject.function)]
+    if subject.device != "cpu":
+        lines.append(f'torch.set_default_device("{subject.device}")')
+    return lines
+
+
+def _import_of(function: Callable[..., Any]) -> str:
+    """Return the line that binds ``attention``."""
+    name = getattr(function, "__qualname__", "")
+    module = getattr(function, "__module__", None)
+    if getattr(function, "__name__", "") == "scaled_dot_product_attention":
+        return "from torch.nn.functional import scaled_dot_product_attention as attention"
+    if module and name.isidentifier() and module != "__main__":
+        return f"from {module} import {name} as attention"
+    return f"attention = ...  # {name or type(function).__name__}: put your function here"
