@@ -89,7 +89,7 @@ def compare(
         },
         inputs=inputs,
         got=got.detach(),
-        argument=argument or ("" if what == "output" else what),
+        argument="weights" if what.startswith("weights") else argument,
     )
 
 

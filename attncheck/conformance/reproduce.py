@@ -16,8 +16,7 @@ def script_for(entry: Property, case: Case, violation: Violation, subject: Subje
     """Return the script that reproduces a violation of a property on a case."""
     if entry.script:
         return property_script(entry, case, subject)
-    gradient = violation.argument if violation.argument in GRADIENT_NAMES else ""
-    return oracle_script(case, subject, gradient=gradient)
+    return oracle_script(case, subject, violation.argument)
 
 
 GRADIENT_NAMES = {"query": "q", "key": "k", "value": "v", "attn_mask": "mask"}
@@ -31,14 +30,22 @@ def property_script(entry: Property, case: Case, subject: Subject) -> str:
     return "\n".join([*_head(subject), *case.lines(), body])
 
 
-def oracle_script(case: Case, subject: Subject, gradient: str = "") -> str:
-    """Return lines that compare a call with float64 arithmetic written out."""
+def oracle_script(case: Case, subject: Subject, argument: str = "") -> str:
+    """Return lines that compare a call with float64 arithmetic written out.
+
+    Args:
+        case: The input.
+        subject: Whose function is called.
+        argument: ``"weights"``, the argument whose gradient is wrong, or empty for the output.
+    """
+    gradient = argument if argument in GRADIENT_NAMES else ""
     lines = [*_head(subject), *case.lines()]
     inputs = "q, k, v" + (", mask" if gradient == "attn_mask" else "")
     if gradient:
         lines.append(f"for x in ({inputs}): x.requires_grad_()")
     call = case.call_text()
-    lines.append(f"got = {call}" + ("[0]" if subject.returns_weights else ""))
+    part = f"[{int(argument == 'weights')}]" if subject.returns_weights else ""
+    lines.append(f"got = {call}{part}")
     group = f".repeat_interleave({case.ratio}, -3)" if case.ratio > 1 else ""
     scale = case.flag_text().get("scale") or f"{case.size} ** -0.5"
     lines.append(f"s = q.double() @ k.double(){group}.mT * {scale}")
@@ -54,7 +61,7 @@ def oracle_script(case: Case, subject: Subject, gradient: str = "") -> str:
     weights = "s.softmax(-1)"
     if case.mask != "none":
         weights += ".masked_fill((s == -torch.inf).all(-1, keepdim=True), 0)"
-    lines.append(f"want = {weights} @ v.double(){group}")
+    lines.append(f"want = {weights}" + ("" if argument == "weights" else f" @ v.double(){group}"))
     if gradient:
         name = GRADIENT_NAMES[gradient]
         lines.append("d = torch.randn(got.shape, dtype=got.dtype)")
