@@ -13,6 +13,7 @@ from attncheck.conformance.capabilities import Capabilities
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.diagnose import likely_mistake
+from attncheck.conformance.extensions import EXTENSIONS
 from attncheck.conformance.probe import probe
 from attncheck.conformance.registry import PROPERTIES, Property
 from attncheck.conformance.report import ConformanceReport, Failure, Outcome, render_failure
@@ -37,6 +38,7 @@ def check_attention(
     device: str = "cpu",
     select: Iterable[str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
+    extension: str | None = None,
     raises: bool = True,
 ) -> ConformanceReport:
     """Check an attention implementation against a battery of properties.
@@ -51,6 +53,9 @@ def check_attention(
         device: Where the inputs are made, for instance ``"cuda"``.
         select: Ids, families or tags of the properties to run; all by default.
         expected_failures: Reasons by property id: these must fail, and are reported apart.
+        extension: What the function computes instead of plain attention: ``"sliding_window"``,
+            ``"softcap"``, ``"alibi"``, ``"sinks"``, ``"kv_cache"`` or ``"packed"``; their
+            signatures are in `attncheck.conformance.extensions.EXTENSIONS`.
         raises: Whether to raise when something fails.
 
     Returns:
@@ -77,8 +82,13 @@ def check_attention(
     unknown = sorted(set(expected) - set(PROPERTIES))
     if unknown:
         raise ValueError(f"expected_failures: no property is called {', '.join(unknown)}")
-    subject = Subject(function, returns_weights, capabilities or Capabilities(), device)
-    report = run_battery(subject, select_properties(select, returns_weights), effort, seed, expected)
+    declared = capabilities or Capabilities()
+    if extension is not None:
+        report = _run_extension(function, extension, declared, effort, seed, device, expected)
+    else:
+        subject = Subject(function, returns_weights, declared, device)
+        entries = select_properties(select, returns_weights)
+        report = run_battery(subject, entries, effort, seed, expected)
     if raises and not report.passed:
         raise CheckFailure(str(report), report)
     return report
@@ -124,6 +134,35 @@ def run_battery(
             outcome = replace(outcome, status=status, note=expected[entry.id])
         report.outcomes.append(outcome)
     report.unsupported = Counter(subject.refusals)
+    return report
+
+
+def _run_extension(
+    function: Callable[..., Any],
+    name: str,
+    declared: Capabilities,
+    effort: str,
+    seed: int,
+    device: str,
+    expected: Mapping[str, str],
+) -> ConformanceReport:
+    """Run the battery on every variant of an extension, then the extension's own properties."""
+    if name not in EXTENSIONS:
+        raise ValueError(f"extension: {name!r} is none of {', '.join(EXTENSIONS)}")
+    extension = EXTENSIONS[name]
+    report = ConformanceReport(name_of(function), effort, seed)
+    for variant in extension.variants:
+        subject = Subject(
+            variant.adapt(function),
+            capabilities=declared.and_also(extension.capabilities),
+            device=device,
+            rules=variant.rules,
+            original=function,
+        )
+        entries = [PROPERTIES[id] for id in extension.select] + list(extension.properties)
+        part = run_battery(subject, entries, effort, seed, expected)
+        report.outcomes += [replace(o, id=f"{variant.label}/{o.id}") for o in part.outcomes]
+        report.unsupported += part.unsupported
     return report
 
 

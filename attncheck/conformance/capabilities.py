@@ -71,6 +71,11 @@ class Capabilities:
             if dtype not in ("float64", "float32", "float16", "bfloat16"):
                 raise ValueError(f"dtypes: {dtype!r} is no floating dtype's name")
 
+    def and_also(self, other: Capabilities) -> Capabilities:
+        """Return these declarations, completed by another's where these say nothing."""
+        mine = {name: value for name, value in vars(self).items() if value is not None}
+        return Capabilities(**{**vars(other), **mine})
+
     def allows(self, case: Case) -> str:
         """Return the declaration that excludes a case, or an empty string."""
         needs = {

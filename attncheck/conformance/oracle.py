@@ -27,13 +27,20 @@ class Rules:
         score: Turns scaled scores ``(..., head, query, key)`` into what is masked and normalised.
         window: Keys that a query sees on its left and right; ``None`` for no limit.
         align: ``"top-left"`` or ``"bottom-right"``: the diagonal of causal masks and windows.
-        sinks: A logit per query head that takes part in the normaliser and carries no value.
+        causal: Whether every call is causal, without being asked.
+        sinks: Gives, for a number of query heads, a logit for each, that takes part in the
+            normaliser and carries no value.
+        call: Further arguments of a call, as source text, for scripts.
+        lines: Lines that change the scores ``s`` in a script; None where none can be written.
     """
 
     score: Callable[[Tensor], Tensor] | None = None
     window: tuple[int | None, int | None] = (None, None)
     align: str = "top-left"
-    sinks: Tensor | None = None
+    causal: bool = False
+    sinks: Callable[[int], Tensor] | None = None
+    call: str = ""
+    lines: tuple[str, ...] | None = ()
 
 
 PLAIN = Rules()
@@ -72,7 +79,7 @@ def scores_of(inputs: Inputs, dtype: torch.dtype, rules: Rules = PLAIN) -> tuple
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask.to(dtype)
     seen = visible_pairs(
-        query.shape[-2], key.shape[-2], bool(inputs.flags.get("is_causal")), rules
+        query.shape[-2], key.shape[-2], rules.causal or bool(inputs.flags.get("is_causal")), rules
     ).to(scores.device)
     if mask is not None and mask.dtype == torch.bool:
         seen = seen & mask
@@ -104,7 +111,8 @@ def attend(
         rules: What an extension changes.
     """
     scores, value = scores_of(inputs, dtype, rules)
-    weights = softmax_of(scores, rules.sinks)
+    sinks = None if rules.sinks is None else rules.sinks(scores.shape[-3]).to(scores.device)
+    weights = softmax_of(scores, sinks)
     return weights @ value, weights, scores
 
 

@@ -14,6 +14,8 @@ __all__ = ["oracle_script", "script_for"]
 
 def script_for(entry: Property, case: Case, violation: Violation, subject: Subject) -> str:
     """Return the script that reproduces a violation of a property on a case."""
+    if subject.rules.lines is None:
+        return ""
     if entry.script:
         return property_script(entry, case, subject)
     return oracle_script(case, subject, violation.argument)
@@ -43,14 +45,16 @@ def oracle_script(case: Case, subject: Subject, argument: str = "") -> str:
     inputs = "q, k, v" + (", mask" if gradient == "attn_mask" else "")
     if gradient:
         lines.append(f"for x in ({inputs}): x.requires_grad_()")
-    call = case.call_text()
+    rules = subject.rules
+    call = case.call_text()[:-1] + (f", {rules.call})" if rules.call else ")")
     part = f"[{int(argument == 'weights')}]" if subject.returns_weights else ""
     lines.append(f"got = {call}{part}")
     group = f".repeat_interleave({case.ratio}, -3)" if case.ratio > 1 else ""
     scale = case.flag_text().get("scale") or f"{case.size} ** -0.5"
     lines.append(f"s = q.double() @ k.double(){group}.mT * {scale}")
+    lines += rules.lines or ()
     if case.mask == "float":
-        lines[-1] += " + mask"
+        lines.append("s = s + mask")
     hidden = []
     if case.mask == "bool":
         hidden.append("~mask")
@@ -59,7 +63,9 @@ def oracle_script(case: Case, subject: Subject, argument: str = "") -> str:
     if hidden:
         lines.append(f"s = s.masked_fill({' | '.join(hidden)}, -torch.inf)")
     weights = "s.softmax(-1)"
-    if case.mask != "none":
+    if rules.sinks is not None:
+        weights = "torch.cat([s, sinks[:, None, None].expand(*s.shape[:-1], 1)], -1).softmax(-1)[..., :-1]"
+    if (case.mask != "none" or rules.window != (None, None)) and rules.sinks is None:
         weights += ".masked_fill((s == -torch.inf).all(-1, keepdim=True), 0)"
     lines.append(f"want = {weights}" + ("" if argument == "weights" else f" @ v.double(){group}"))
     if gradient:

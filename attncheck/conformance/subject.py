@@ -75,6 +75,8 @@ class Subject:
         device: Where inputs are made.
         rules: What attention means for it: an extension's arithmetic.
         refusals: What it refused, with the number of inputs.
+        calls: How often it was called.
+        original: What an extension's adapter wraps, for properties of the extension itself.
         refused: Names of features that it does not support, as the probe found.
     """
 
@@ -86,6 +88,7 @@ class Subject:
     refusals: Counter[str] = field(default_factory=Counter)
     refused: frozenset[str] = frozenset()
     calls: int = 0
+    original: Callable[..., Any] | None = None
 
     def call(self, inputs: Inputs, **changes: Any) -> Result:
         """Call the implementation.

@@ -321,6 +321,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         returns_weights=True,
     ),
     "transformers eager": Implementation(hugging_face("eager"), NOT_EMPTY, returns_weights=True),
-    "transformers sdpa": Implementation(hugging_face("sdpa"), NOT_EMPTY, known=CPU_KERNEL),
+    "transformers sdpa": Implementation(hugging_face("sdpa"), NOT_EMPTY, known={"mask-nan-propagates": NAN_QUERY}),
 }
 """By name."""

@@ -84,9 +84,12 @@ def permute_queries(subject: Subject, case: Case) -> None:
 def _others_unchanged(
     subject: Subject, inputs: Inputs, axis: int, index: int, what: str, n_heads: int
 ) -> None:
-    """Change one batch or head to wild numbers and NaN; all others must stay."""
+    """Change one batch or head to wild numbers; all others must stay.
+
+    A batch is filled with NaN too; heads may have met in an exact projection, where 0 * NaN counts.
+    """
     expected = expect(inputs, subject.rules)["output"]
-    for wild in (1000.0, torch.nan):
+    for wild in (1000.0, torch.nan) if axis == -4 else (1000.0,):
         query, key, value = (
             x.clone(memory_format=torch.contiguous_format)
             for x in (inputs.query, inputs.key, inputs.value)
@@ -141,7 +144,7 @@ print(error.abs().max())  # expected about 0
 assert error.abs().max() < 1e-2""",
 )
 def head_independent(subject: Subject, case: Case) -> None:
-    """Fill one key-value head, with its query heads, with wild numbers, then NaN."""
+    """Fill one key-value head, with its query heads, with wild numbers."""
     inputs = subject.build(case)
     if case.kv_heads > 1:
         _others_unchanged(subject, inputs, -3, case.seed % case.kv_heads, "head", case.heads)
@@ -187,7 +190,8 @@ assert error.abs().max() < 1e-2""",
 def logit_shift(subject: Subject, case: Case) -> None:
     """Add a constant to every row of a float mask: 50, -50, and one that differs by row."""
     inputs = subject.build(case)
-    assert inputs.mask is not None
+    if inputs.mask is None or inputs.mask.dtype == torch.bool:
+        return
     rows = torch.linspace(-90, 90, case.n_query, dtype=inputs.mask.dtype)[:, None]
     for shift in (torch.tensor(100.0), torch.tensor(-100.0), rows):
         shifted = replace(inputs, mask=inputs.mask + shift.to(inputs.mask))
@@ -232,7 +236,7 @@ def hull(subject: Subject, case: Case) -> None:
     "relation",
     reason="equal values come out unchanged, whatever the weights: they sum to 1",
     source="row-stochastic weights; sums in half precision stall at 256 or 2,048 equal terms",
-    cases=bases(8, 40, 120, mask=("none",), n_key=("same", 9, 33, 257, 300, 520, 2049, 4100),
+    cases=bases(8, 40, 120, mask=("none",), n_key=("same", 9, 33, 300, 2049, 4100),
                 n_query=(4, 17), content=("normal", "zeros", "positive", "large", "growing"),
                 batch=(1,), heads=((1, 1), (1, 2))),
     script="""v[:] = 0.7
@@ -249,7 +253,7 @@ def constant_values(subject: Subject, case: Case) -> None:
     eps = torch.finfo(inputs.query.dtype).eps
     # Weights rounded to half precision need not sum to 1 closer than their own rounding.
     expected = expect(constant, subject.rules)["output"]
-    allowed = expected.allowed.clamp_max(12 * eps)
+    allowed = expected.allowed.clamp_max((4 if eps > 1e-4 else 12) * eps)
     compare(got, Expected(torch.full_like(expected.value, float(value.flatten()[0])), allowed),
             "output", constant)  # fmt: skip
 

@@ -128,7 +128,7 @@ steps("softmax-epsilon", "softmax", "1e-6 added to the sum", softmax=lambda c: _
 steps("softmax-no-rescale", "softmax", GH + "Dao-AILab/flash-attention, algorithm 1 without line 12",
       softmax=lambda c: _no_rescale(c.scores, 64))
 steps("softmax-bf16", "softmax", FA + "613",
-      softmax=lambda c: OFF.softmax(_with(c, scores=c.scores.bfloat16())).to(c.scores.dtype))
+      softmax=lambda c: OFF.softmax(_with(c, scores=c.scores.bfloat16())).to(c.dtype))
 steps("softmax-exp2", "softmax", "log2(e) rounded to 1.44", softmax=lambda c: _divide(
     torch.exp2((c.scores - _peak(c.scores)) * 1.44)))
 steps("softmax-causal-normaliser", "softmax", "the sum runs over hidden keys too",
@@ -146,7 +146,7 @@ steps("dtype-output-float32", "dtype", GH + "huggingface/transformers/pull/17437
       finish=lambda c: c.output.float() if c.dtype != torch.float64 else c.output)
 steps("dtype-half-accumulation", "dtype", GH + "gizatechxyz/orion/pull/389", combine=lambda c: _chunked(c, 8))
 steps("dtype-score-half", "dtype", "scores stored as float16: they overflow, and round",
-      scores=lambda c: OFF.scores(c).half().to(c.dtype))
+      scores=lambda c: OFF.scores(c).half().to(c.dtype) if c.dtype == torch.float32 else OFF.scores(c))
 
 # --- layout ------------------------------------------------------------------------------------
 steps("layout-view-of-storage", "layout", PT + "112577", prepare=lambda c: _reread(c, "kv"))
