@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from attncheck.conformance import properties as _properties  # noqa: F401 - fills the registry
 from attncheck.conformance.capabilities import Capabilities
@@ -161,13 +164,37 @@ def _run_extension(
         )
         entries = [PROPERTIES[id] for id in extension.select] + list(extension.properties)
         part = run_battery(subject, entries, effort, seed, expected)
-        report.outcomes += [replace(o, id=f"{variant.label}/{o.id}") for o in part.outcomes]
+        report.outcomes += [_labelled(outcome, variant.label) for outcome in part.outcomes]
         report.unsupported += part.unsupported
     return report
 
 
+def _labelled(outcome: Outcome, label: str) -> Outcome:
+    """Put the variant's name before the property's."""
+    failure = outcome.failure and replace(outcome.failure, id=f"{label}/{outcome.id}")
+    return replace(outcome, id=f"{label}/{outcome.id}", failure=failure)
+
+
 def run_property(entry: Property, subject: Subject, plan: Plan) -> Outcome:
     """Run one property over its cases, up to the first that fails, and shrink that."""
+    with threads(None if "threads" in entry.tags else 1):
+        return _run(entry, subject, plan)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute with some threads: small inputs on many threads cost more time, not less."""
+    before = torch.get_num_threads()
+    if count is not None and count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
     start = time.perf_counter()
     if "search" in entry.tags:
         return _searched(entry, subject, plan, start)

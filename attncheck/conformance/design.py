@@ -67,7 +67,8 @@ class Plan:
     Attributes:
         effort: ``"quick"``, ``"default"`` or ``"thorough"``.
         seed: Chooses cases and numbers; the same seed gives the same cases.
-        dtypes: Names of the dtypes that are supported.
+        dtypes: Names of the dtypes that are supported, and as accurate as they say.
+        accepted: Names of all dtypes that are accepted.
         refused: Names of features that are not supported, as in `Capabilities`.
     """
 
@@ -75,6 +76,7 @@ class Plan:
     seed: int = 0
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
     refused: frozenset[str] = frozenset()
+    accepted: tuple[str, ...] = ()
 
     def pick(self, quick: int, default: int, thorough: int) -> int:
         """Return the number that belongs to this effort."""
@@ -234,12 +236,28 @@ def _case_of(chosen: Mapping[str, Any], base: Case) -> Case:
 
 def lighten(case: Case, limit: int) -> Case:
     """Shrink batch, heads and at last head sizes until the case costs at most ``limit``."""
-    for name, least in (
-        ("batch", 2), ("kv_heads", 2), ("ratio", 2), ("size", 17), ("value_size", 17),
-        ("batch", 1), ("kv_heads", 1), ("ratio", 1),
-    ):  # fmt: skip
+    return _shrunk(
+        case,
+        limit,
+        (("batch", 2), ("kv_heads", 2), ("ratio", 2), ("size", 17), ("value_size", 17),
+         ("batch", 1), ("kv_heads", 1), ("ratio", 1)),
+    )  # fmt: skip
+
+
+def lighten_in_turn(case: Case, limit: int) -> Case:
+    """Shrink another axis first for every seed, so that each large size meets each other one."""
+    axes = [("n_query", 3), ("n_key", 3), ("batch", 1), ("kv_heads", 1), ("size", 8), ("value_size", 8)]
+    turn = case.seed % len(axes)
+    order = axes[turn:] + axes[:turn]
+    if case.seed % 5 < 2:
+        order = order[::-1]
+    return _shrunk(case, limit, (*order, ("ratio", 1), ("n_key", 1), ("n_query", 1)))
+
+
+def _shrunk(case: Case, limit: int, order: Sequence[tuple[str, int]]) -> Case:
+    for name, least in order:
         while case.work > limit and getattr(case, name) > least:
-            case = replace(case, **{name: max(least, getattr(case, name) // 2)})
+            case = replace(case, **{name: max(least, getattr(case, name) // 4)})
     return case
 
 

@@ -72,7 +72,7 @@ def _ordinary(case: Case, plan: Plan) -> Case:
     """Leave out what has a property of its own, and what is not supported."""
     if case.causal and case.scale in ("zero", "negative"):
         case = replace(case, scale="given")
-    return plan.fit(lighten(case, 12_000_000).legal())
+    return plan.fit(lighten(case, 6_000_000).legal())
 
 
 def find(

@@ -71,6 +71,8 @@ assert error.abs().max() < 1e-2""",
 )  # fmt: skip
 def causal_no_leak(subject: Subject, case: Case) -> None:
     """Change the later half of keys and values; earlier queries must stay."""
+    if not case.causal:
+        return
     inputs = subject.build(case)
     turn = max(case.n_key // 2, 1)
     key, value = inputs.key.clone(), inputs.value.clone()
@@ -101,6 +103,8 @@ assert error.abs().max() < 1e-2""",
 )
 def causal_prefix(subject: Subject, case: Case) -> None:
     """Leave out the last two positions."""
+    if not case.causal:
+        return
     inputs = subject.build(case)
     cut = max(case.n_query - 2, 1)
     part = replace(

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attncheck.conformance.case import Case
-from attncheck.conformance.design import MASK_SHAPES, SAME, Plan, covering, general_levels
+from attncheck.conformance.case import LAYOUTS, Case
+from attncheck.conformance.design import (
+    MASK_SHAPES,
+    SAME,
+    Plan,
+    covering,
+    general_levels,
+    lighten_in_turn,
+)
 from attncheck.conformance.examine import agrees
 from attncheck.conformance.registry import register
 
@@ -123,6 +130,25 @@ def square_cases(plan: Plan) -> Sequence[Case]:
     return separate(found + [plan.fit(case) for case in past[: plan.pick(1, 5, 5)]], plan)
 
 
+def large_cases(plan: Plan) -> Sequence[Case]:
+    """Return cases in which each large size meets every other axis, and other large sizes."""
+    sizes = (1, 3, 5, 33, 63, 64, 65, 127, 129, 255, 257, 513, 1025, 2049, 2300)
+    levels = general_levels(plan.dtypes) | {
+        "rank": (4, 4, 4, 3, 5, 2),
+        "batch": (1, 2, 3, 5, 9, 17),
+        "heads": ((1, 1), (2, 1), (3, 1), (9, 1), (17, 1), (33, 1), (1, 4), (1, 8), (2, 3), (3, 3),
+                  (3, 2), (2, 8), (1, 16), (5, 5)),
+        "n_query": sizes,
+        "n_key": (SAME, *sizes),
+        "size": (1, 4, 8, 16, 17, 64, 65, 80, 96, 128, 256),
+        "value_size": (SAME, SAME, 3, 16, 72, 129),
+        "layout": tuple(LAYOUTS),
+    }  # fmt: skip
+    # Greedy choice first, then the cost: whichever axis gives way differs from case to case.
+    found = covering(plan.narrow(levels), plan.pick(80, 900, 4000), plan.seed + 2, limit=10**15)
+    return separate([lighten_in_turn(case, 2_000_000).legal() for case in found], plan)
+
+
 def batch_cases(plan: Plan) -> Sequence[Case]:
     """Return many batches and heads, beyond the limits of small counters, with tiny sequences."""
     levels = {
@@ -178,10 +204,17 @@ for _id, _reason, _source, _cases in (
         square_cases,
     ),
     (
+        "design-large",
+        "a long sequence, a large batch, many heads and big heads meet layouts, masks and flags",
+        THREE_FACTORS,
+        large_cases,
+    ),
+    (
         "batch-large",
         "grids of at most 65,535 blocks and small counters wrap around",
         "https://github.com/pytorch/pytorch/issues/142228",
         batch_cases,
     ),
 ):
-    register(_id, "design", reason=_reason, source=_source, cases=_cases)(agrees)
+    _tags = ("threads",) if _id == "lengths-square" else ()
+    register(_id, "design", reason=_reason, source=_source, cases=_cases, tags=_tags)(agrees)

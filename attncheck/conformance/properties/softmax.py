@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from attncheck.conformance.bases import designed
 from attncheck.conformance.case import CONTENTS, Case
@@ -67,3 +68,19 @@ register(
     source="https://github.com/Dao-AILab/flash-attention/issues/613",
     cases=accuracy_cases,
 )(agrees)
+
+register(
+    "accuracy-float64",
+    "softmax",
+    reason="float64 inputs ask for float64 arithmetic: no step may be in float32",
+    source="torch.autograd.gradcheck needs it; transformers' eager softmax is float32 always",
+    cases=lambda plan: [
+        replace(case, dtype="float64")
+        for case in designed(
+            5, 20, 60, n_query=(1, 4, 33), n_key=("same", 9, 65), size=(8, 64),
+            content=("normal", "large", "offset values"), mask=("none", "bool", "float"),
+            mask_shape=("qk",), causal=(False, True), grad=(False, True),
+        )(plan)
+        if "float64" in (plan.accepted or plan.dtypes)
+    ],
+)(agrees)  # fmt: skip
