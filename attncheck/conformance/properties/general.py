@@ -127,7 +127,12 @@ def square_cases(plan: Plan) -> Sequence[Case]:
             (2049, False, "float", "holes"),
         )
     ]
-    return separate(found + [plan.fit(case) for case in past[: plan.pick(1, 5, 5)]], plan)
+    past += [
+        replace(base, n_query=q, n_key=k, causal=q > 1000, size=size, value_size=size)
+        for q, k, size in ((2100, 2049, 8), (1100, 1025, 16), (600, 513, 8), (300, 257, 17))
+        if "rectangular" not in plan.refused
+    ]
+    return separate(found + [plan.fit(case) for case in past[: plan.pick(1, 9, 9)]], plan)
 
 
 def large_cases(plan: Plan) -> Sequence[Case]:
@@ -145,8 +150,8 @@ def large_cases(plan: Plan) -> Sequence[Case]:
         "layout": tuple(LAYOUTS),
     }  # fmt: skip
     # Greedy choice first, then the cost: whichever axis gives way differs from case to case.
-    found = covering(plan.narrow(levels), plan.pick(80, 900, 4000), plan.seed + 2, limit=10**15)
-    return separate([lighten_in_turn(case, 2_000_000).legal() for case in found], plan)
+    found = covering(plan.narrow(levels), plan.pick(80, 700, 4000), plan.seed + 2, limit=10**15)
+    return separate([lighten_in_turn(case, 4_000_000).legal() for case in found], plan)
 
 
 def batch_cases(plan: Plan) -> Sequence[Case]:
