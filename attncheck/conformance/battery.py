@@ -21,7 +21,8 @@ from attncheck.conformance.probe import probe
 from attncheck.conformance.registry import PROPERTIES, Property
 from attncheck.conformance.report import ConformanceReport, Failure, Outcome, render_failure
 from attncheck.conformance.reproduce import script_for
-from attncheck.conformance.search import cases, find
+from attncheck.conformance.search import cases as drawn_cases
+from attncheck.conformance.search import find
 from attncheck.conformance.shrink import shrink
 from attncheck.conformance.subject import Refused, Subject, Violation
 from attncheck.errors import CheckFailure
@@ -177,14 +178,17 @@ def _labelled(outcome: Outcome, label: str) -> Outcome:
 
 def run_property(entry: Property, subject: Subject, plan: Plan) -> Outcome:
     """Run one property over its cases, up to the first that fails, and shrink that."""
-    with threads(None if "threads" in entry.tags else 1):
+    with settings(None if "threads" in entry.tags else 1):
         return _run(entry, subject, plan)
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Compute with some threads: small inputs on many threads cost more time, not less."""
-    before = torch.get_num_threads()
+def settings(count: int | None) -> Iterator[None]:
+    """Compute with some threads: small inputs on many threads cost more time, not less.
+
+    Threads and random state are left as they were.
+    """
+    before, state = torch.get_num_threads(), torch.get_rng_state()
     if count is not None and count != before:
         torch.set_num_threads(count)
     try:
@@ -192,6 +196,7 @@ def threads(count: int | None) -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+        torch.set_rng_state(state)
 
 
 def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
@@ -199,14 +204,15 @@ def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
     if "search" in entry.tags:
         return _searched(entry, subject, plan, start)
     tried = refused = 0
-    for case in entry.cases(plan):
+    cases = list(entry.cases(plan))
+    for case in cases:
         tried += 1
         violation, refusal = attempt(entry, subject, case)
         if refusal:
             refused += 1
             subject.refusals[refusal] += 1
         if violation is not None:
-            failure = explain(entry, subject, case, violation)
+            failure = explain(entry, subject, case, violation, cases[tried : tried + 12])
             break
     else:
         failure = None
@@ -225,7 +231,7 @@ def _searched(entry: Property, subject: Subject, plan: Plan, start: float) -> Ou
         return violation
 
     examples = plan.pick(40, 300, 2000)
-    found = find(cases(plan), examine, examples=examples, seed=plan.seed)
+    found = find(drawn_cases(plan), examine, examples=examples, seed=plan.seed)
     failure = explain(entry, subject, *found) if found else None
     refused = sum(bool(refusal) for refusal in tried)
     spent = round(time.perf_counter() - start, 3)
@@ -250,10 +256,19 @@ def attempt(entry: Property, subject: Subject, case: Case) -> tuple[Violation | 
     return None, ""
 
 
-def explain(entry: Property, subject: Subject, case: Case, violation: Violation) -> Failure:
-    """Shrink a failing case and say what is known about it."""
+def explain(
+    entry: Property,
+    subject: Subject,
+    case: Case,
+    violation: Violation,
+    others: Iterable[Case] = (),
+) -> Failure:
+    """Shrink a failing case and say what is known about it; other cases help to tell why."""
     again, _ = attempt(entry, subject, case)
     repeats = again is not None
+    evidence = [violation]
+    if repeats:
+        evidence += [v for v in (attempt(entry, subject, other)[0] for other in others) if v]
     if again is not None:
         case, violation = shrink(case, again, lambda other: attempt(entry, subject, other)[0])
     return Failure(
@@ -263,7 +278,7 @@ def explain(entry: Property, subject: Subject, case: Case, violation: Violation)
         severity=violation.severity,
         input=case.describe(),
         evidence=violation.evidence,
-        mechanism=likely_mistake(violation, subject.rules) if repeats else "",
+        mechanism=likely_mistake([*evidence, violation], subject.rules) if repeats else "",
         script=script_for(entry, case, violation, subject),
         case=case.to_dict(),
         repeats=repeats,

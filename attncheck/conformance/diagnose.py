@@ -1,13 +1,14 @@
 """What mistake an output looks like: known mistakes, computed, and compared with what came.
 
 Each entry of `MISTAKES` computes in float64 what an implementation with that mistake returns. The
-output of a failing call is compared with all of them; the first that it matches, and that differs
-from the right answer, is the likely mechanism.
+output of failing calls is compared with all of them; the one that explains most of them, and
+differs from the right answer, is the likely mechanism.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -31,26 +32,32 @@ Mistake = Callable[[Inputs, Rules], Tensor]
 BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
-def likely_mistake(violation: Violation, rules: Rules = PLAIN) -> str:
-    """Return the known mistake that explains a wrong output, or an empty string."""
+def likely_mistake(violations: Sequence[Violation], rules: Rules = PLAIN) -> str:
+    """Return the known mistake that explains wrong outputs, or an empty string.
+
+    Args:
+        violations: Of one property, on several inputs; the mistake that explains most of them
+            is named, since small inputs make many mistakes look alike.
+        rules: What attention means for the implementation.
+    """
+    votes = Counter(name for violation in violations for name in matches(violation, rules))
+    order = [name for violation in violations for name in matches(violation, rules)]
+    return max(votes, key=lambda name: (votes[name], -order.index(name))) if votes else ""
+
+
+def matches(violation: Violation, rules: Rules = PLAIN) -> list[str]:
+    """Return all known mistakes that give what one call gave."""
     inputs, got = violation.inputs, violation.got
     if inputs is None or got is None:
-        return ""
+        return []
     if violation.argument:
-        return _likely_gradient(violation, rules)
+        found = _likely_gradient(violation, rules)
+        return [found] if found else []
+    inputs = _on_cpu(inputs)
     got = got.detach().cpu().double()
-    inputs = replace(
-        inputs,
-        **{
-            field: tensor.detach().cpu()
-            for field, tensor in (
-                ("query", inputs.query), ("key", inputs.key), ("value", inputs.value),
-            )
-        },
-        mask=None if inputs.mask is None else inputs.mask.detach().cpu(),
-    )  # fmt: skip
     right = attend(inputs, torch.float64, rules)[0]
     slack = _slack(inputs, right)
+    names = []
     for name, mistake in MISTAKES.items():
         try:
             wrong = mistake(inputs, rules)
@@ -61,10 +68,16 @@ def likely_mistake(violation: Violation, rules: Rules = PLAIN) -> str:
         if bool(wrong.isnan().all()) and "-inf" not in name:
             continue  # NaN everywhere says nothing about its cause
         if _same(wrong, got, slack):
-            return f"matches {name}"
-    if bool(got.isnan().any()):
-        return "NaN: softmax of a row without visible keys, or inf - inf in the running maximum"
-    return ""
+            names.append(f"matches {name}")
+    if not names and bool(got.isnan().any()):
+        names = ["NaN: softmax of a row without visible keys, or inf - inf in a running maximum"]
+    return names
+
+
+def _on_cpu(inputs: Inputs) -> Inputs:
+    query, key, value = (x.detach().cpu() for x in (inputs.query, inputs.key, inputs.value))
+    mask = None if inputs.mask is None else inputs.mask.detach().cpu()
+    return replace(inputs, query=query, key=key, value=value, mask=mask)
 
 
 def _slack(inputs: Inputs, right: Tensor) -> float:

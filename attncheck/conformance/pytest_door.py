@@ -65,6 +65,7 @@ class Check:
         """
         import pytest
 
+        __tracebackhide__ = True
         subject, plan, failure = self.settings.probed(function)
         if failure is not None:
             raise CheckFailure(render_failure(failure), failure)

@@ -35,9 +35,9 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def test_k_selects_by_id(project: pytest.Pytester) -> None:
-    result = project.runpytest_subprocess("-p", "no:cacheprovider", "-v", "-k", "scale-given")
-    result.assert_outcomes(passed=1, deselected=10)
-    result.stdout.fnmatch_lines(["*test_attention*half_right-scale-given* PASSED*"])
+    result = project.runpytest_subprocess("-p", "no:cacheprovider", "-v", "-k", "scale-zero and not causal")
+    result.assert_outcomes(passed=1, deselected=11)
+    result.stdout.fnmatch_lines(["*test_attention*half_right-scale-zero* PASSED*"])
 
 
 def test_failures_skips_and_xfails(project: pytest.Pytester) -> None:
@@ -50,7 +50,7 @@ def test_failures_skips_and_xfails(project: pytest.Pytester) -> None:
 
 
 def test_an_expected_failure_that_passes_fails(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(SOURCE.replace("{EXPECTED}", "{'scale-given': 'thought so'}"))
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-k", "scale-given")
-    result.assert_outcomes(failed=1, deselected=10)
+    pytester.makepyfile(SOURCE.replace("{EXPECTED}", "{'scale-zero': 'thought so'}"))
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-k", "scale-zero and not causal")
+    result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(["*XPASS(strict)*thought so*"])

@@ -40,10 +40,11 @@ def identical(first: Tensor, second: Tensor, like: Expected) -> bool:
         mask_shape=("qk", "b11k", "bhqk"), causal=(False, True), scale=("default", "given"),
         heads=((2, 1), (1, 2)), n_query=(1, 5, 33), n_key=("same", 7), batch=(1, 2),
     ),
-    script="""before = [x.clone() for x in (q, k, v)]
+    script="""before = [(x.clone(), x._version) for x in (q, k, v)]
 {call}
-print([torch.equal(a, b) for a, b in zip(before, (q, k, v))])  # expected True, True, True
-assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v)))""",
+same = [torch.equal(a, x) and n == x._version for (a, n), x in zip(before, (q, k, v))]
+print(same)  # expected True, True, True
+assert all(same)""",
 )  # fmt: skip
 def inputs_untouched(subject: Subject, case: Case) -> None:
     """Compare values, versions, strides and the memory around the inputs, before and after."""
