@@ -132,8 +132,10 @@ def passes_unseen(dtype: str) -> dict[str, float]:
     kinds: dict[str, Callable[[float], Callable[..., Tensor]]] = {
         "output times 1 + x": lambda x: lambda *a, **k: einsum_attention(*a, **k) * (1 + x),
         "scale times 1 + x": lambda x: lambda q, *a, **k: einsum_attention(q * (1 + x), *a, **k),
-        "one key's value times 1 + x": lambda x: lambda q, k, v, **f: einsum_attention(
-            q, k, torch.cat([v[..., :-1, :], v[..., -1:, :] * (1 + x)], -2), **f
+        "one key's value times 1 + x": lambda x: (
+            lambda q, k, v, **f: einsum_attention(
+                q, k, torch.cat([v[..., :-1, :], v[..., -1:, :] * (1 + x)], -2), **f
+            )
         ),
     }
     base = Case(batch=2, kv_heads=2, n_query=33, n_key=33, size=64, value_size=64, dtype=dtype)

@@ -125,9 +125,7 @@ def run_battery(
     report = ConformanceReport(name_of(subject.function), effort, seed)
     plan, failure = probe(subject, Plan(effort, seed))
     if failure is not None:
-        report.outcomes.append(
-            Outcome("plain-input", "support", "failed", 1, 0, 0.0, failure)
-        )
+        report.outcomes.append(Outcome("plain-input", "support", "failed", 1, 0, 0.0, failure))
         return report
     subject.refused = plan.refused
     for entry in entries:

@@ -17,8 +17,8 @@ from attncheck.conformance.case import Case
 __all__ = ["Capabilities", "is_refusal"]
 
 TORCH_WORDS = re.compile(
-    r"not implemented|not supported|unsupported|does not support|doesn't support|No available kernel"
-    r"|on Tensor that requires grad|should not be set when is_causal|only supports?\b",
+    r"not implemented|not supported|unsupported|does not support|doesn't support"
+    r"|No available kernel|on Tensor that requires grad|should not be set when is_causal|only supports?\b",
     re.IGNORECASE,
 )
 

@@ -259,7 +259,7 @@ class Case:
         with where:
             exec(_compiled("\n".join(self.lines())), scope)
             flags = {
-                name: eval(text, scope)  # noqa: S307 - the text is ours, from `flag_text`
+                name: eval(text, scope)
                 for name, text in self.flag_text().items()
                 if name != "attn_mask"
             }

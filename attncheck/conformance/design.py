@@ -200,7 +200,7 @@ def _greedy_rows(
     for number in range(count):
         candidates = random.integers(0, sizes, size=(24, len(levels)))
         flat = (candidates[:, groups] * strides).sum(-1) + starts
-        active = _active(candidates, levels)[:, groups].all(-1)
+        active: NDArray[np.bool_] = np.all(_active(candidates, levels)[:, groups], axis=2)
         best = int((uncovered[flat] & active).sum(-1).argmax())
         rows[number] = candidates[best]
         uncovered[flat[best][active[best]]] = False
@@ -212,14 +212,12 @@ def _active(
 ) -> NDArray[np.bool_]:
     """Say for each row which axes mean something."""
     names = [name for name, _ in levels]
-    active = np.ones(rows.shape, dtype=bool)
+    active: NDArray[np.bool_] = np.ones(rows.shape, dtype=np.bool_)
     for axis, (other, level) in INACTIVE.items():
         if axis in names and other in names:
             values = levels[names.index(other)][1]
             if level in values:
-                active[:, names.index(axis)] = (
-                    rows[:, names.index(other)] != values.index(level)
-                )
+                active[:, names.index(axis)] = rows[:, names.index(other)] != values.index(level)
     return active
 
 

@@ -155,18 +155,16 @@ def refuse_or_fail_detached(subject: Subject, asked: Inputs) -> None:
     )
 
 
-class _Arithmetic(TorchDispatchMode):
+class _Arithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts products that torch computes: none, for a kernel from elsewhere."""
 
     WORDS = ("mm", "matmul", "mul", "exp", "softmax", "attention", "sum", "dot")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func.name()).removeprefix("aten::").split(".")[0]
         self.count += any(word in name for word in self.WORDS)
         return func(*args, **(kwargs or {}))

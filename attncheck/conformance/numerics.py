@@ -83,7 +83,8 @@ def logit_size(inputs: Inputs, scores: Tensor) -> Tensor:
     longest = inputs.key.double().norm(dim=-1).amax(-1)[..., None, None]
     if longest.dim() > 2 and longest.shape[-3] not in (1, lengths.shape[-3]):
         longest = longest.repeat_interleave(lengths.shape[-3] // longest.shape[-3], -3)
-    return 1 + largest + factor * lengths * longest / size**0.5
+    found: Tensor = 1 + largest + factor * lengths * longest / size**0.5
+    return found
 
 
 def terms_of(inputs: Inputs) -> float:
@@ -217,7 +218,8 @@ def _fold_heads(tensor: Tensor, like: Tensor) -> Tensor:
     """Sum the query heads of each key-value head."""
     if tensor.shape == like.shape:
         return tensor
-    return tensor.unflatten(-3, (like.shape[-3], -1)).sum(-3)
+    shape = (*like.shape[:-2], -1, *tensor.shape[-2:])
+    return tensor.reshape(shape).sum(-3)
 
 
 def _largest(error: Tensor) -> float:

@@ -9,7 +9,7 @@ row that sees no key gives zeros, and head ``h`` of the query reads key-value he
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -114,8 +114,3 @@ def attend(
     sinks = None if rules.sinks is None else rules.sinks(scores.shape[-3]).to(scores.device)
     weights = softmax_of(scores, sinks)
     return weights @ value, weights, scores
-
-
-def with_inputs(inputs: Inputs, **tensors: Tensor) -> Inputs:
-    """Return a call with some tensors exchanged."""
-    return replace(inputs, **tensors)

@@ -64,7 +64,8 @@ def oracle_script(case: Case, subject: Subject, argument: str = "") -> str:
         lines.append(f"s = s.masked_fill({' | '.join(hidden)}, -torch.inf)")
     weights = "s.softmax(-1)"
     if rules.sinks is not None:
-        weights = "torch.cat([s, sinks[:, None, None].expand(*s.shape[:-1], 1)], -1).softmax(-1)[..., :-1]"
+        lines.append("sink = sinks[:, None, None].expand(*s.shape[:-1], 1)")
+        weights = "torch.cat([s, sink], -1).softmax(-1)[..., :-1]"
     if (case.mask != "none" or rules.window != (None, None)) and rules.sinks is None:
         weights += ".masked_fill((s == -torch.inf).all(-1, keepdim=True), 0)"
     lines.append(f"want = {weights}" + ("" if argument == "weights" else f" @ v.double(){group}"))

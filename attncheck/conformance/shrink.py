@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from attncheck.conformance.case import AXES, Case
 from attncheck.conformance.subject import Violation
@@ -53,6 +54,14 @@ def shrink(
 
 def simpler(case: Case) -> Iterator[Case]:
     """Yield cases that are simpler in one respect, the boldest steps first."""
+    yield from _plainer(case)
+    yield from _smaller(case)
+    if case.seed:
+        yield replace(case, seed=0)
+
+
+def _plainer(case: Case) -> Iterator[Case]:
+    """Yield cases with one word or flag put back to its default."""
     for name in AXES:
         if name == "scale" and case.causal and case.scale in ("zero", "negative"):
             continue
@@ -61,19 +70,23 @@ def simpler(case: Case) -> Iterator[Case]:
             yield replace(case, **{name: plain}).legal()
     if case.mask == "float":
         yield replace(case, mask="bool").legal()
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    """Yield cases with one or two smaller numbers."""
     if case.n_query != case.n_key:
         least = min(case.n_query, case.n_key)
         yield replace(case, n_query=least, n_key=least)
     if case.size == case.value_size:
-        for smaller in sorted({1, 2, 4, 8, case.size // 2, case.size - 1} - {0}):
-            if smaller < case.size:
-                yield replace(case, size=smaller, value_size=smaller)
+        for less in _below(case.size):
+            yield replace(case, size=less, value_size=less)
     for name in NUMBERS:
-        value = getattr(case, name)
-        for smaller in sorted({1, 2, 3, value // 2, value - 1} - {0}):
-            if smaller < value and (name != "ratio" or smaller >= 1):
-                yield replace(case, **{name: smaller}).legal()
+        for less in _below(getattr(case, name)):
+            changed: dict[str, Any] = {name: less}
+            yield replace(case, **changed).legal()
     if case.n_query > 1 and case.n_key > 1:
         yield replace(case, n_query=case.n_query - 1, n_key=case.n_key - 1).legal()
-    if case.seed:
-        yield replace(case, seed=0)
+
+
+def _below(number: int) -> list[int]:
+    return sorted(n for n in {1, 2, 3, number // 2, number - 1} if 0 < n < number)

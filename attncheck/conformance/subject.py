@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attncheck.conformance.capabilities import Capabilities, is_refusal
@@ -114,8 +113,11 @@ class Subject:
                 warnings.simplefilter("ignore")
                 returned = self.function(*args, **flags)
         except Exception as error:
-            text = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}" \
-                if str(error).strip() else type(error).__name__
+            text = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+                if str(error).strip()
+                else type(error).__name__
+            )
             # The documentation forbids both at once, so any loud answer will do.
             forbidden = flags.get("is_causal") and flags.get("attn_mask") is not None
             if is_refusal(error) or forbidden:

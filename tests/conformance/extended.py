@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,9 +57,7 @@ def softcap(q: Tensor, k: Tensor, v: Tensor, *, softcap: float, **f: Any) -> Ten
 
 
 def softcap_after_mask(q: Tensor, k: Tensor, v: Tensor, *, softcap: float, **f: Any) -> Tensor:
-    return _attend(
-        q, k, v, **f, score=lambda s: softcap * torch.tanh(s / softcap), score_last=True
-    )
+    return _attend(q, k, v, **f, score=lambda s: softcap * torch.tanh(s / softcap), score_last=True)
 
 
 def softcap_clamp(q: Tensor, k: Tensor, v: Tensor, *, softcap: float, **f: Any) -> Tensor:
@@ -102,12 +101,10 @@ def cache_first_length(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Te
     return cache(q, k, v, cache_len[:1].expand(cache_len.shape))
 
 
-def packed(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False
-) -> Tensor:
+def packed(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False) -> Tensor:
     bounds = cu_seqlens.tolist()
     rows = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         one = [x[start:end].transpose(0, 1) for x in (q, k, v)]
         rows.append(_attend(*one, is_causal=is_causal, enable_gqa=True).transpose(0, 1))
     return torch.cat(rows)

@@ -148,7 +148,7 @@ def numpy_attention(
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """NumPy, in the inputs' dtype; it knows no bfloat16 (torch raises TypeError) and no gradient."""
+    """NumPy, in the inputs' dtype; no bfloat16 (torch raises TypeError), no gradient."""
     if dropout_p:
         raise NotImplementedError("no dropout")
     q, k, v = (x.detach().numpy() for x in (query, key, value))
@@ -174,7 +174,9 @@ class _ByHand(torch.autograd.Function):
     """A backward pass written out, as a kernel's author writes it."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, factor: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, factor: float
+    ) -> Tensor:
         scores = query @ key.mT * factor + bias
         empty = (scores == -torch.inf).all(-1, keepdim=True)
         weights = torch.softmax(scores.masked_fill(empty, 0), -1).masked_fill(empty, 0)
@@ -233,9 +235,7 @@ def flex(
         return torch.where(here, score, -torch.inf) if here.dtype == torch.bool else score + here
 
     factor = None if scale is None else float(scale)
-    found = flex_attention(
-        query, key, value, score_mod=modify, scale=factor, enable_gqa=enable_gqa
-    )
+    found = flex_attention(query, key, value, score_mod=modify, scale=factor, enable_gqa=enable_gqa)
     assert isinstance(found, Tensor)
     return found
 
@@ -326,6 +326,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         known={"accuracy-float64": "softmax is computed in float32 whatever the dtype"},
         returns_weights=True,
     ),
-    "transformers sdpa": Implementation(hugging_face("sdpa"), NOT_EMPTY, known={"mask-nan-propagates": NAN_QUERY}),
+    "transformers sdpa": Implementation(
+        hugging_face("sdpa"), NOT_EMPTY, known={"mask-nan-propagates": NAN_QUERY}
+    ),
 }
 """By name."""

@@ -34,8 +34,11 @@ def _passing(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def _window(left: int, right: int) -> Variant:
-    hidden = f"s = s.masked_fill((d := torch.arange(s.shape[-1]) - torch.arange(s.shape[-2])[:, None]).lt(-{left}) | (d > {right}), -torch.inf)"
-    rules = Rules(window=(left, right), call=f"window=({left}, {right})", lines=(hidden,))
+    hidden = (
+        "d = torch.arange(s.shape[-1]) - torch.arange(s.shape[-2])[:, None]",
+        f"s = s.masked_fill((d < -{left}) | (d > {right}), -torch.inf)",
+    )
+    rules = Rules(window=(left, right), call=f"window=({left}, {right})", lines=hidden)
     return Variant(f"window-{left}-{right}", rules, _passing(window=(left, right)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -134,7 +135,9 @@ def ragged_packed(subject: Subject, case: Case) -> None:
     """Pack sequences of unequal lengths, empty and single ones too, one of them NaN."""
     inputs = subject.build(case)
     cuts = [0, 0, 1, case.n_query // 3, case.n_query // 3 + 1, case.n_query - 2, case.n_query]
-    query, key, value = (x[0].transpose(0, 1).clone() for x in (inputs.query, inputs.key, inputs.value))
+    query, key, value = (
+        x[0].transpose(0, 1).clone() for x in (inputs.query, inputs.key, inputs.value)
+    )
     spoilt = 3  # the fourth sequence
     for tensor in (query, key, value):
         tensor[cuts[spoilt - 1] : cuts[spoilt]] = torch.nan if case.seed % 2 else 1000.0
@@ -142,10 +145,11 @@ def ragged_packed(subject: Subject, case: Case) -> None:
     raw = Subject(subject.original or subject.function, device=subject.device)
     flags = {"is_causal": True} if case.causal else {}
     got = raw.invoke(query, key, value, bounds, **flags).output
-    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(cuts)):
         if number == spoilt - 1 or start == end:
             continue
-        one = Inputs(*(x[start:end].transpose(0, 1) for x in (query, key, value)), None, inputs.flags)
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        one = Inputs(q, k, v, None, inputs.flags)
         wanted = expect(one)["output"]
         compare(got[start:end].transpose(0, 1), wanted, f"output of sequence {number}")
 

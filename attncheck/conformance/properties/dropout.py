@@ -21,7 +21,9 @@ SEEDED = "Srivastava et al. 2014; https://docs.pytorch.org/docs/stable/notes/ran
 
 def dropout_cases(plan: Plan) -> Sequence[Case]:
     """Return a few cases with enough weights for statistics."""
-    base = Case(batch=2, kv_heads=3, n_query=24, n_key=32, size=8, value_size=8, dtype=plan.dtypes[0])
+    base = Case(
+        batch=2, kv_heads=3, n_query=24, n_key=32, size=8, value_size=8, dtype=plan.dtypes[0]
+    )
     variants = [
         base,
         replace(base, causal=True),
@@ -36,9 +38,7 @@ def dropout_cases(plan: Plan) -> Sequence[Case]:
     return [plan.fit(case) for case in kept[: plan.pick(3, 7, 7)]]
 
 
-def dropped(
-    subject: Subject, inputs: Inputs, p: float, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def dropped(subject: Subject, inputs: Inputs, p: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Call with one-hot values, so that the output is the weights after dropout.
 
     Returns:
@@ -77,7 +77,8 @@ def dropout_on_weights(subject: Subject, case: Case) -> None:
         spread = 6 * (p * (1 - p) / count) ** 0.5
         if abs(float(zeros) - p) > spread:
             raise Violation(
-                f"dropout_p={p} zeroes {float(zeros):.3f} of the weights, expected {p} +- {spread:.3f}"
+                f"dropout_p={p} zeroes {float(zeros):.3f} of the weights, "
+                f"expected {p} +- {spread:.3f}"
             )
         kept = visible & (got.abs() >= 1e-9)
         ratio = (got[kept] / weights[kept]) * (1 - p)
@@ -115,7 +116,8 @@ def _independent(got: Tensor, visible: Tensor, p: float) -> None:
     "dropout-not-on-output",
     "dropout",
     reason="dropout belongs to the weights: features of one output share them",
-    source="Vaswani et al. 2017, 5.4; https://github.com/jadore801120/attention-is-all-you-need-pytorch/issues/72",
+    source="Vaswani et al. 2017, 5.4; "
+    "https://github.com/jadore801120/attention-is-all-you-need-pytorch/issues/72",
     cases=dropout_cases,
     script="""v[:] = v[..., :1]  # all features alike
 torch.manual_seed(5)
@@ -187,7 +189,9 @@ def dropout_off(subject: Subject, case: Case) -> None:
     reason="the same seed drops the same weights; the next call and the next seed drop others",
     source=SEEDED,
     cases=dropout_cases,
-    script="""def run(seed): torch.manual_seed(seed); return attention(q, k, v{flags}, dropout_p=0.5)
+    script="""def run(seed):
+    torch.manual_seed(seed)
+    return attention(q, k, v{flags}, dropout_p=0.5)
 print(torch.equal(run(1), run(1)), torch.equal(run(1), run(2)))  # expected True, False
 assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))""",
 )

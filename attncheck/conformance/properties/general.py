@@ -93,9 +93,7 @@ def long_cases(plan: Plan) -> Sequence[Case]:
     }
     narrowed = plan.narrow(levels)
     found = covering(narrowed, plan.pick(40, 260, 1200), plan.seed, limit=3_000_000)
-    turned = [
-        replace(case, n_query=case.n_key, n_key=case.n_query).legal() for case in found[::2]
-    ]
+    turned = [replace(case, n_query=case.n_key, n_key=case.n_query).legal() for case in found[::2]]
     if "rectangular" in plan.refused:
         turned = []
     return separate(found + turned, plan)

@@ -156,10 +156,14 @@ def mask_cut(subject: Subject, case: Case) -> None:
     inputs = subject.build(case)
     seen = torch.arange(case.n_key, device=inputs.query.device) < max(case.n_key - 2, 1)
     cut = replace(
-        inputs, key=inputs.key[..., : int(seen.sum()), :], value=inputs.value[..., : int(seen.sum()), :]
+        inputs,
+        key=inputs.key[..., : int(seen.sum()), :],
+        value=inputs.value[..., : int(seen.sum()), :],
     )
     got = subject.call(replace(inputs, mask=seen[None]))
-    compare(got.output, expect(cut, subject.rules)["output"], "output", replace(inputs, mask=seen[None]))
+    compare(
+        got.output, expect(cut, subject.rules)["output"], "output", replace(inputs, mask=seen[None])
+    )
 
 
 @register(
@@ -226,4 +230,3 @@ def mask_nan_value(subject: Subject, case: Case) -> None:
     found = subject.call(replace(inputs, value=value)).output.isnan()
     if not bool(found[..., 0].all()):
         raise Violation("NaN in a value does not show in the output: it is silently replaced")
-

@@ -164,9 +164,7 @@ def single_batch(subject: Subject, case: Case) -> None:
     """Call with the last sequence only."""
     inputs = subject.build(case)
     expected = expect(inputs, subject.rules)["output"]
-    alone = replace(
-        inputs, query=inputs.query[-1:], key=inputs.key[-1:], value=inputs.value[-1:]
-    )
+    alone = replace(inputs, query=inputs.query[-1:], key=inputs.key[-1:], value=inputs.value[-1:])
     allowed = expected.allowed.expand_as(expected.value)[-1:]
     close(
         subject.call(alone).output,
@@ -296,7 +294,8 @@ def head_order(subject: Subject, case: Case) -> None:
     inputs = subject.build(case)
 
     def turn(x: Tensor) -> Tensor:
-        return x.unflatten(-3, (-1, case.ratio)).flip(-4).flatten(-4, -3)
+        grouped = x.reshape(*x.shape[:-3], -1, case.ratio, *x.shape[-2:])
+        return grouped.flip(-4).flatten(-4, -3)
 
     turned = replace(
         inputs, query=turn(inputs.query), key=inputs.key.flip(-3), value=inputs.value.flip(-3)

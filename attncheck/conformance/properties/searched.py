@@ -11,5 +11,5 @@ register(
     reason="levels that nobody listed: any length, any head size, any combination",
     source="MacIver et al. 2019, Hypothesis: a new approach to property-based testing",
     tags=("search",),
-    cases=lambda plan: [],
+    cases=lambda _plan: [],
 )(agrees)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from attncheck.conformance.bases import designed
 from attncheck.conformance.case import LAYOUTS, Case
@@ -61,7 +62,13 @@ register(
 
 def empty_cases(plan: Plan) -> Sequence[Case]:
     """Return cases with one axis of size 0, plain, causal and masked."""
-    axes = [{"n_query": 0}, {"batch": 0}, {"n_key": 0}, {"kv_heads": 0}, {"value_size": 0}]
+    axes: list[dict[str, Any]] = [
+        {"n_query": 0},
+        {"batch": 0},
+        {"n_key": 0},
+        {"kv_heads": 0},
+        {"value_size": 0},
+    ]
     if "rectangular" in plan.refused:
         axes = [axis for axis in axes if not {"n_query", "n_key"} & set(axis)]
     if "value_size" in plan.refused:

@@ -68,7 +68,7 @@ def inputs_untouched(subject: Subject, case: Case) -> None:
 
 def _storage(tensor: Tensor) -> Tensor:
     flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return flat.set_(tensor.untyped_storage())  # type: ignore[arg-type]
+    return flat.set_(tensor.untyped_storage())
 
 
 @register(

@@ -8,9 +8,8 @@ import torch
 
 from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
-from attncheck.conformance.examine import agrees, check_values
+from attncheck.conformance.examine import agrees, check_values, compare
 from attncheck.conformance.numerics import Expected, expect
-from attncheck.conformance.examine import compare
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
 

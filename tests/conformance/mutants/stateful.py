@@ -168,7 +168,9 @@ class Hooked(Steps):
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def prepare(self, c: Any) -> None:
-        c.q, c.k, c.v = (_Scaled.apply(x, f) for x, f in zip((c.q, c.k, c.v), self.factors, strict=True))
+        c.q, c.k, c.v = (
+            _Scaled.apply(x, f) for x, f in zip((c.q, c.k, c.v), self.factors, strict=True)
+        )
 
 
 class _Scaled(torch.autograd.Function):
@@ -199,20 +201,57 @@ def _detached(c: Any) -> Tensor:
 
 
 steps("gradient-weights-detached", "gradient", "softmax under no_grad", softmax=_detached)
-steps("gradient-output-detached", "gradient", "out=... loses the graph", finish=lambda c: c.output.detach())
-steps("gradient-mask-detached", "gradient", "no gradient of a learned bias",
-      prepare=lambda c: c.__dict__.update(mask=None if c.mask is None else c.mask.detach()))
-steps("gradient-gqa-not-summed", "gradient", "key heads get one group's gradient",
-      group=lambda c: c.__dict__.update(
-          k=torch.cat([c.k.unsqueeze(-3), c.k.detach().unsqueeze(-3).expand(
-              *c.k.shape[:-2], c.H // c.KV - 1, *c.k.shape[-2:])], -3).flatten(-4, -3),
-          v=c.v.repeat_interleave(c.H // c.KV, -3)) if c.gqa and c.KV else None)
-steps("gradient-nan-empty-rows", "gradient", GH + "pytorch/pytorch/pull/196170",
-      softmax=lambda c: torch.where((c.scores == -torch.inf).all(-1, keepdim=True), 0.0,
-                                    torch.softmax(c.scores, -1)).to(c.scores.dtype))
-steps("gradient-last-key", "gradient", GH + "PriorLabs/TabPFN/pull/1184",
-      prepare=lambda c: c.__dict__.update(v=torch.cat([c.v[..., :-1, :], c.v[..., -1:, :].detach()], -2))
-      if c.S > 64 else None)
+steps(
+    "gradient-output-detached",
+    "gradient",
+    "out=... loses the graph",
+    finish=lambda c: c.output.detach(),
+)
+steps(
+    "gradient-mask-detached",
+    "gradient",
+    "no gradient of a learned bias",
+    prepare=lambda c: c.__dict__.update(mask=None if c.mask is None else c.mask.detach()),
+)
+steps(
+    "gradient-gqa-not-summed",
+    "gradient",
+    "key heads get one group's gradient",
+    group=lambda c: (
+        c.__dict__.update(
+            k=torch.cat(
+                [
+                    c.k.unsqueeze(-3),
+                    c.k.detach()
+                    .unsqueeze(-3)
+                    .expand(*c.k.shape[:-2], c.H // c.KV - 1, *c.k.shape[-2:]),
+                ],
+                -3,
+            ).flatten(-4, -3),
+            v=c.v.repeat_interleave(c.H // c.KV, -3),
+        )
+        if c.gqa and c.KV
+        else None
+    ),
+)
+steps(
+    "gradient-nan-empty-rows",
+    "gradient",
+    GH + "pytorch/pytorch/pull/196170",
+    softmax=lambda c: torch.where(
+        (c.scores == -torch.inf).all(-1, keepdim=True), 0.0, torch.softmax(c.scores, -1)
+    ).to(c.scores.dtype),
+)
+steps(
+    "gradient-last-key",
+    "gradient",
+    GH + "PriorLabs/TabPFN/pull/1184",
+    prepare=lambda c: (
+        c.__dict__.update(v=torch.cat([c.v[..., :-1, :], c.v[..., -1:, :].detach()], -2))
+        if c.S > 64
+        else None
+    ),
+)
 
 
 # --- rare conditions ---------------------------------------------------------------------------
@@ -235,30 +274,91 @@ def rare(name: str, condition: Callable[..., bool], effect: str = "tail") -> Non
 
         return attention
 
-    mutant(f"rare-{name}", "rare", "pairs and triples of conditions, as in " + GH + "pytorch/pytorch/issues/191937")(make)
+    mutant(
+        f"rare-{name}",
+        "rare",
+        "pairs and triples of conditions, as in " + GH + "pytorch/pytorch/issues/191937",
+    )(make)
 
 
 def is_half(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.bfloat16)
 
 
-rare("block-masked-causal", lambda q, k, v, m, f: q.shape[-2] % 64 == 1 and m is not None and bool(f.get("is_causal")))
+rare(
+    "block-masked-causal",
+    lambda q, k, v, m, f: q.shape[-2] % 64 == 1 and m is not None and bool(f.get("is_causal")),
+)
 rare("block-and-mask", lambda q, k, v, m, f: q.shape[-2] % 64 == 1 and m is not None)
-rare("key-block-causal-gqa", lambda q, k, v, m, f: k.shape[-2] % 32 == 1 and bool(f.get("is_causal")) and bool(f.get("enable_gqa")))
+rare(
+    "key-block-causal-gqa",
+    lambda q, k, v, m, f: (
+        k.shape[-2] % 32 == 1 and bool(f.get("is_causal")) and bool(f.get("enable_gqa"))
+    ),
+)
 rare("long-keys", lambda q, k, v, m, f: k.shape[-2] > 2048)
 rare("long-queries-causal", lambda q, k, v, m, f: q.shape[-2] > 2048 and bool(f.get("is_causal")))
-rare("long-keys-mask", lambda q, k, v, m, f: k.shape[-2] > 1024 and m is not None and m.dtype == torch.bool)
-rare("odd-heads-half", lambda q, k, v, m, f: q.dim() == 4 and q.shape[1] % 2 == 1 and q.shape[1] > 1 and is_half(q))
-rare("batch-over-four-mask", lambda q, k, v, m, f: q.dim() == 4 and q.shape[0] > 4 and m is not None)
-rare("strided-mask-half", lambda q, k, v, m, f: not k.is_contiguous() and m is not None and is_half(q))
-rare("mask-heads-only", lambda q, k, v, m, f: m is not None and m.dim() == 4 and m.shape[0] == 1 and m.shape[1] > 1 and m.shape[2] == 1)
-rare("causal-rectangular-gqa", lambda q, k, v, m, f: bool(f.get("is_causal")) and q.shape[-2] != k.shape[-2] and bool(f.get("enable_gqa")))
-rare("scale-and-value-size", lambda q, k, v, m, f: f.get("scale") is not None and q.shape[-1] != v.shape[-1])
-rare("bf16-gqa-float-mask", lambda q, k, v, m, f: q.dtype == torch.bfloat16 and bool(f.get("enable_gqa")) and m is not None and m.dtype != torch.bool)
-rare("float64-strided-value", lambda q, k, v, m, f: q.dtype == torch.float64 and not v.is_contiguous() and k.is_contiguous())
+rare(
+    "long-keys-mask",
+    lambda q, k, v, m, f: k.shape[-2] > 1024 and m is not None and m.dtype == torch.bool,
+)
+rare(
+    "odd-heads-half",
+    lambda q, k, v, m, f: q.dim() == 4 and q.shape[1] % 2 == 1 and q.shape[1] > 1 and is_half(q),
+)
+rare(
+    "batch-over-four-mask", lambda q, k, v, m, f: q.dim() == 4 and q.shape[0] > 4 and m is not None
+)
+rare(
+    "strided-mask-half",
+    lambda q, k, v, m, f: not k.is_contiguous() and m is not None and is_half(q),
+)
+rare(
+    "mask-heads-only",
+    lambda q, k, v, m, f: (
+        m is not None and m.dim() == 4 and m.shape[0] == 1 and m.shape[1] > 1 and m.shape[2] == 1
+    ),
+)
+rare(
+    "causal-rectangular-gqa",
+    lambda q, k, v, m, f: (
+        bool(f.get("is_causal")) and q.shape[-2] != k.shape[-2] and bool(f.get("enable_gqa"))
+    ),
+)
+rare(
+    "scale-and-value-size",
+    lambda q, k, v, m, f: f.get("scale") is not None and q.shape[-1] != v.shape[-1],
+)
+rare(
+    "bf16-gqa-float-mask",
+    lambda q, k, v, m, f: (
+        q.dtype == torch.bfloat16
+        and bool(f.get("enable_gqa"))
+        and m is not None
+        and m.dtype != torch.bool
+    ),
+)
+rare(
+    "float64-strided-value",
+    lambda q, k, v, m, f: q.dtype == torch.float64 and not v.is_contiguous() and k.is_contiguous(),
+)
 rare("odd-size-long", lambda q, k, v, m, f: q.shape[-1] % 8 != 0 and k.shape[-2] > 512)
-rare("small-error", lambda q, k, v, m, f: bool(f.get("is_causal")) and q.shape[-2] > 64 and q.dtype == torch.float32, "small")
+rare(
+    "small-error",
+    lambda q, k, v, m, f: (
+        bool(f.get("is_causal")) and q.shape[-2] > 64 and q.dtype == torch.float32
+    ),
+    "small",
+)
 rare("five-dims-mask", lambda q, k, v, m, f: q.dim() == 5 and m is not None and m.dim() == 4)
-rare("single-query-gqa-mask", lambda q, k, v, m, f: q.shape[-2] == 1 and bool(f.get("enable_gqa")) and m is not None)
+rare(
+    "single-query-gqa-mask",
+    lambda q, k, v, m, f: q.shape[-2] == 1 and bool(f.get("enable_gqa")) and m is not None,
+)
 rare("many-heads", lambda q, k, v, m, f: q.dim() > 2 and q.shape[-3] > 32)
-rare("grad-gqa-causal", lambda q, k, v, m, f: q.requires_grad and bool(f.get("enable_gqa")) and bool(f.get("is_causal")))
+rare(
+    "grad-gqa-causal",
+    lambda q, k, v, m, f: (
+        q.requires_grad and bool(f.get("enable_gqa")) and bool(f.get("is_causal"))
+    ),
+)
