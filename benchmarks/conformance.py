@@ -167,20 +167,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="seeds for each correct implementation")
     chosen = parser.parse_args(argv)
     effort = "quick" if chosen.quick else "default"
-    timed = times(["quick"] if chosen.quick else ["quick", "default"])
-    mutants = kill_all(effort)
-    correct = alarms("quick", chosen.seeds or (2 if chosen.quick else 20))
-    unseen = {d: passes_unseen(d) for d in ("float64", "float32", "float16", "bfloat16")}
-    path = write_results(
-        "conformance",
-        {
-            "effort": effort,
-            "mutants": mutants,
-            "correct implementations": correct,
-            "times": timed,
-            "smallest error noticed": unseen,
+    data: dict[str, Any] = {"effort": effort}
+    sections: dict[str, Callable[[], Any]] = {
+        "smallest error noticed": lambda: {
+            d: passes_unseen(d) for d in ("float64", "float32", "float16", "bfloat16")
         },
-    )
+        "times": lambda: times(["quick"] if chosen.quick else ["quick", "default"]),
+        "mutants": lambda: kill_all(effort),
+        "correct implementations": lambda: alarms(
+            "quick", chosen.seeds or (2 if chosen.quick else 20)
+        ),
+    }
+    for name, measure in sections.items():
+        data[name] = measure()
+        path = write_results("conformance", data)  # after each: a long run may be cut short
+    mutants, timed, correct = data["mutants"], data["times"], data["correct implementations"]
     for family, row in mutants.items():
         print(f"{family:28} {row['killed']:3} / {row['planted']:3}  {', '.join(row['survivors'])}")
     for label, row in timed.items():

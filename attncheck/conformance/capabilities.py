@@ -18,7 +18,8 @@ __all__ = ["Capabilities", "is_refusal"]
 
 TORCH_WORDS = re.compile(
     r"not implemented|not supported|unsupported|does not support|doesn't support"
-    r"|No available kernel|on Tensor that requires grad|should not be set when is_causal|only supports?\b",
+    r"|No available kernel|on Tensor that requires grad|should not be set when is_causal"
+    r"|only supports?\b",
     re.IGNORECASE,
 )
 

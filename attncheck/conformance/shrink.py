@@ -21,7 +21,7 @@ def shrink(
     violation: Violation,
     attempt: Callable[[Case], Violation | None],
     *,
-    tries: int = 160,
+    tries: int = 240,
     seconds: float = 2.0,
 ) -> tuple[Case, Violation]:
     """Return a simpler case that is still violated, and its violation.
@@ -89,4 +89,5 @@ def _smaller(case: Case) -> Iterator[Case]:
 
 
 def _below(number: int) -> list[int]:
-    return sorted(n for n in {1, 2, 3, number // 2, number - 1} if 0 < n < number)
+    around = {block + more for block in (8, 16, 32, 64, 128) for more in (-1, 0, 1)}
+    return sorted(n for n in {1, 2, 3, number // 2, number - 1, *around} if 0 < n < number)

@@ -18,10 +18,8 @@ from attncheck.conformance import Capabilities
 
 __all__ = ["IMPLEMENTATIONS", "Implementation"]
 
-NAN_QUERY = "torch's CPU kernel replaces a NaN row by zeros"
 SCALED_MASK = "torch's CPU kernel hides future keys before it scales: -inf * scale"
 CPU_KERNEL = {
-    "mask-nan-propagates": NAN_QUERY,
     "scale-zero-causal": SCALED_MASK,
     "scale-negative-causal": SCALED_MASK,
 }
@@ -326,8 +324,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         known={"accuracy-float64": "softmax is computed in float32 whatever the dtype"},
         returns_weights=True,
     ),
-    "transformers sdpa": Implementation(
-        hugging_face("sdpa"), NOT_EMPTY, known={"mask-nan-propagates": NAN_QUERY}
-    ),
+    "transformers sdpa": Implementation(hugging_face("sdpa"), NOT_EMPTY),
 }
 """By name."""

@@ -28,7 +28,8 @@ from attncheck.conformance.subject import Subject, Violation
 from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
 from tests.conformance.mutants import MUTANTS
 
-FAST = [name for name in IMPLEMENTATIONS if name != "flex_attention"]
+FAST = ("torch default", "torch math", "einsum with weights", "tiled online softmax", "NumPy")
+"""Others, and more seeds, are run by the benchmark."""
 
 
 @pytest.mark.slow
@@ -62,9 +63,6 @@ def test_real_bugs_of_torch_are_real() -> None:
         got = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         assert got.isnan().any()
         assert not want.isnan().any()
-    q[0, 0, 0, 0] = torch.nan
-    assert (q @ k.mT).softmax(-1)[0, 0, 0].isnan().all()
-    assert not F.scaled_dot_product_attention(q, k, v).isnan().any()
 
 
 def test_the_same_seed_gives_the_same_verdict() -> None:

@@ -35,7 +35,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def test_k_selects_by_id(project: pytest.Pytester) -> None:
-    result = project.runpytest_subprocess(
+    result = project.runpytest_inprocess(
         "-p", "no:cacheprovider", "-v", "-k", "scale-zero and not causal"
     )
     result.assert_outcomes(passed=1, deselected=11)
@@ -43,7 +43,7 @@ def test_k_selects_by_id(project: pytest.Pytester) -> None:
 
 
 def test_failures_skips_and_xfails(project: pytest.Pytester) -> None:
-    result = project.runpytest_subprocess("-p", "no:cacheprovider", "-k", "causal or mask")
+    result = project.runpytest_inprocess("-p", "no:cacheprovider", "-k", "causal or mask")
     outcomes = result.parseoutcomes()
     assert outcomes["xfailed"] == 1
     assert outcomes["skipped"] == 1
@@ -55,7 +55,7 @@ def test_failures_skips_and_xfails(project: pytest.Pytester) -> None:
 
 def test_an_expected_failure_that_passes_fails(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SOURCE.replace("{EXPECTED}", "{'scale-zero': 'thought so'}"))
-    result = pytester.runpytest_subprocess(
+    result = pytester.runpytest_inprocess(
         "-p", "no:cacheprovider", "-k", "scale-zero and not causal"
     )
     result.assert_outcomes(failed=1, deselected=11)

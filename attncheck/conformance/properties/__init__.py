@@ -12,6 +12,7 @@ from attncheck.conformance.properties import (  # noqa: F401
     relations,
     gradients,
     state,
+    threads,
     dropout,
     weights,
     general,

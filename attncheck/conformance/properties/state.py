@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
-import threading
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -325,52 +322,3 @@ def _takes(function: Any, name: str, at: int) -> bool:
     except (TypeError, ValueError):
         return True
     return len(names) > at and names[at] == name
-
-
-@register(
-    "state-threads",
-    "state",
-    reason="servers call from many threads: shared buffers mix their answers",
-    source=PURE,
-    cases=bases(1, 3, 8, n_query=(17, 33), mask=("none",), dtype=("float32",)),
-    script="""from concurrent.futures import ThreadPoolExecutor
-inputs = [(q + i, k, v) for i in range(64)]
-want = [attention(*x{flags}).clone() for x in inputs]
-got = list(ThreadPoolExecutor(8).map(lambda x: attention(*x{flags}).clone(), inputs))
-print(max((a - b).abs().max() for a, b in zip(got, want)))  # expected 0
-assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(got, want))""",
-)
-def threads(subject: Subject, case: Case) -> None:
-    """Call from four threads at once, each with inputs of its own, many times."""
-    calls = [subject.build(replace(case, seed=case.seed + i)) for i in range(4)]
-    wanted = [expect(call, subject.rules)["output"] for call in calls]
-    wrong: list[BaseException] = []
-    barrier = threading.Barrier(len(calls))
-
-    def work(number: int) -> None:
-        call = calls[number]
-        flags = {**call.flags, **({"attn_mask": call.mask} if call.mask is not None else {})}
-        barrier.wait()
-        try:
-            for _ in range(40):
-                returned = subject.function(call.query, call.key, call.value, **flags)
-                output = returned[0] if subject.returns_weights else returned
-                compare(output, wanted[number], "output")
-        except BaseException as error:
-            wrong.append(error)
-
-    subject.call(calls[0])  # a refusal is a refusal here too
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pool = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
-            for thread in pool:
-                thread.start()
-            for thread in pool:
-                thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if wrong:
-        raise Violation(f"calls from several threads disturb each other: {wrong[0]}")
