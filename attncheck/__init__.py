@@ -52,6 +52,7 @@ _PUBLIC = {
         "assert_sink_mass",
         "assert_sliding_window",
     ),
+    "attncheck.conformance": ("Capabilities", "check_attention", "parametrize_with_checks"),
     "attncheck.plot": (
         "plot_attention_heatmap",
         "plot_head_map",

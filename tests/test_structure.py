@@ -23,6 +23,7 @@ TIERS = (
     ("capture",),
     ("checks",),
     ("strategies",),
+    ("conformance",),
     ("plot",),
     ("cli", "pytest_plugin"),
     ("demo",),
@@ -33,8 +34,8 @@ HEIGHT = {part: height for height, parts in enumerate(TIERS) for part in parts}
 HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", "safetensors")
 ONLY_IN = {
     "matplotlib": {"plot"},
-    "hypothesis": {"strategies"},
-    "pytest": {"pytest_plugin"},
+    "hypothesis": {"strategies", "conformance"},
+    "pytest": {"pytest_plugin", "conformance"},
 }
 
 

@@ -1,0 +1,292 @@
+"""The door: run the properties on an implementation, report, raise once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from attncheck.conformance import properties as _properties  # noqa: F401 - fills the registry
+from attncheck.conformance.capabilities import Capabilities
+from attncheck.conformance.case import Case
+from attncheck.conformance.design import Plan
+from attncheck.conformance.diagnose import likely_mistake
+from attncheck.conformance.extensions import EXTENSIONS
+from attncheck.conformance.probe import probe
+from attncheck.conformance.registry import PROPERTIES, Property
+from attncheck.conformance.report import ConformanceReport, Failure, Outcome, render_failure
+from attncheck.conformance.reproduce import script_for
+from attncheck.conformance.search import cases as drawn_cases
+from attncheck.conformance.search import find
+from attncheck.conformance.shrink import shrink
+from attncheck.conformance.subject import Refused, Subject, Violation
+from attncheck.errors import CheckFailure
+
+__all__ = ["check_attention", "name_of", "run_property", "select_properties"]
+
+EFFORTS = ("quick", "default", "thorough")
+
+
+def check_attention(
+    function: Callable[..., Any],
+    *,
+    returns_weights: bool = False,
+    capabilities: Capabilities | None = None,
+    effort: str = "default",
+    seed: int = 0,
+    device: str = "cpu",
+    select: Iterable[str] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    extension: str | None = None,
+    raises: bool = True,
+) -> ConformanceReport:
+    """Check an attention implementation against a battery of properties.
+
+    Args:
+        function: Has the signature of ``torch.nn.functional.scaled_dot_product_attention``. Only
+            arguments that differ from their defaults are passed.
+        returns_weights: Whether it returns ``(output, weights)`` instead of the output.
+        capabilities: What it supports; what is not declared is found out by asking.
+        effort: ``"quick"`` (seconds), ``"default"`` (under a minute) or ``"thorough"`` (minutes).
+        seed: Chooses the inputs; the same seed gives the same verdict.
+        device: Where the inputs are made, for instance ``"cuda"``.
+        select: Ids, families or tags of the properties to run; all by default.
+        expected_failures: Reasons by property id: these must fail, and are reported apart.
+        extension: What the function computes instead of plain attention: ``"sliding_window"``,
+            ``"softcap"``, ``"alibi"``, ``"sinks"``, ``"kv_cache"`` or ``"packed"``; their
+            signatures are in `attncheck.conformance.extensions.EXTENSIONS`.
+        raises: Whether to raise when something fails.
+
+    Returns:
+        The report; print it, or save it as JSON.
+
+    Raises:
+        CheckFailure: A property does not hold. One error lists all of them, worst first; its
+            ``finding`` is the report.
+        ValueError: An unknown effort, or an id that no property has.
+
+    Example:
+        >>> import torch
+        >>> def half_right(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+        ...     return torch.softmax(q @ k.mT, -1) @ v
+        >>> report = check_attention(
+        ...     half_right, effort="quick", select=["scale-default"], raises=False
+        ... )
+        >>> print(report.failures[0].mechanism)
+        matches no scale at all (scores are not divided by sqrt of the head size)
+    """
+    if effort not in EFFORTS:
+        raise ValueError(f"effort: expected one of {', '.join(EFFORTS)}, got {effort!r}")
+    expected = dict(expected_failures or {})
+    unknown = sorted(set(expected) - set(PROPERTIES))
+    if unknown:
+        raise ValueError(f"expected_failures: no property is called {', '.join(unknown)}")
+    declared = capabilities or Capabilities()
+    if extension is not None:
+        report = _run_extension(function, extension, declared, effort, seed, device, expected)
+    else:
+        subject = Subject(function, returns_weights, declared, device)
+        entries = select_properties(select, returns_weights)
+        report = run_battery(subject, entries, effort, seed, expected)
+    if raises and not report.passed:
+        raise CheckFailure(str(report), report)
+    return report
+
+
+def select_properties(select: Iterable[str] | None, returns_weights: bool) -> list[Property]:
+    """Return the properties of some ids, families or tags.
+
+    Raises:
+        ValueError: A word selects nothing.
+    """
+    entries = [p for p in PROPERTIES.values() if returns_weights or "weights" not in p.tags]
+    if select is None:
+        return entries
+    words = {select} if isinstance(select, str) else set(select)
+    known = set(PROPERTIES) | {tag for entry in PROPERTIES.values() for tag in entry.tags}
+    if words - known:
+        raise ValueError(f"select: nothing is called {', '.join(sorted(words - known))}")
+    return [entry for entry in entries if entry.id in words or entry.tags & words]
+
+
+def run_battery(
+    subject: Subject,
+    entries: Iterable[Property],
+    effort: str,
+    seed: int,
+    expected: Mapping[str, str],
+) -> ConformanceReport:
+    """Probe what is supported, run the properties, collect the outcomes."""
+    report = ConformanceReport(name_of(subject.function), effort, seed)
+    plan, failure = probe(subject, Plan(effort, seed))
+    if failure is not None:
+        report.outcomes.append(Outcome("plain-input", "support", "failed", 1, 0, 0.0, failure))
+        return report
+    subject.refused = plan.refused
+    for entry in entries:
+        outcome = run_property(entry, subject, plan)
+        if entry.id in expected:
+            passed = outcome.status != "failed"
+            status = "unexpected pass" if passed else "expected failure"
+            outcome = replace(outcome, status=status, note=expected[entry.id])
+        report.outcomes.append(outcome)
+    report.unsupported = Counter(subject.refusals)
+    return report
+
+
+def _run_extension(
+    function: Callable[..., Any],
+    name: str,
+    declared: Capabilities,
+    effort: str,
+    seed: int,
+    device: str,
+    expected: Mapping[str, str],
+) -> ConformanceReport:
+    """Run the battery on every variant of an extension, then the extension's own properties."""
+    if name not in EXTENSIONS:
+        raise ValueError(f"extension: {name!r} is none of {', '.join(EXTENSIONS)}")
+    extension = EXTENSIONS[name]
+    report = ConformanceReport(name_of(function), effort, seed)
+    for variant in extension.variants:
+        subject = Subject(
+            variant.adapt(function),
+            capabilities=declared.and_also(extension.capabilities),
+            device=device,
+            rules=variant.rules,
+            original=function,
+        )
+        entries = [PROPERTIES[id] for id in extension.select] + list(extension.properties)
+        part = run_battery(subject, entries, effort, seed, expected)
+        report.outcomes += [_labelled(outcome, variant.label) for outcome in part.outcomes]
+        report.unsupported += part.unsupported
+    return report
+
+
+def _labelled(outcome: Outcome, label: str) -> Outcome:
+    """Put the variant's name before the property's."""
+    failure = outcome.failure and replace(outcome.failure, id=f"{label}/{outcome.id}")
+    return replace(outcome, id=f"{label}/{outcome.id}", failure=failure)
+
+
+def run_property(entry: Property, subject: Subject, plan: Plan) -> Outcome:
+    """Run one property over its cases, up to the first that fails, and shrink that."""
+    with settings(None if "threads" in entry.tags else 1):
+        return _run(entry, subject, plan)
+
+
+@contextmanager
+def settings(count: int | None) -> Iterator[None]:
+    """Compute with some threads: small inputs on many threads cost more time, not less.
+
+    Threads and random state are left as they were.
+    """
+    before, state = torch.get_num_threads(), torch.get_rng_state()
+    if count is not None and count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+        torch.set_rng_state(state)
+
+
+def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
+    start = time.perf_counter()
+    if "search" in entry.tags:
+        return _searched(entry, subject, plan, start)
+    tried = refused = 0
+    cases = list(entry.cases(plan))
+    for case in cases:
+        tried += 1
+        violation, refusal = attempt(entry, subject, case)
+        if refusal:
+            refused += 1
+            subject.refusals[refusal] += 1
+        if violation is not None:
+            failure = explain(entry, subject, case, violation, cases[tried : tried + 12])
+            break
+    else:
+        failure = None
+    status = "failed" if failure else "not supported" if refused == tried else "passed"
+    spent = time.perf_counter() - start
+    return Outcome(entry.id, entry.family, status, tried, refused, round(spent, 3), failure)
+
+
+def _searched(entry: Property, subject: Subject, plan: Plan, start: float) -> Outcome:
+    """Let Hypothesis draw and shrink the cases of a property."""
+    tried: list[str] = []
+
+    def examine(case: Case) -> Violation | None:
+        violation, refusal = attempt(entry, subject, case)
+        tried.append(refusal)
+        return violation
+
+    examples = plan.pick(40, 300, 2000)
+    found = find(drawn_cases(plan), examine, examples=examples, seed=plan.seed)
+    failure = explain(entry, subject, *found) if found else None
+    refused = sum(bool(refusal) for refusal in tried)
+    spent = round(time.perf_counter() - start, 3)
+    status = "failed" if failure else "passed"
+    return Outcome(entry.id, entry.family, status, len(tried), refused, spent, failure)
+
+
+def attempt(entry: Property, subject: Subject, case: Case) -> tuple[Violation | None, str]:
+    """Examine one case: its violation, or the words in which it was refused, or neither."""
+    excluded = subject.capabilities.allows(case)
+    if excluded:
+        return None, f"declared {excluded}"
+    try:
+        entry.examine(subject, case)
+    except Refused as refusal:
+        promised = subject.capabilities.promises(case)
+        if promised:
+            return Violation(f"refuses ({refusal}) what {promised} declares as supported"), ""
+        return None, str(refusal)
+    except Violation as violation:
+        return violation, ""
+    return None, ""
+
+
+def explain(
+    entry: Property,
+    subject: Subject,
+    case: Case,
+    violation: Violation,
+    others: Iterable[Case] = (),
+) -> Failure:
+    """Shrink a failing case and say what is known about it; other cases help to tell why."""
+    again, _ = attempt(entry, subject, case)
+    repeats = again is not None
+    evidence = [violation]
+    if repeats:
+        evidence += [v for v in (attempt(entry, subject, other)[0] for other in others) if v]
+    if again is not None:
+        case, violation = shrink(case, again, lambda other: attempt(entry, subject, other)[0])
+    return Failure(
+        id=entry.id,
+        reason=entry.reason,
+        violated=violation.message,
+        severity=violation.severity,
+        input=case.describe(),
+        evidence=violation.evidence,
+        mechanism=likely_mistake([*evidence, violation], subject.rules) if repeats else "",
+        script=script_for(entry, case, violation, subject),
+        case=case.to_dict(),
+        repeats=repeats,
+    )
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return a name for a function, a partial or a callable object."""
+    inner = getattr(function, "func", function)
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+__all__ += ["render_failure"]

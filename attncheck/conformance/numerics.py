@@ -1,0 +1,230 @@
+"""How far an output may lie from the float64 oracle: the rule, in one place.
+
+``allowed = NATIVE * (largest error of the same-dtype reference) + FLOOR * eps * magnitude``.
+
+The first term is the rule of the suites that kernel authors trust: plain arithmetic in the input's
+own dtype makes some error against float64, and an implementation may make a small multiple of it
+(flash-attention's tests: 2 for outputs, 3 for gradients; PyTorch's: 1 to 12). float32 needs the
+second term, because the reference's error is nearly zero on easy inputs while correct code reached
+9 times it. The floor is a running error bound, element by element. An error of ``eps * |logit|`` in
+a logit moves an output by at most that times the spread of the values under the weights, and
+summing rounds ``weights @ |value|``; ``magnitude`` is the sum of both, and the backward formula in
+absolute values for gradients. A row that looks at one key only gets a small allowance, however
+large its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from attncheck.conformance.case import Inputs
+from attncheck.conformance.oracle import PLAIN, Rules, attend
+
+__all__ = ["FLOOR", "NATIVE", "Expected", "expect", "expect_gradients", "worst"]
+
+NATIVE: Final = 3.0
+"""Multiple of the same-dtype reference's largest error."""
+
+FLOOR: Final[Mapping[torch.dtype, float]] = {
+    torch.float64: 24.0,  # the oracle rounds as much
+    torch.float32: 8.0,
+    torch.float16: 1.0,
+    torch.bfloat16: 1.0,
+}
+"""Multiple of ``eps * magnitude`` by dtype; half precision relies on the reference's error."""
+
+HALF: Final = (torch.float16, torch.bfloat16)
+
+TINY: Final = {torch.float16: 1.2e-7}
+"""Spacing near zero where it is coarse: half precision rounds to it whatever the magnitude."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the oracle gives for a quantity, and how far from it is accepted, both float64."""
+
+    value: Tensor
+    allowed: Tensor
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst element of a comparison: how many times its allowance it is off."""
+
+    ratio: float
+    index: tuple[int, ...]
+    expected: float
+    got: float
+    allowed: float
+    count: int
+    total: int
+
+
+def logit_size(inputs: Inputs, scores: Tensor) -> Tensor:
+    """Return the size of each row's logits, ``(..., head, query, 1)``: what scales its rounding.
+
+    Counted are the keys whose weight is not negligible, with the sizes of the vectors that make
+    them; a bias at the bottom of the dtype's range absorbs the score and counts as nothing.
+    """
+    if scores.shape[-1] == 0:
+        return torch.ones_like(scores[..., :1])
+    peak = scores.amax(-1, keepdim=True)
+    counts = (scores > peak - 60) & (scores.abs() < 1e30)
+    largest = scores.abs().masked_fill(~counts, 0).amax(-1, keepdim=True)
+    scale = inputs.flags.get("scale")
+    size = inputs.query.shape[-1]
+    factor = size**-0.5 if scale is None else abs(float(scale))
+    lengths = inputs.query.double().norm(dim=-1, keepdim=True)
+    longest = inputs.key.double().norm(dim=-1).amax(-1)[..., None, None]
+    if longest.dim() > 2 and longest.shape[-3] not in (1, lengths.shape[-3]):
+        longest = longest.repeat_interleave(lengths.shape[-3] // longest.shape[-3], -3)
+    found: Tensor = 1 + largest + factor * lengths * longest / size**0.5
+    return found
+
+
+def terms_of(inputs: Inputs) -> float:
+    """Return what summing over keys adds; half precision must sum in something wider."""
+    n_key = inputs.key.shape[-2]
+    return 1.0 if inputs.query.dtype in HALF else 1.0 + 0.5 * n_key**0.5 + n_key / 64
+
+
+def expect(inputs: Inputs, rules: Rules = PLAIN) -> dict[str, Expected]:
+    """Return what ``output`` and ``weights`` must be, and the allowance of each element."""
+    dtype = inputs.query.dtype
+    with torch.no_grad():
+        output, weights, scores = attend(inputs, torch.float64, rules)
+        native, native_weights, _ = attend(inputs, dtype, rules)
+        eps = torch.finfo(dtype).eps
+        value = _heads_of(inputs.value.double(), inputs)
+        summing, logits = terms_of(inputs), logit_size(inputs, scores)
+        spread = (weights @ value.square() - output.square()).clamp_min(0).sqrt()
+        magnitudes = {
+            "output": summing * (weights @ value.abs()) + logits * spread,
+            # A weight far below eps is lost in any output: its own digits are not judged.
+            "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01,
+        }
+        pairs = {"output": (output, native), "weights": (weights, native_weights)}
+        return {
+            name: Expected(
+                exact,
+                FLOOR[dtype] * eps * magnitudes[name]
+                + NATIVE * _largest(reference - exact)
+                + _tiny(dtype),
+            )
+            for name, (exact, reference) in pairs.items()
+        }
+
+
+def expect_gradients(
+    inputs: Inputs, direction: Tensor, rules: Rules = PLAIN
+) -> dict[str, Expected]:
+    """Return what the gradients of ``(output * direction).sum()`` must be, by argument."""
+    dtype = inputs.query.dtype
+    exact = gradients(inputs, direction.double(), torch.float64, rules)
+    native = gradients(inputs, direction, dtype, rules)
+    floors = _gradient_magnitudes(inputs, direction, rules)
+    factor = FLOOR[dtype] * torch.finfo(dtype).eps
+    return {
+        name: Expected(
+            exact[name],
+            factor * floors[name]
+            + NATIVE * _largest(native[name].double() - exact[name])
+            + _tiny(dtype),
+        )
+        for name in exact
+    }
+
+
+def gradients(
+    inputs: Inputs, direction: Tensor, dtype: torch.dtype, rules: Rules
+) -> dict[str, Tensor]:
+    """Return gradients of the oracle's arithmetic in ``dtype``, by argument name."""
+    leaves = {
+        name: tensor.detach().to(dtype, copy=True).requires_grad_()
+        for name, tensor in inputs.tensors.items()
+        if tensor.dtype != torch.bool
+    }
+    mask = leaves.get("attn_mask", inputs.mask)
+    copied = Inputs(leaves["query"], leaves["key"], leaves["value"], mask, inputs.flags)
+    with torch.enable_grad():
+        output, _, _ = attend(copied, dtype, rules)
+        found = torch.autograd.grad(
+            output, list(leaves.values()), direction.to(dtype), allow_unused=True
+        )
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+    }
+
+
+def _gradient_magnitudes(inputs: Inputs, direction: Tensor, rules: Rules) -> dict[str, Tensor]:
+    """Return the running error bound of each gradient: the backward formula in absolute values."""
+    with torch.no_grad():
+        _, weights, scores = attend(inputs, torch.float64, rules)
+        size = logit_size(inputs, scores) + terms_of(inputs) - 1
+        key, value = (_heads_of(x.double(), inputs).abs() for x in (inputs.key, inputs.value))
+        scale = inputs.flags.get("scale")
+        factor = inputs.query.shape[-1] ** -0.5 if scale is None else abs(float(scale))
+        toward = direction.double().abs()
+        through = weights * (toward @ value.mT)
+        inner = (through + weights * through.sum(-1, keepdim=True)) * size
+        found = {
+            "query": factor * inner @ key,
+            "key": _fold_heads(factor * inner.mT @ inputs.query.double().abs(), inputs.key),
+            "value": _fold_heads((weights * size).mT @ toward, inputs.value),
+        }
+        mask = inputs.mask
+        if mask is not None and mask.dtype != torch.bool:
+            found["attn_mask"] = inner.sum_to_size(mask.shape)
+        return found
+
+
+def worst(got: Tensor, expected: Expected) -> Worst | None:
+    """Return the element furthest out of its allowance, or None if all are within."""
+    got64 = got.detach().to(expected.value.device, torch.float64)
+    error = (got64 - expected.value).abs()
+    allowed = expected.allowed.expand_as(error)
+    bad = ~(error <= allowed)
+    if not bool(bad.any()):
+        return None
+    ratio = torch.where(error.isfinite(), error / allowed.clamp_min(1e-300), torch.inf)
+    ratio = ratio.masked_fill(~bad, -1)
+    flat = int(ratio.argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), error.shape))
+    return Worst(
+        ratio=float(ratio.flatten()[flat]),
+        index=index,
+        expected=float(expected.value[index]),
+        got=float(got64[index]),
+        allowed=float(allowed[index]),
+        count=int(bad.sum()),
+        total=bad.numel(),
+    )
+
+
+def _heads_of(tensor: Tensor, inputs: Inputs) -> Tensor:
+    """Repeat key-value heads so that there is one for each query head."""
+    if tensor.dim() < 3 or tensor.shape[-3] in (0, inputs.query.shape[-3]):
+        return tensor
+    return tensor.repeat_interleave(inputs.query.shape[-3] // tensor.shape[-3], -3)
+
+
+def _fold_heads(tensor: Tensor, like: Tensor) -> Tensor:
+    """Sum the query heads of each key-value head."""
+    if tensor.shape == like.shape:
+        return tensor
+    shape = (*like.shape[:-2], -1, *tensor.shape[-2:])
+    return tensor.reshape(shape).sum(-3)
+
+
+def _largest(error: Tensor) -> float:
+    return float(error.abs().amax()) if error.numel() else 0.0
+
+
+def _tiny(dtype: torch.dtype) -> float:
+    return TINY.get(dtype, float(torch.finfo(dtype).tiny))

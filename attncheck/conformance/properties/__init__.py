@@ -1,0 +1,20 @@
+"""The properties, one family a file; importing this package fills the registry."""
+
+from __future__ import annotations
+
+from attncheck.conformance.properties import (  # noqa: F401
+    scale,
+    scale_causal,
+    masks,
+    causal,
+    softmax,
+    shapes,
+    relations,
+    gradients,
+    state,
+    threads,
+    dropout,
+    weights,
+    general,
+    searched,
+)  # fmt: skip  # isort: skip

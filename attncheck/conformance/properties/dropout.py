@@ -1,0 +1,275 @@
+"""Dropout: off means off; on, it zeroes weights, rescales the rest, and follows the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attncheck.conformance.case import Case, Inputs
+from attncheck.conformance.design import Plan
+from attncheck.conformance.examine import differentiate, direction_of, requiring_grad
+from attncheck.conformance.oracle import attend
+from attncheck.conformance.registry import register
+from attncheck.conformance.subject import Subject, Violation
+
+SOURCE = "Srivastava et al. 2014; https://github.com/pytorch/pytorch/issues/124464"
+SEEDED = "Srivastava et al. 2014; https://docs.pytorch.org/docs/stable/notes/randomness.html"
+
+
+def dropout_cases(plan: Plan) -> Sequence[Case]:
+    """Return a few cases with enough weights for statistics."""
+    base = Case(
+        batch=2, kv_heads=3, n_query=24, n_key=32, size=8, value_size=8, dtype=plan.dtypes[0]
+    )
+    variants = [
+        base,
+        replace(base, causal=True),
+        replace(base, mask="bool", mask_shape="b11k", pattern="padding"),
+        replace(base, mask="float", mask_shape="qk"),
+        replace(base, kv_heads=2, ratio=2).legal(),
+        replace(base, n_query=65, n_key=70, scale="given"),
+        replace(base, dtype=plan.dtypes[-1]),
+    ]
+    needs = ("", "causal", "bool", "float", "gqa", "scale", "")
+    kept = [c for c, need in zip(variants, needs, strict=True) if need not in plan.refused]
+    return [plan.fit(case) for case in kept[: plan.pick(3, 7, 7)]]
+
+
+def dropped(subject: Subject, inputs: Inputs, p: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Call with one-hot values, so that the output is the weights after dropout.
+
+    Returns:
+        What came, the oracle's weights, and the share of visible weights that are zero.
+    """
+    n_key = inputs.key.shape[-2]
+    eye = torch.eye(n_key, dtype=inputs.value.dtype, device=inputs.value.device)
+    value = eye.expand(*inputs.key.shape[:-2], n_key, n_key).contiguous()
+    call = replace(inputs, value=value)
+    torch.manual_seed(seed)
+    got = subject.call(call, dropout_p=p).output.detach().double()
+    weights = attend(call, torch.float64, subject.rules)[1]
+    visible = weights > 1e-3
+    zeros = (got.abs() < 1e-9)[visible].double().mean()
+    return got, weights, zeros
+
+
+@register(
+    "dropout-weights",
+    "dropout",
+    reason="each weight is dropped alone with probability p, and the rest divided by 1 - p",
+    source=SOURCE,
+    cases=dropout_cases,
+    script="""n = k.shape[-2]
+got = attention(q, k, torch.eye(n, dtype=q.dtype).expand(*k.shape[:-1], n){flags}, dropout_p=0.3)
+print((got == 0).double().mean(), got.sum(-1).mean())  # more than 0.3 zeros; mean about 1
+assert (got == 0).double().mean() > 0.2""",
+)
+def dropout_on_weights(subject: Subject, case: Case) -> None:
+    """Count zeros, compare what is left with the weights, look at where the zeros are."""
+    inputs = subject.build(case)
+    for p in (0.1, 0.25, 0.5, 0.8):
+        got, weights, zeros = dropped(subject, inputs, p, seed=5)
+        visible = weights > 1e-3
+        count = int(visible.sum())
+        spread = 6 * (p * (1 - p) / count) ** 0.5
+        if abs(float(zeros) - p) > spread:
+            raise Violation(
+                f"dropout_p={p} zeroes {float(zeros):.3f} of the weights, "
+                f"expected {p} +- {spread:.3f}"
+            )
+        kept = visible & (got.abs() >= 1e-9)
+        ratio = (got[kept] / weights[kept]) * (1 - p)
+        slack = 40 * torch.finfo(inputs.query.dtype).eps
+        if not bool(((ratio - 1).abs() <= slack).all()):
+            raise Violation(
+                f"weights kept under dropout_p={p} are {float(ratio.mean() / (1 - p)):.4f} times "
+                f"the weights, expected 1 / (1 - p) = {1 / (1 - p):.4f}",
+                severity=float((ratio - 1).abs().max() / slack),
+            )
+        _independent(got, visible, p)
+
+
+def _independent(got: Tensor, visible: Tensor, p: float) -> None:
+    """Raise if two batches, heads, queries or keys always lose the same weights."""
+    lost = (got.abs() < 1e-9) & visible
+    for axis, name in ((-4, "batches"), (-3, "heads"), (-2, "queries"), (-1, "keys")):
+        if got.dim() < -axis or got.shape[axis] < 2:
+            continue
+        first, second = (lost.narrow(axis, i, got.shape[axis] - 1) for i in (0, 1))
+        seen = [visible.narrow(axis, i, got.shape[axis] - 1) for i in (0, 1)]
+        both = seen[0] & seen[1]
+        count = int(both.sum())
+        if count < 60:
+            continue
+        same = float((first == second)[both].double().mean())
+        chance = p * p + (1 - p) * (1 - p)
+        if same - chance > 6 * (chance * (1 - chance) / count) ** 0.5 + 0.05:
+            raise Violation(
+                f"neighbouring {name} lose the same weights (alike {same:.2f}, chance {chance:.2f})"
+            )
+
+
+@register(
+    "dropout-not-on-output",
+    "dropout",
+    reason="dropout belongs to the weights: features of one output share them",
+    source="Vaswani et al. 2017, 5.4; "
+    "https://github.com/jadore801120/attention-is-all-you-need-pytorch/issues/72",
+    cases=dropout_cases,
+    script="""v[:] = v[..., :1]  # all features alike
+torch.manual_seed(5)
+got = attention(q, k, v{flags}, dropout_p=0.5)
+print((got - got[..., :1]).abs().max())  # expected about 0
+assert (got - got[..., :1]).abs().max() < 1e-2""",
+)
+def dropout_not_on_output(subject: Subject, case: Case) -> None:
+    """Call with values whose features are all alike: so must the outputs' be."""
+    inputs = subject.build(case)
+    value = inputs.value[..., :1].expand(inputs.value.shape).contiguous()
+    torch.manual_seed(5)
+    got = subject.call(replace(inputs, value=value), dropout_p=0.5).output.detach().double()
+    spread = (got - got[..., :1]).abs().amax()
+    if float(spread) > 40 * torch.finfo(inputs.query.dtype).eps * float(got.abs().amax() + 1):
+        raise Violation("dropout hits features of the output apart: it is not on the weights")
+
+
+@register(
+    "dropout-expectation",
+    "dropout",
+    reason="on average dropout changes nothing",
+    source=SOURCE,
+    cases=lambda plan: dropout_cases(plan)[: plan.pick(1, 3, 5)],
+    script="""mean = sum(attention(q, k, v{flags}, dropout_p=0.4) for _ in range(400)) / 400
+print((mean - {call}).abs().mean())  # expected near 0
+assert (mean - {call}).abs().mean() < 0.1""",
+)
+def dropout_expectation(subject: Subject, case: Case) -> None:
+    """Average many calls and compare with the call without, against its standard error."""
+    inputs = subject.build(case)
+    exact = attend(inputs, torch.float64, subject.rules)[0]
+    torch.manual_seed(3)
+    calls = [subject.call(inputs, dropout_p=0.4).output.detach().double() for _ in range(150)]
+    stacked = torch.stack(calls)
+    error = (stacked.mean(0) - exact) / (stacked.std(0) / len(calls) ** 0.5 + 1e-9)
+    if not float(error.abs().mean()) < 1.3:  # about 0.8 for a standard normal
+        raise Violation(f"dropout is biased: mean error {float(error.abs().mean()):.2f} sigmas")
+
+
+@register(
+    "dropout-off",
+    "dropout",
+    reason="dropout_p=0 is no dropout, whatever was called before",
+    source="https://github.com/huggingface/pytorch-image-models/pull/1978",
+    cases=lambda plan: dropout_cases(plan),
+    script="""attention(q, k, v{flags}, dropout_p=0.5)
+error = attention(q, k, v{flags}, dropout_p=0.0) - {call}
+print(error.abs().max())  # expected 0
+assert error.abs().max() < 1e-3""",
+)
+def dropout_off(subject: Subject, case: Case) -> None:
+    """Call with dropout, then without, with and without gradients."""
+    inputs = subject.build(case)
+    subject.call(inputs, dropout_p=0.5)
+    want = attend(inputs, torch.float64, subject.rules)[0]
+    slack = 100 * torch.finfo(inputs.query.dtype).eps
+    asking = replace(inputs, query=inputs.query.detach().requires_grad_())
+    for call in (inputs, inputs) if "gradients" in subject.refused else (inputs, asking):
+        for flags in ({}, {"dropout_p": 0.0}):
+            got = subject.call(call, **flags).output.detach().double()
+            if not bool(((got - want).abs() <= slack).all()):
+                raise Violation("with dropout_p=0 something is dropped, or rescaled", inputs=inputs)
+
+
+@register(
+    "dropout-seeded",
+    "dropout",
+    reason="the same seed drops the same weights; the next call and the next seed drop others",
+    source=SEEDED,
+    cases=dropout_cases,
+    script="""def run(seed):
+    torch.manual_seed(seed)
+    return attention(q, k, v{flags}, dropout_p=0.5)
+print(torch.equal(run(1), run(1)), torch.equal(run(1), run(2)))  # expected True, False
+assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))""",
+)
+def dropout_seeded(subject: Subject, case: Case) -> None:
+    """Call with the same seed, another seed, and twice without seeding between."""
+    inputs = subject.build(case)
+
+    def run(seed: int | None) -> Tensor:
+        if seed is not None:
+            torch.manual_seed(seed)
+        return subject.call(inputs, dropout_p=0.5).output.detach()
+
+    first, again, other, following = run(1), run(1), run(2), run(None)
+    if not torch.allclose(first, again, atol=1e-3):
+        raise Violation("the same seed drops different weights")
+    if torch.equal(first, other):
+        raise Violation("different seeds drop the same weights")
+    if torch.equal(other, following):
+        raise Violation("the next call drops the same weights again")
+
+
+@register(
+    "dropout-everything",
+    "dropout",
+    reason="dropout_p=1 drops every weight: zeros, not 0/0",
+    source=SOURCE,
+    cases=lambda plan: dropout_cases(plan)[:2],
+    script="""got = attention(q, k, v{flags}, dropout_p=1.0)
+print(got.abs().max())  # expected 0
+assert (got == 0).all()""",
+)
+def dropout_everything(subject: Subject, case: Case) -> None:
+    """Call with dropout_p=1."""
+    got = subject.call(subject.build(case), dropout_p=1.0).output
+    if not bool((got == 0).all()):
+        raise Violation("dropout_p=1 leaves something, or NaN")
+
+
+@register(
+    "dropout-gradient",
+    "dropout",
+    reason="the backward pass must drop the weights that the forward pass dropped",
+    source="Dao et al. 2022 (FlashAttention), algorithm 4: the random state is kept for it",
+    cases=dropout_cases,
+    script="""v.requires_grad_()
+got = attention(q, k, v{flags}, dropout_p=0.5)
+got.sum().backward()
+print((v.grad * v).sum() - got.sum())  # expected about 0: the output is linear in v
+assert ((v.grad * v).sum() - got.sum()).abs() < 1e-2 * (1 + got.abs().sum())""",
+)
+def dropout_gradient(subject: Subject, case: Case) -> None:
+    """Use that the output is linear in the values; check the query by finite differences."""
+    inputs = subject.build(case)
+    if "gradients" in subject.refused:
+        return
+    asked = requiring_grad(inputs)
+    torch.manual_seed(9)
+    output = subject.call(asked, dropout_p=0.5).output
+    if not output.requires_grad:
+        return
+    direction = direction_of(output)
+    leaves = {"value": asked.value, "query": asked.query, "key": asked.key}
+    grads = differentiate(output, leaves, direction)
+    value = grads["value"]
+    predicted = 0.0 if value is None else float((value * asked.value).detach().double().sum())
+    actual = float((output * direction).detach().double().sum())
+    size = float((output * direction).detach().double().abs().sum())
+    if abs(predicted - actual) > 60 * torch.finfo(inputs.query.dtype).eps * (1 + size):
+        raise Violation("the gradient of value does not match the weights that were dropped")
+    if inputs.query.dtype != torch.float64:
+        return
+    step = 1e-5 * torch.sign(inputs.query)
+    moved = []
+    for sign in (1, -1):
+        torch.manual_seed(9)
+        call = replace(inputs, query=inputs.query + sign * step)
+        moved.append(float((subject.call(call, dropout_p=0.5).output * direction).sum()))
+    query = grads["query"]
+    predicted = 0.0 if query is None else float((query * step).sum())
+    if abs(predicted - (moved[0] - moved[1]) / 2) > 1e-6 * size:
+        raise Violation("the gradient of query does not match the weights that were dropped")

@@ -1,0 +1,130 @@
+"""Gradients: against the oracle's autograd, and against finite differences."""
+
+from __future__ import annotations
+
+import torch
+
+from attncheck.conformance.bases import bases, designed
+from attncheck.conformance.case import CONTENTS, LAYOUTS, Case
+from attncheck.conformance.examine import (
+    agrees,
+    differentiate,
+    direction_of,
+    refuse_or_fail_detached,
+    requiring_grad,
+)
+from attncheck.conformance.registry import register
+from attncheck.conformance.subject import Subject, Violation
+
+register(
+    "gradient-values",
+    "gradient",
+    reason="gradients of query, key, value and float mask are those of the oracle",
+    source="Dao et al. 2022 (FlashAttention), appendix B.2; issue 103963 for rows without keys",
+    cases=designed(
+        30, 170, 500, grad=(True,), batch=(1, 2, 3), heads=((1, 1), (2, 1), (1, 2), (2, 3), (3, 1)),
+        n_query=(1, 2, 5, 17, 33, 65), n_key=("same", 1, 4, 18, 66), size=(1, 3, 8, 17, 64),
+        value_size=("same", 5), mask=("none", "bool", "float"),
+        mask_shape=("qk", "1k", "q1", "11", "b11k", "bhqk", "1h1k", "1hqk", "b1q1", "h1k"),
+        pattern=("random", "padding", "empty rows", "holes", "large"), causal=(False, True),
+        scale=("default", "given", "one", "tensor"), content=tuple(CONTENTS),
+        layout=tuple(LAYOUTS), layout_on=("qkv", "q", "k", "v"), rank=(4, 4, 3, 5),
+    ),
+)(agrees)  # fmt: skip
+
+register(
+    "gradient-long",
+    "gradient",
+    reason="the backward pass has block loops of its own",
+    source="https://github.com/PriorLabs/TabPFN/pull/1184",
+    cases=designed(
+        5, 24, 80, grad=(True,), n_query=(1, 31, 33, 127, 129, 257, 513), heads=((1, 1), (1, 2)),
+        n_key=("same", 15, 63, 65, 128, 255, 511), size=(8, 32), mask=("none", "bool", "float"),
+        mask_shape=("qk", "11k"), causal=(False, True),
+    ),
+)(agrees)  # fmt: skip
+
+
+@register(
+    "gradient-finite-differences",
+    "gradient",
+    reason="a gradient must predict what a small step does to the output (float64)",
+    source="torch.autograd.gradcheck",
+    cases=lambda plan: [
+        case
+        for case in bases(3, 12, 40, n_query=(1, 3, 5), n_key=("same", 4), size=(3, 8),
+                          batch=(1, 2), heads=((1, 1), (1, 2)), dtype=("float64",),
+                          grad=(True,))(plan)
+        if "gradients" not in plan.refused and "float64" in plan.dtypes
+    ],
+    script="""for x in (q, k, v): x.requires_grad_()
+assert torch.autograd.gradcheck(lambda q, k, v: {call}, (q, k, v))""",
+)  # fmt: skip
+def finite_differences(subject: Subject, case: Case) -> None:
+    """Compare directional derivatives with central differences."""
+    asked = requiring_grad(subject.build(case))
+    output = subject.call(asked).output
+    if not output.requires_grad:
+        refuse_or_fail_detached(subject, asked)
+    direction = direction_of(output)
+    leaves = {name: t for name, t in asked.tensors.items() if t.requires_grad}
+    grads = differentiate(output, leaves, direction)
+    generator = torch.Generator().manual_seed(case.seed)
+    for name, leaf in leaves.items():
+        finite = leaf.detach().isfinite()
+        step = torch.randn(leaf.shape, generator=generator, dtype=torch.float64) * finite.cpu()
+        step = step.to(leaf.device)
+        values = []
+        for sign in (1e-5, -1e-5):
+            moved = torch.where(finite, leaf.detach() + sign * step, leaf.detach())
+            field = "mask" if name == "attn_mask" else name
+            inputs = subject.build(case)
+            call = type(inputs)(**{**inputs.__dict__, field: moved})
+            values.append(float((subject.call(call).output.detach() * direction).sum()))
+        numeric = (values[0] - values[1]) / 2e-5
+        grad = grads[name]
+        predicted = float((grad * step).sum()) if grad is not None else 0.0
+        if not abs(numeric - predicted) <= 1e-6 * (1 + abs(numeric) + float(step.norm())):
+            raise Violation(
+                f"gradient of {name} predicts {predicted:.8g} for a step that does {numeric:.8g}",
+                severity=abs(numeric - predicted) / 1e-6,
+            )
+
+
+@register(
+    "gradient-partial",
+    "gradient",
+    reason="only some inputs may ask for a gradient: a frozen key, a trained value",
+    source="fine-tuning freezes some projections",
+    cases=bases(4, 18, 60, mask=("none", "bool"), n_query=(4, 17), grad=(True,)),
+    script="""v.requires_grad_()
+got = {call}
+got.sum().backward()
+print(v.grad.sum(), got.numel())  # expected about equal
+assert v.grad is not None""",
+)
+def partial_gradients(subject: Subject, case: Case) -> None:
+    """Ask for the gradient of one input at a time and compare with that of all at once."""
+    everything = requiring_grad(subject.build(case))
+    output = subject.call(everything).output
+    if not output.requires_grad:
+        refuse_or_fail_detached(subject, everything)
+    direction = direction_of(output)
+    leaves = {name: t for name, t in everything.tensors.items() if t.requires_grad}
+    together = differentiate(output, leaves, direction)
+    for name in leaves:
+        field = "mask" if name == "attn_mask" else name
+        plain = subject.build(case)
+        leaf = plain.tensors[name].detach().requires_grad_()
+        alone = subject.call(type(plain)(**{**plain.__dict__, field: leaf})).output
+        if not alone.requires_grad:
+            raise Violation(f"no gradient for {name} when it alone asks for one")
+        grad = differentiate(alone, {name: leaf}, direction)[name]
+        wanted = together[name]
+        if grad is None or wanted is None:
+            if (grad is None) != (wanted is None):
+                raise Violation(f"the gradient of {name} depends on which inputs ask for one")
+            continue
+        slack = 200 * torch.finfo(leaf.dtype).eps * (float(wanted.abs().amax()) + 1)
+        if not bool(((grad - wanted).abs() <= slack).all()):
+            raise Violation(f"the gradient of {name} depends on which inputs ask for one")

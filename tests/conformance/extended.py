@@ -1,0 +1,136 @@
+"""Right and wrong implementations of the extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.conformance.implementations import bias_of, repeat_heads
+
+__all__ = ["RIGHT", "WRONG"]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
+    scale: Any = None, enable_gqa: bool = False, *, score: Callable[[Tensor], Tensor] | None = None,
+    hidden: Tensor | None = None, sinks: Tensor | None = None, score_last: bool = False,
+) -> Tensor:  # fmt: skip
+    k, v = repeat_heads(q, k, v, enable_gqa)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else float(scale))) @ k.mT
+    bias = bias_of(q, k, attn_mask, is_causal, q.dtype)
+    if hidden is not None:
+        bias = bias.masked_fill(hidden, -torch.inf)
+    scores = scores if score is None or score_last else score(scores)
+    scores = scores + bias
+    scores = score(scores) if score is not None and score_last else scores
+    if sinks is not None:
+        extra = sinks.to(q.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.softmax(torch.cat([scores, extra], -1), -1)[..., :-1] @ v
+    empty = (scores == -torch.inf).all(-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(empty, 0), -1).masked_fill(empty, 0) @ v
+
+
+def _distance(q: Tensor, k: Tensor) -> Tensor:
+    return torch.arange(k.shape[-2])[None, :] - torch.arange(q.shape[-2])[:, None]
+
+
+def window(q: Tensor, k: Tensor, v: Tensor, *, window: Any, **f: Any) -> Tensor:
+    d = _distance(q, k)
+    return _attend(q, k, v, **f, hidden=(d < -window[0]) | (d > window[1]))
+
+
+def window_off_by_one(q: Tensor, k: Tensor, v: Tensor, *, window: Any, **f: Any) -> Tensor:
+    d = _distance(q, k)
+    return _attend(q, k, v, **f, hidden=(d <= -window[0]) | (d > window[1]))
+
+
+def window_right_ignored(q: Tensor, k: Tensor, v: Tensor, *, window: Any, **f: Any) -> Tensor:
+    return _attend(q, k, v, **f, hidden=_distance(q, k) < -window[0])
+
+
+def softcap(q: Tensor, k: Tensor, v: Tensor, *, softcap: float, **f: Any) -> Tensor:
+    return _attend(q, k, v, **f, score=lambda s: softcap * torch.tanh(s / softcap))
+
+
+def softcap_after_mask(q: Tensor, k: Tensor, v: Tensor, *, softcap: float, **f: Any) -> Tensor:
+    return _attend(q, k, v, **f, score=lambda s: softcap * torch.tanh(s / softcap), score_last=True)
+
+
+def softcap_clamp(q: Tensor, k: Tensor, v: Tensor, *, softcap: float, **f: Any) -> Tensor:
+    return _attend(q, k, v, **f, score=lambda s: s.clamp(-softcap, softcap))
+
+
+def alibi(q: Tensor, k: Tensor, v: Tensor, *, alibi_slopes: Tensor, **f: Any) -> Tensor:
+    bias = -alibi_slopes[:, None, None] * _distance(q, k).abs()
+    return _attend(q, k, v, **f, score=lambda s: s + bias.to(s.dtype))
+
+
+def alibi_one_slope(q: Tensor, k: Tensor, v: Tensor, *, alibi_slopes: Tensor, **f: Any) -> Tensor:
+    return alibi(q, k, v, alibi_slopes=alibi_slopes[:1].expand(alibi_slopes.shape), **f)
+
+
+def sinks(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, **f: Any) -> Tensor:
+    return _attend(q, k, v, **f, sinks=sinks)
+
+
+def sinks_ignored(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, **f: Any) -> Tensor:
+    return _attend(q, k, v, **f)
+
+
+def cache(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor, *, tail: int = 0) -> Tensor:
+    rows = []
+    for number, end in enumerate(cache_len.tolist()):
+        end = min(end + tail, k.shape[-2])
+        keys, values = k[number, :, :end], v[number, :, :end]
+        hidden = _distance(q[number], keys) > end - tail - q.shape[-2]
+        if tail:
+            hidden[:, -tail:] = False
+        rows.append(_attend(q[number], keys, values, enable_gqa=True, hidden=hidden))
+    return torch.stack(rows) if rows else q
+
+
+def cache_off_by_one(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
+    return cache(q, k, v, cache_len, tail=1)
+
+
+def cache_first_length(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
+    return cache(q, k, v, cache_len[:1].expand(cache_len.shape))
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False) -> Tensor:
+    bounds = cu_seqlens.tolist()
+    rows = []
+    for start, end in pairwise(bounds):
+        one = [x[start:end].transpose(0, 1) for x in (q, k, v)]
+        rows.append(_attend(*one, is_causal=is_causal, enable_gqa=True).transpose(0, 1))
+    return torch.cat(rows)
+
+
+def packed_leaks(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False
+) -> Tensor:
+    return packed(q, k, v, cu_seqlens[[0, -1]], is_causal)
+
+
+def packed_causal_ignored(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False
+) -> Tensor:
+    return packed(q, k, v, cu_seqlens)
+
+
+RIGHT = {
+    "sliding_window": window, "softcap": softcap, "alibi": alibi, "sinks": sinks,
+    "kv_cache": cache, "packed": packed,
+}  # fmt: skip
+WRONG = {
+    "sliding_window": (window_off_by_one, window_right_ignored),
+    "softcap": (softcap_after_mask, softcap_clamp),
+    "alibi": (alibi_one_slope,),
+    "sinks": (sinks_ignored,),
+    "kv_cache": (cache_off_by_one, cache_first_length),
+    "packed": (packed_leaks, packed_causal_ignored),
+}

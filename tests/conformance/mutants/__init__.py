@@ -1,0 +1,8 @@
+"""Wrong implementations of attention: the battery must kill every one of them."""
+
+from __future__ import annotations
+
+from tests.conformance.mutants import families, stateful  # noqa: F401
+from tests.conformance.mutants.base import MUTANTS, Mutant
+
+__all__ = ["MUTANTS", "Mutant"]
