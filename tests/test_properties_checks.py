@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -87,6 +87,7 @@ def test_padding_with_a_mask_changes_no_verdict(
 def test_every_check_both_passes_and_fails_on_what_is_drawn(name: str) -> None:
     seen = set()
 
+    @settings(max_examples=250)
     @given(LAYERS)
     def judge(layer: LayerAttention) -> None:
         seen.add(verdict(JUDGES[name], layer)[0])
