@@ -130,6 +130,23 @@ def test_scores_are_ranked_and_complete() -> None:
     assert pattern_scores(build("broadcast", column=6), causal=True)["broadcast"].parameter == 6
 
 
+@pytest.mark.parametrize("n", [12, 24])
+def test_parts_have_the_strength_they_were_built_with(n: int) -> None:
+    """Each part takes from what chance expects of the other, which is given back."""
+    parts = ("first_token", "previous_token")
+    weights = create_synthetic_attention(
+        n, "mixed", 0, causal=True, patterns=parts, weights=(1, 2), strength=0.9
+    )
+    scores = pattern_scores(weights, causal=True)
+    assert [scores[part].strength for part in parts] == pytest.approx([0.3, 0.6], abs=0.02)
+
+
+def test_a_column_is_found_by_what_it_holds_above_chance() -> None:
+    """Uniform causal attention alone puts more mass on key 1 than lies on key 12 here."""
+    weights = create_synthetic_attention(24, "broadcast", 0, causal=True, column=12, strength=0.12)
+    assert pattern_scores(weights, causal=True)["broadcast"].parameter == 12
+
+
 def test_mixtures_tell_their_parts() -> None:
     label = classify_heads(build("mixed"), causal=True)[0]
     assert label.label == "mixed"

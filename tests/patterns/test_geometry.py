@@ -74,3 +74,13 @@ def test_block_sums_beside_lines_equal_a_plain_loop(causal: bool) -> None:
     assert evidence.beside.mass[0] == pytest.approx(mass)
     assert evidence.beside.chance[0] == pytest.approx(chance)
     assert evidence.beside.rows[0] == pytest.approx(rest)
+
+
+@pytest.mark.parametrize(
+    ("causal", "variance", "cut"),
+    [(False, 0.2, True), (False, 0.3, False), (True, 0.15, True), (True, 0.3, False)],
+)
+def test_a_cut_must_gain_more_than_noise(causal: bool, variance: float, cut: bool) -> None:
+    """The gain is 20 over 800 cells, or 13.6 over the 400 that are visible; 1.5 sigma are asked."""
+    excess, spread = blocks([20], 40, 40, causal), torch.full((1, 40), variance)
+    assert bool(find_segments(excess, spread, causal).any()) == cut
