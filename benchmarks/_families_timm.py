@@ -58,8 +58,8 @@ ATTENDING_NAMES: Final = (
     *("tiny_vit_5m_224", "botnet26t_256", "halonet26t"),
     *("lamhalobotnet50ts_256", "sebotnet33ts_256", "efficientvit_m0"),
     *("mobilenetv4_hybrid_medium", "caformer_s18", "nextvit_small", "shvit_s1"),
-    *("vitamin_small_224"),
-    *("csatv2"),
+    "vitamin_small_224",
+    "csatv2",
 )
 
 WITHOUT_NAMES: Final = (
