@@ -1,9 +1,9 @@
 """The count gate: what should have been captured, against what was.
 
 Nothing captured is always an error. Beyond that, modules that look like attention by class are
-watched, and one of them raises the alarm only with evidence: it ran, nothing was captured in it,
-and either an instance of the same class was captured elsewhere or it computed a softmax that was
-never seen to multiply values. So linear attention, convolutions with "attention" in their name,
+watched, and one of them raises the alarm only with evidence: it ran, and it computed a softmax of
+query and key that was never seen to multiply values, or nothing was captured in it though it was in
+another instance of its class. So linear attention, convolutions with "attention" in their name,
 routers and pooling layers do not.
 """
 
@@ -80,7 +80,13 @@ class Coverage:
         unused = self._session.unused_softmaxes.values()
         for module in self._watched:
             name = self._names[id(module)]
-            if id(module) not in self._ran or any(_related(name, found) for found in captured):
+            if id(module) not in self._ran:
+                continue
+            if name in unused and name in captured:
+                self._session.unreadable(
+                    name, f"of several attentions in it, one: {UNUSED}", SWITCH
+                )
+            if any(_related(name, found) for found in captured):
                 continue
             if any(_within(found, name) for found in unused):
                 self._session.unreadable(name, UNUSED, SWITCH)

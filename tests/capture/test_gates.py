@@ -119,6 +119,20 @@ class MyAttention(nn.Module):
         return F.scaled_dot_product_attention(x, x, x) if self.attends else x.cumsum(1)
 
 
+class BothInOneAttention(nn.Module):
+    """Two attentions in one module, one of them never multiplied by whole rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (x @ x.mT).softmax(-1)
+        parts = weights[..., :3] @ x[:, :3] + weights[..., 3:] @ x[:, 3:]
+        return parts + (x @ x.mT).softmax(-1) @ x
+
+
+def test_one_missed_attention_beside_another_in_one_module() -> None:
+    with pytest.raises(CaptureError, match="of several attentions in it, one: its softmax"):
+        AttentionExtractor(BothInOneAttention()).get_attention(X)
+
+
 def test_one_missed_layer_among_captured_ones() -> None:
     model = nn.Sequential(stack(attend), ChunkedAttention())
     with pytest.raises(CaptureError, match="1: its softmax over query and key was not seen"):
