@@ -38,7 +38,7 @@ def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
     plan, failure = probe(subject, Plan(effort, seed))
     if failure:
         return failure.id
-    subject.refused = plan.refused
+    subject.refused, subject.dtypes = plan.refused, plan.dtypes
     for entry in select_properties(None, mutant.returns_weights):
         for case in entry.cases(plan):
             if attempt(entry, subject, case)[0] is not None:

@@ -127,7 +127,7 @@ def run_battery(
     if failure is not None:
         report.outcomes.append(Outcome("plain-input", "support", "failed", 1, 0, 0.0, failure))
         return report
-    subject.refused = plan.refused
+    subject.refused, subject.dtypes = plan.refused, plan.dtypes
     for entry in entries:
         outcome = run_property(entry, subject, plan)
         if entry.id in expected:

@@ -46,7 +46,7 @@ class _Settings:
     def _probe(self, function: Callable[..., Any]) -> tuple[Subject, Plan, Failure | None]:
         subject = Subject(function, self.returns_weights, self.capabilities, self.device)
         plan, failure = probe(subject, self.plan)
-        subject.refused = plan.refused
+        subject.refused, subject.dtypes = plan.refused, plan.dtypes
         return subject, plan, failure
 
 

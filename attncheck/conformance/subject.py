@@ -76,6 +76,7 @@ class Subject:
         refusals: What it refused, with the number of inputs.
         calls: How often it was called.
         original: What an extension's adapter wraps, for properties of the extension itself.
+        dtypes: Names of the dtypes that it supports, as the probe found.
         refused: Names of features that it does not support, as the probe found.
     """
 
@@ -86,6 +87,7 @@ class Subject:
     rules: Rules = PLAIN
     refusals: Counter[str] = field(default_factory=Counter)
     refused: frozenset[str] = frozenset()
+    dtypes: tuple[str, ...] = ()
     calls: int = 0
     original: Callable[..., Any] | None = None
 

@@ -144,7 +144,6 @@ SCRIPTED = {
     "state-scales-in-place": "state-inputs-untouched",
     "state-returns-value": "state-output-own-memory",
     "state-reseeds": "state-globals",
-    "shape-batch-65535": "batch-large",
     "layout-view-of-storage": "layout-strides",
     "mask-finite-fill": "mask-empty-rows-bool",
     "softmax-one": "relation-logit-shift",

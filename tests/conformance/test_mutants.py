@@ -22,7 +22,7 @@ def killed(name: str, effort: str) -> str:
     plan, failure = probe(subject, Plan(effort))
     if failure is not None:
         return failure.id
-    subject.refused = plan.refused
+    subject.refused, subject.dtypes = plan.refused, plan.dtypes
     for entry in select_properties(None, mutant.returns_weights):
         for case in entry.cases(plan):
             if attempt(entry, subject, case)[0] is not None:

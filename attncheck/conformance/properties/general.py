@@ -94,9 +94,21 @@ def long_cases(plan: Plan) -> Sequence[Case]:
     narrowed = plan.narrow(levels)
     found = covering(narrowed, plan.pick(40, 260, 1200), plan.seed, limit=3_000_000)
     turned = [replace(case, n_query=case.n_key, n_key=case.n_query).legal() for case in found[::2]]
+    longest = [
+        Case(n_query=q, n_key=k, size=8, value_size=8, causal=c, mask=m, dtype=dtype).legal()
+        for q, k, c, m in (
+            (2, 4097, False, "none"),
+            (3, 8193, False, "bool"),
+            (2, 16_385, False, "none"),
+            (4097, 3, True, "none"),
+            (8193, 5, False, "float"),
+        )
+        for dtype in plan.dtypes[:1]
+        if m not in plan.refused and not (c and "causal" in plan.refused)
+    ]
     if "rectangular" in plan.refused:
-        turned = []
-    return separate(found + turned, plan)
+        turned, longest = [], []
+    return separate(found + turned + longest[: plan.pick(2, 5, 5)], plan)
 
 
 def square_cases(plan: Plan) -> Sequence[Case]:

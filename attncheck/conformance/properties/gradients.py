@@ -96,7 +96,7 @@ def finite_differences(subject: Subject, case: Case) -> None:
     "gradient",
     reason="only some inputs may ask for a gradient: a frozen key, a trained value",
     source="fine-tuning freezes some projections",
-    cases=bases(4, 18, 60, mask=("none", "bool"), n_query=(4, 17), grad=(True,)),
+    cases=bases(4, 18, 60, mask=("none", "bool", "float"), n_query=(4, 17), grad=(True,)),
     script="""v.requires_grad_()
 got = {call}
 got.sum().backward()

@@ -137,7 +137,7 @@ def calls_independent(subject: Subject, case: Case) -> None:
         replace(case, n_key=case.n_key + 3),
         replace(case, batch=case.batch + 1, content="large"),
         replace(case, kv_heads=case.kv_heads + 1, value_size=case.size + 1),
-        replace(case, dtype="float64" if case.dtype != "float64" else "float32"),
+        *(replace(case, dtype=dtype) for dtype in subject.dtypes if dtype != case.dtype),
         replace(case, seed=case.seed + 4, mask="none", causal=False).legal(),
     ]
     for other in others:

@@ -28,9 +28,9 @@ def sdpa_backends(chosen: tuple[bool, bool, bool] | None = None) -> tuple[bool, 
         torch.backends.cuda.enable_mem_efficient_sdp(chosen[1])
         torch.backends.cuda.enable_math_sdp(chosen[2])
     return (
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+        torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
     )
 
 
