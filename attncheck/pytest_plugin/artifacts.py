@@ -6,7 +6,6 @@ used: a property test that fails while it searches and shrinks writes once.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -58,8 +57,8 @@ def _failures(error: BaseException) -> Iterator[CheckFailure]:
 
 def _is_finding(held: object) -> bool:
     """Whether this is one of our findings; anybody may raise `CheckFailure` with something else."""
-    module = sys.modules.get("attncheck.checks.finding")  # loaded if there is one
-    return module is not None and isinstance(held, module.Finding)
+    kind = type(held)
+    return (kind.__module__, kind.__qualname__) == ("attncheck.checks.finding", "Finding")
 
 
 def _show(report: pytest.TestReport, finding: Finding) -> None:
