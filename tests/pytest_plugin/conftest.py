@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
 import pytest
 
-import attncheck
-
 INSTALLED = any(point.name == "attncheck" for point in entry_points(group="pytest11"))
 
 Run = Callable[..., pytest.RunResult]
-
-
-# Nested runs in this process forget the modules that they were first to import: import all before.
-import matplotlib.backends.backend_agg  # noqa: E402, F401
-
-for _module in pkgutil.walk_packages(attncheck.__path__, "attncheck."):
-    if not _module.name.endswith("__main__"):
-        importlib.import_module(_module.name)
 
 
 @pytest.fixture
