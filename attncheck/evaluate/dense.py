@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from attncheck.attention import AttentionLike, LayerAttention, as_attention
-from attncheck.metrics import METRICS, measure_layer
+from attncheck.metrics import METRICS, Metric, measure_layer
 from attncheck.patterns import collect_evidence
 from attncheck.profile import HeadProfile, LayerProfile
 
@@ -21,6 +21,7 @@ def profile_layer(
     *,
     segment_ids: Any = None,
     delimiters: Collection[Any] | None = None,
+    also: Collection[str] = (),
 ) -> LayerProfile:
     """Profile the heads of one layer from its weights.
 
@@ -30,9 +31,10 @@ def profile_layer(
             (induction, duplicate token, delimiter) are scored. Cross-attention ignores them.
         segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
         delimiters: Tokens that count as delimiters; default: punctuation and separators.
+        also: Measures to add that a profile leaves out because they sort every row: ``"gini"``.
 
     Raises:
-        ValueError: Tokens or segments of the wrong length.
+        ValueError: Tokens or segments of the wrong length, or ``also`` names no measure.
 
     Example:
         >>> profile = profile_layer(LayerAttention(torch.eye(8)[None, None]))
@@ -40,7 +42,7 @@ def profile_layer(
         (array([1.]), array([8]))
     """
     sums, counts, maxima = {}, {}, {}
-    for name, (values, valid) in measure_layer(layer, METRICS.values()).items():
+    for name, (values, valid) in measure_layer(layer, _chosen(also)).items():
         sums[name] = values.masked_fill(~valid, 0).sum((0, 2)).cpu().numpy()
         counts[name] = valid.sum((0, 2)).cpu().numpy()
         maxima[name] = values.masked_fill(~valid, -torch.inf).amax((0, 2)).cpu().numpy()
@@ -75,6 +77,7 @@ def profile_attention(
     causal: bool | None = None,
     segment_ids: Any = None,
     delimiters: Collection[Any] | None = None,
+    also: Collection[str] = (),
 ) -> HeadProfile:
     """Profile every head of given attention weights.
 
@@ -88,9 +91,10 @@ def profile_attention(
             profiles of parts are to be merged, so that no part is taken for the other kind.
         segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
         delimiters: Tokens that count as delimiters; default: punctuation and separators.
+        also: Measures to add that a profile leaves out because they sort every row: ``"gini"``.
 
     Raises:
-        ValueError: ``attention`` is not attention, or something beside it has the wrong shape.
+        ValueError: ``attention`` is not attention, ``also`` names no measure, or something beside it has the wrong shape.
 
     Example:
         >>> weights = torch.full((2, 4, 16, 16), 1 / 16)  # (batch, head, query, key)
@@ -99,6 +103,18 @@ def profile_attention(
     """
     maps = as_attention(attention, tokens=tokens, mask=mask, causal=causal)
     return HeadProfile(
-        profile_layer(layer, maps.tokens, segment_ids=segment_ids, delimiters=delimiters)
+        profile_layer(
+            layer, maps.tokens, segment_ids=segment_ids, delimiters=delimiters, also=also
+        )
         for layer in maps.layers
     )
+
+
+def _chosen(also: Collection[str]) -> list[Metric]:
+    """Every metric that does not sort, and those asked for."""
+    wanted = {also} if isinstance(also, str) else set(also)
+    unknown = sorted(wanted - set(METRICS))
+    if unknown:
+        on_request = ", ".join(name for name, metric in METRICS.items() if metric.sorts)
+        raise ValueError(f"also: no measure {unknown[0]!r}; on request there is {on_request}")
+    return [m for name, m in METRICS.items() if not m.sorts or name in wanted]

@@ -1,7 +1,8 @@
 """`RowBlock`: query rows of a layer, prepared once and then read by every measure.
 
 A layer is walked block by block, so that a measure's scratch memory stays small whatever the layer
-holds, and so that the weights of a block are still in cache when the next measure reads them.
+holds, and so that the weights of a block are still in cache when the next measure reads them. Keys
+that a causal block cannot see are only looked at to know that they weigh nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +12,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
 
-__all__ = ["RowBlock", "Window", "row_blocks"]
+__all__ = ["RowBlock", "Window", "row_blocks", "row_dot", "row_sum"]
 
-BLOCK_WEIGHTS: Final = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Weights in a block, by device: what a core's cache holds; what keeps a GPU busy."""
+BLOCK_WEIGHTS: Final = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Weights in a block, by device: what a processor's cache holds; what keeps a GPU busy."""
+
+BLOCK_ROWS: Final = {"cpu": 128, "cuda": 1 << 12}
+"""Queries in a block of a causal layer, by device: fewer skip more of what no query sees."""
+
+PIECE: Final = 128
+"""Products that are added in the precision of the weights, before float64 takes over."""
 
 Window = tuple[slice, slice, slice]
 """Which batch elements, heads and queries a block holds."""
@@ -30,24 +38,24 @@ class Places:
 
     Args:
         positions: ``(query,)``: key position of each query.
-        n_key: Number of key positions.
+        reach: Number of keys that some of the queries may see.
         dtype: Of the weights.
+        causal: Whether keys that lie ahead are hidden.
     """
 
-    def __init__(self, positions: Tensor, n_key: int, dtype: torch.dtype) -> None:
-        self.positions = positions
-        self._behind = positions[:, None] - torch.arange(n_key, device=positions.device)
-        self._dtype = dtype
+    def __init__(self, positions: Tensor, reach: int, dtype: torch.dtype, causal: bool) -> None:
+        self.positions, self.causal, self._reach, self._dtype = positions, causal, reach, dtype
 
     @cached_property
     def distance(self) -> Tensor:
-        """``|p_i - j|``, ``(query, key)``."""
-        return self._behind.abs().to(self._dtype)
+        """``|p_i - j|`` of the keys within reach, ``(query, key)``."""
+        keys = torch.arange(self._reach, dtype=self._dtype, device=self.positions.device)
+        return (self.positions.to(self._dtype)[:, None] - keys).abs_()
 
-    @cached_property
-    def later(self) -> Tensor:
+    def later(self, n_key: int) -> Tensor:
         """1 where the key comes after the query, else 0, ``(query, key)``."""
-        return (self._behind < 0).to(self._dtype)
+        keys = torch.arange(n_key, device=self.positions.device)
+        return (keys > self.positions[:, None]).to(self._dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,38 +64,94 @@ class RowBlock:
 
     Attributes:
         given: ``(batch, head, query, key)``, the weights as they came, float32 at least.
-        shown: 1 where the key is visible, else 0, broadcastable to ``given``; None where every
-            key is visible. (Multiplying by it is many times faster than masking.)
+        reach: Keys from this one on are hidden from every query of the block.
+        shown: 1 where one of the keys ``edge`` to ``reach`` is visible, else 0, broadcastable to
+            that part of ``given``; None where all are. (Multiplying is many times faster than
+            masking.)
+        edge: Keys before this one are visible to every query of the block.
         counts: ``(batch, head, query)``, int64: visible keys of each row.
-        valid: ``(batch, head, query)``, bool: rows that carry attention.
+        sighted: ``(batch, head, query)``, bool: rows that see a key that matters.
         places: Where the queries stand; None where positions mean nothing.
         first_key: ``(batch, head)``: the first key that any query of the layer may see.
+        sees_first: ``(batch, head, query)``, bool: whether the row sees that key.
         sink_mass: ``(batch, head, query)``, float64: mass on a learned sink; None without one.
     """
 
     given: Tensor
+    reach: int
     shown: Tensor | None
+    edge: int
     counts: Tensor
-    valid: Tensor
+    sighted: Tensor
     places: Places | None
     first_key: Tensor
+    sees_first: Tensor
     sink_mass: Tensor | None
 
-    @property
-    def n_key(self) -> int:
-        """Number of key positions."""
-        return self.given.shape[-1]
+    @cached_property
+    def near(self) -> Tensor:
+        """The weights within reach, as they came."""
+        return self.given[..., : self.reach]
+
+    @cached_property
+    def far(self) -> Tensor | None:
+        """The weights out of reach; None where all of them are 0, as they should be."""
+        far = self.given[..., self.reach :]
+        if not far.shape[-1] or not bool(((far.amax(-1) != 0) | (far.amin(-1) != 0)).any()):
+            return None  # extremes cost a tenth of comparing every weight; NaN comes through them
+        return far
+
+    @cached_property
+    def lowest(self) -> Tensor:
+        """The lowest weight of each row within reach, hidden keys included."""
+        return self.near.amin(-1)
+
+    @cached_property
+    def highest(self) -> Tensor:
+        """The highest weight of each row within reach, hidden keys included."""
+        return self.near.amax(-1)
+
+    @cached_property
+    def clean(self) -> bool:
+        """Whether no weight within reach is negative and hidden keys have none."""
+        if self.shown is not None and self.edge == 0:  # a mask: hiding costs as little as looking
+            return False
+        if not bool((self.lowest >= 0).all()):
+            return False
+        if self.shown is None:
+            return True
+        return not bool(row_dot(self.near[..., self.edge :], 1 - self.shown).any())
 
     @cached_property
     def weights(self) -> Tensor:
-        """The weights on visible keys: 0 on hidden ones, and never below 0."""
-        weights = self.given.clamp_min(0)
-        return weights if self.shown is None else weights.mul_(self.shown)
+        """The weights within reach: 0 on hidden keys, and never below 0."""
+        if self.clean:
+            return self.near
+        return self.hide_(self.near.clamp_min(0))
+
+    def hide_(self, weights: Tensor) -> Tensor:
+        """Set weights within reach to 0 on hidden keys, in place."""
+        if self.shown is not None:
+            weights[..., self.edge :].mul_(self.shown)
+        return weights
 
     @cached_property
     def mass(self) -> Tensor:
         """Mass on visible keys, ``(batch, head, query)``, float64."""
         return row_sum(self.weights)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Mass on all keys, hidden and negative included."""
+        return self.mass if self.clean and self.far is None else row_sum(self.given)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Rows that carry attention: those that are sighted and not all exactly 0."""
+        attends = (self.highest != 0) | (self.lowest != 0)
+        if self.far is not None:
+            attends = attends | (self.far.amax(-1) != 0) | (self.far.amin(-1) != 0)
+        return self.sighted & attends
 
     @cached_property
     def carried(self) -> Tensor:
@@ -101,9 +165,9 @@ class RowBlock:
     def entropy(self) -> Tensor:
         """Entropy of the row's distribution over visible keys, float64, from 0 to log(counts)."""
         # Only the logarithm of an exact 0 is kept finite: times 0, it adds exactly 0.
-        logs = self.weights.clamp_min(torch.finfo(self.weights.dtype).tiny).log_()
-        entropy = self.mass.log() - row_sum(logs.mul_(self.weights)) / self.mass
-        return torch.clamp(entropy, torch.zeros_like(entropy), self.log_counts)
+        logs = _log_(self.weights.clamp_min(torch.finfo(self.weights.dtype).tiny))
+        entropy = self.mass.log() - row_dot(logs, self.weights) / self.mass
+        return entropy.clamp_min_(0).minimum(self.log_counts)
 
     @cached_property
     def log_counts(self) -> Tensor:
@@ -116,23 +180,85 @@ def row_sum(tensor: Tensor) -> Tensor:
     return tensor.sum(-1, dtype=torch.float64)
 
 
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products over keys; in float64 from `PIECE` to `PIECE`, ``b`` may broadcast.
+
+    On a CPU by ``einsum``, which neither holds nor converts the products.
+    """
+    if a.device.type != "cpu":
+        return row_sum(a * b)
+    x, y = a.numpy(), b.numpy()
+    whole = a.shape[-1] // PIECE * PIECE
+    total = np.einsum("...k,...k->...", x[..., whole:], y[..., whole:]).astype(np.float64)
+    if whole:
+        pieces = (-1, PIECE)
+        x = x[..., :whole].reshape(*x.shape[:-1], *pieces)
+        y = y[..., :whole].reshape(*y.shape[:-1], *pieces)
+        total = total + np.einsum("...k,...k->...", x, y).sum(-1, dtype=np.float64)
+    return torch.from_numpy(np.asarray(total))
+
+
+def _log_(tensor: Tensor) -> Tensor:
+    """Take the logarithm in place; on a CPU through numpy, which is several times faster."""
+    if tensor.device.type == "cpu":
+        held = tensor.numpy()
+        np.log(held, out=held)
+        return tensor
+    return tensor.log_()
+
+
+class _Sight:
+    """What each query of a layer sees, for all heads and sequences of one mask at once.
+
+    Attributes:
+        visible: bool, ``(batch or 1, head or 1, query, key)``.
+        counts: Number of visible keys, ``(batch or 1, head or 1, query)``.
+        rows: Which rows see a key that matters.
+        first_key: First key that any query sees, ``(batch or 1, head or 1)``.
+        sees_first: Which rows see that key.
+    """
+
+    def __init__(self, layer: LayerAttention) -> None:
+        self._layer = layer
+        self.visible = layer.visible()
+        if layer.mask is None:
+            last = layer.query_positions()
+            ends = (last + 1).clamp(0, layer.n_key) if layer.causal else last * 0 + layer.n_key
+            self.counts = ends.expand(1, 1, layer.n_query)
+            self.rows = self.sees_first = self.counts > 0
+            self.first_key = torch.zeros_like(self.counts[..., 0])
+            return
+        self.counts, self.rows = self.visible.sum(-1), layer.sighted_rows()
+        self.first_key = self.visible.any(-2).byte().argmax(-1)
+        index = self.first_key[..., None, None].expand(*self.visible.shape[:3], 1)
+        self.sees_first = self.visible.gather(-1, index)[..., 0]
+
+    def span(self, queries: slice) -> tuple[int, int]:
+        """Return before which key some queries see every key, and from which on none."""
+        layer = self._layer
+        if not layer.causal:
+            return (layer.n_key if layer.mask is None else 0), layer.n_key
+        shift = layer.n_key - layer.n_query
+        reach = max(1, queries.stop + shift)
+        everyone = max(0, queries.start + shift + 1) if layer.mask is None else 0
+        return min(reach, everyone), reach
+
+
 def row_blocks(layer: LayerAttention) -> Iterator[tuple[Window, RowBlock]]:
     """Walk a layer in blocks of rows, each with its place in ``(batch, head, query)``."""
-    visible = layer.visible()
-    counts = visible.sum(-1)
-    valid = layer.valid_rows()
-    first_key = visible.any(-2).byte().argmax(-1)
+    sight = _Sight(layer)
     dtype = torch.promote_types(layer.weights.dtype, torch.float32)
-    open_to_all = layer.mask is None and not layer.causal
+    positions = layer.query_positions()
     batch_step, head_step, query_step = _steps(layer)
     for q in range(0, layer.n_query, query_step):
-        queries = slice(q, q + query_step)
-        seen = visible[..., queries, :]
+        queries = slice(q, min(q + query_step, layer.n_query))
+        edge, reach = sight.span(queries)
+        seen = None if edge == reach else sight.visible[..., queries, edge:reach]
         # One mask for all heads is converted once, one for each head block by block.
-        seen = seen.to(dtype) if seen.shape[1] == 1 else seen
+        seen = seen.to(dtype) if seen is not None and seen.shape[1] == 1 else seen
         places = None
         if layer.positional:
-            places = Places(layer.query_positions()[queries], layer.n_key, dtype)
+            places = Places(positions[queries], reach, dtype, layer.causal)
         for b in range(0, layer.batch, batch_step):
             for h in range(0, layer.n_heads, head_step):
                 part = slice(b, b + batch_step), slice(h, h + head_step)
@@ -143,11 +269,14 @@ def row_blocks(layer: LayerAttention) -> Iterator[tuple[Window, RowBlock]]:
                     window,
                     RowBlock(
                         given=given,
-                        shown=None if open_to_all else _cut(seen, part).to(dtype),
-                        counts=_cut(counts, window).expand(given.shape[:3]),
-                        valid=valid[window],
+                        reach=reach,
+                        shown=None if seen is None else _cut(seen, part).to(dtype),
+                        edge=edge,
+                        counts=_cut(sight.counts, window).expand(given.shape[:3]),
+                        sighted=_cut(sight.rows, window).expand(given.shape[:3]),
                         places=places,
-                        first_key=_cut(first_key, part).expand(given.shape[:2]),
+                        first_key=_cut(sight.first_key, part).expand(given.shape[:2]),
+                        sees_first=_cut(sight.sees_first, window).expand(given.shape[:3]),
                         sink_mass=None if sink is None else sink.double(),
                     ),
                 )
@@ -155,10 +284,12 @@ def row_blocks(layer: LayerAttention) -> Iterator[tuple[Window, RowBlock]]:
 
 def _steps(layer: LayerAttention) -> tuple[int, int, int]:
     """Batch elements, heads and queries of a block, within the device's share of weights."""
-    budget = BLOCK_WEIGHTS.get(layer.weights.device.type, BLOCK_WEIGHTS["cpu"])
-    queries = _share(budget, layer.n_key, layer.n_query)
-    heads = _share(budget, layer.n_key * layer.n_query, layer.n_heads)
-    batch = _share(budget, layer.n_key * layer.n_query * layer.n_heads, layer.batch)
+    device = layer.weights.device.type
+    budget = BLOCK_WEIGHTS.get(device, BLOCK_WEIGHTS["cpu"])
+    rows = BLOCK_ROWS.get(device, BLOCK_ROWS["cpu"]) if layer.causal else layer.n_query
+    queries = _share(budget, layer.n_key, min(rows, layer.n_query))
+    heads = _share(budget, layer.n_key * queries, layer.n_heads)
+    batch = _share(budget, layer.n_key * queries * layer.n_heads, layer.batch)
     return batch, heads, queries
 
 

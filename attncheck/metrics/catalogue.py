@@ -61,6 +61,7 @@ _ENTRIES = (
         "Gini coefficient over visible keys / its maximum 1 - 1/v: 0 is uniform, 1 is one key",
         "Gini 1912, with the small-sample correction v / (v - 1)",
         measures.gini,
+        sorts=True,
     ),
     Metric(
         "mean_distance",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncheck.metrics.blocks import RowBlock, row_sum
+from attncheck.metrics.blocks import RowBlock, row_dot, row_sum
 
 __all__ = [
     "effective_keys",
@@ -33,7 +33,7 @@ Rows = tuple[Tensor, Tensor]
 
 def row_sum_error(block: RowBlock) -> Rows:
     """``|sum_j a_ij + sink mass - 1|``, hidden keys included."""
-    sums = row_sum(block.given)
+    sums = block.total
     if block.sink_mass is not None:
         sums = sums + block.sink_mass
     return (sums - 1).abs(), block.valid
@@ -56,12 +56,13 @@ def effective_keys(block: RowBlock) -> Rows:
 
 def max_weight(block: RowBlock) -> Rows:
     """``max_j a_ij`` over visible keys."""
-    return block.weights.amax(-1).double(), block.carried
+    highest = block.highest if block.clean else block.weights.amax(-1)
+    return highest.double(), block.carried
 
 
 def participation_ratio(block: RowBlock) -> Rows:
     """``1 / sum_j p_ij^2``."""
-    return block.mass.square() / row_sum(block.weights.square()), block.carried
+    return block.mass.square() / row_dot(block.weights, block.weights), block.carried
 
 
 def gini(block: RowBlock) -> Rows:
@@ -69,10 +70,11 @@ def gini(block: RowBlock) -> Rows:
 
     That is ``(2 sum r p_r - v - 1) / (v - 1)``, with ``r`` from 1 to ``v`` the ascending rank.
     """
-    ranks = torch.arange(1, block.n_key + 1, dtype=torch.float64, device=block.given.device)
+    size = block.weights.shape[-1]
+    ranks = torch.arange(1, size + 1, dtype=torch.float64, device=block.given.device)
     ranked = _ascending(block.weights).double() @ ranks
     # Hidden keys weigh 0 and sort to the front: they shift the rank of every visible weight.
-    ranked = ranked / block.mass - (block.n_key - block.counts)
+    ranked = ranked / block.mass - (size - block.counts)
     value = (2 * ranked - block.counts - 1) / (block.counts - 1)
     return value.clamp(0, 1), block.carried & (block.counts >= 2)
 
@@ -81,7 +83,7 @@ def mean_distance(block: RowBlock) -> Rows:
     """``sum_j p_ij |p_i - j|`` in tokens, ``p_i`` the position of query ``i`` among the keys."""
     if block.places is None:
         return _nothing(block)
-    return row_sum(block.weights * block.places.distance) / block.mass, block.carried
+    return row_dot(block.weights, block.places.distance) / block.mass, block.carried
 
 
 def sink_mass(block: RowBlock) -> Rows:
@@ -90,23 +92,22 @@ def sink_mass(block: RowBlock) -> Rows:
     Rows that cannot see the key (a sliding window) count only where there is a learned sink.
     """
     index = block.first_key[..., None, None].expand(*block.counts.shape, 1)
-    value = block.weights.gather(-1, index)[..., 0].double()
+    value = block.weights.gather(-1, index.clamp_max(block.reach - 1))[..., 0].double()
     counted = block.valid
     if block.places is not None:
         counted = counted & (block.places.positions > block.first_key[..., None])
     if block.sink_mass is not None:
-        return value + block.sink_mass, counted
-    if block.shown is not None:
-        seen = block.shown.expand(block.given.shape).gather(-1, index)[..., 0]
-        counted = counted & (seen > 0)
-    return value, counted
+        return value * block.sees_first + block.sink_mass, counted
+    return value, counted & block.sees_first
 
 
 def future_mass(block: RowBlock) -> Rows:
     """Mass on keys behind the query's own position, hidden keys included."""
     if block.places is None:
         return _nothing(block)
-    return row_sum(block.given * block.places.later), block.valid
+    if block.places.causal and block.clean and block.far is None:
+        return torch.zeros_like(block.mass), block.valid
+    return row_dot(block.given, block.places.later(block.given.shape[-1])), block.valid
 
 
 def _nothing(block: RowBlock) -> Rows:

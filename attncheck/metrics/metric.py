@@ -26,6 +26,8 @@ class Metric:
         source: Where its definition comes from.
         reduce: How rows become the value of a head: their mean, or their maximum.
         measure: From a block of rows to values and which of them count.
+        sorts: Whether it sorts every row, which costs more than all that do not. Profiles hold
+            such a measure only on request.
 
     Example:
         >>> from attncheck.metrics import METRICS
@@ -39,6 +41,7 @@ class Metric:
     source: str
     measure: Callable[[RowBlock], tuple[Tensor, Tensor]]
     reduce: Literal["mean", "max"] = "mean"
+    sorts: bool = False
 
     def rows(self, layer: LayerAttention) -> tuple[Tensor, Tensor]:
         """Evaluate every row of a layer.
@@ -58,15 +61,15 @@ def measure_layer(
     shape, device = layer.weights.shape[:3], layer.weights.device
     found = {
         metric.name: (
-            torch.full(shape, torch.nan, dtype=torch.float64, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
+            torch.empty(shape, dtype=torch.float64, device=device),
+            torch.empty(shape, dtype=torch.bool, device=device),
         )
         for metric in metrics
     }
     for window, block in row_blocks(layer):
         for metric in metrics:
             values, valid = found[metric.name]
-            block_values, block_valid = metric.measure(block)
-            values[window] = block_values.masked_fill(~block_valid, torch.nan)
-            valid[window] = block_valid
+            values[window], valid[window] = metric.measure(block)
+    for values, valid in found.values():
+        values.masked_fill_(~valid, torch.nan)
     return found

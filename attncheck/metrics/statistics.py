@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, AttentionMaps, LayerAttention, as_attention
-from attncheck.metrics.blocks import RowBlock, row_sum
+from attncheck.metrics.blocks import RowBlock, row_dot
 from attncheck.metrics.catalogue import METRICS
 from attncheck.metrics.metric import Metric, measure_layer
 
@@ -121,19 +121,24 @@ def _of_weights(shift: float) -> list[Metric]:
     """Rows of what only this summary needs, as measures, so that one walk serves all."""
 
     def square(block: RowBlock) -> Tensor:
-        centred = block.given - shift
-        return row_sum((centred if block.shown is None else centred.mul_(block.shown)).square_())
+        centred = block.hide_(block.near - shift)
+        return row_dot(centred, centred)
+
+    def high(block: RowBlock) -> Tensor:
+        return block.highest if block.clean else block.weights.amax(-1)
 
     def low(block: RowBlock) -> Tensor:
         if block.shown is None:
-            return block.given.amin(-1)
+            return block.lowest
         # Hidden keys are lifted above every weight.
-        return (block.given + (2 - 2 * block.shown)).amin(-1)
+        lifted = block.near.clone()
+        lifted[..., block.edge :] += 2 - 2 * block.shown
+        return lifted.amin(-1)
 
     found: dict[str, Callable[[RowBlock], Tensor]] = {
         "mass": lambda block: block.mass,
         "square": square,
-        "high": lambda block: block.weights.amax(-1),
+        "high": high,
         "low": low,
     }
     metrics = [_private(name, _over_valid_rows(measure)) for name, measure in found.items()]

@@ -108,6 +108,11 @@ class LayerProfile:
         try:
             name = canonical_name(name)
         except ValueError:
+            if name in METRICS:
+                raise KeyError(
+                    f"{name} was not measured, since it sorts every row; "
+                    f"profile_attention(..., also=[{name!r}]) measures it"
+                ) from None
             known = ", ".join([*self.sums, *PATTERNS])
             raise KeyError(f"no measure {name!r}; the measures are {known}") from None
         try:

@@ -18,7 +18,8 @@ from tests.metrics.reference import reference
 
 @given(layer=layers())
 def test_sums_counts_and_maxima_equal_the_loops(layer: LayerAttention) -> None:
-    profile = profile_layer(layer)
+    profile = profile_layer(layer, also=["gini"])
+    assert set(profile.sums) == set(METRICS)
     for name in METRICS:
         rows = reference(name, layer).transpose(0, 1).flatten(1)
         counts = (~rows.isnan()).sum(-1)
@@ -26,6 +27,17 @@ def test_sums_counts_and_maxima_equal_the_loops(layer: LayerAttention) -> None:
         np.testing.assert_allclose(profile.sums[name], rows.nansum(-1), atol=1e-10)
         expected = [max((x for x in row if x == x), default=-np.inf) for row in rows.tolist()]
         np.testing.assert_allclose(profile.maxima[name], expected, atol=1e-10)
+
+
+def test_what_sorts_is_measured_only_on_request() -> None:
+    weights = torch.full((1, 2, 4, 4), 0.25)
+    plain = profile_attention(weights)
+    assert set(plain.measures) == set(profile_attention(weights, also=["gini"]).measures) - {"gini"}
+    with pytest.raises(KeyError, match=r"profile_attention\(..., also=\['gini'\]\) measures it"):
+        plain["gini"]
+    assert profile_attention(weights, also="gini")["gini"].tolist() == [[0.0, 0.0]]
+    with pytest.raises(ValueError, match="also: no measure 'skew'; on request there is gini"):
+        profile_attention(weights, also=["gini", "skew"])
 
 
 def test_a_profile_carries_what_the_layer_was() -> None:
