@@ -94,7 +94,8 @@ def profile_attention(
         also: Measures to add that a profile leaves out because they sort every row: ``"gini"``.
 
     Raises:
-        ValueError: ``attention`` is not attention, ``also`` names no measure, or something beside it has the wrong shape.
+        ValueError: ``attention`` is not attention, ``also`` names no measure, or something beside
+            it has the wrong shape.
 
     Example:
         >>> weights = torch.full((2, 4, 16, 16), 1 / 16)  # (batch, head, query, key)
@@ -103,9 +104,7 @@ def profile_attention(
     """
     maps = as_attention(attention, tokens=tokens, mask=mask, causal=causal)
     return HeadProfile(
-        profile_layer(
-            layer, maps.tokens, segment_ids=segment_ids, delimiters=delimiters, also=also
-        )
+        profile_layer(layer, maps.tokens, segment_ids=segment_ids, delimiters=delimiters, also=also)
         for layer in maps.layers
     )
 

@@ -1,5 +1,6 @@
 """Measures of attention: of one row, between heads, and across layers."""
 
+from attncheck.metrics.blocks import row_dot, row_log_dot
 from attncheck.metrics.catalogue import METRICS
 from attncheck.metrics.flow import attention_flow
 from attncheck.metrics.metric import Metric, measure_layer
@@ -24,5 +25,7 @@ __all__ = [
     "head_redundancy",
     "head_similarity",
     "measure_layer",
+    "row_dot",
+    "row_log_dot",
     "row_measures",
 ]

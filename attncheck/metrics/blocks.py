@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 
-__all__ = ["RowBlock", "Window", "row_blocks", "row_dot", "row_sum"]
+__all__ = ["RowBlock", "Window", "row_blocks", "row_dot", "row_log_dot", "row_sum"]
 
 BLOCK_WEIGHTS: Final = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Weights in a block, by device: what a processor's cache holds; what keeps a GPU busy."""
@@ -164,9 +164,7 @@ class RowBlock:
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy of the row's distribution over visible keys, float64, from 0 to log(counts)."""
-        # Only the logarithm of an exact 0 is kept finite: times 0, it adds exactly 0.
-        logs = _log_(self.weights.clamp_min(torch.finfo(self.weights.dtype).tiny))
-        entropy = self.mass.log() - row_dot(logs, self.weights) / self.mass
+        entropy = self.mass.log() - row_log_dot(self.weights) / self.mass
         return entropy.clamp_min_(0).minimum(self.log_counts)
 
     @cached_property
@@ -196,6 +194,12 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
         y = y[..., :whole].reshape(*y.shape[:-1], *pieces)
         total = total + np.einsum("...k,...k->...", x, y).sum(-1, dtype=np.float64)
     return torch.from_numpy(np.asarray(total))
+
+
+def row_log_dot(weights: Tensor) -> Tensor:
+    """``sum_j a_ij log a_ij`` of weights that are not negative; 0 log 0 is 0."""
+    # Only the logarithm of an exact 0 is kept finite: times 0, it adds exactly 0.
+    return row_dot(_log_(weights.clamp_min(torch.finfo(weights.dtype).tiny)), weights)
 
 
 def _log_(tensor: Tensor) -> Tensor:

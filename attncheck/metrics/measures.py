@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncheck.metrics.blocks import RowBlock, row_dot, row_sum
+from attncheck.metrics.blocks import RowBlock, row_dot
 
 __all__ = [
     "effective_keys",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attncheck.metrics import row_dot
 from attncheck.patterns import thresholds
 from attncheck.patterns.diagonals import by_offset
 from attncheck.patterns.grid import Grid
@@ -33,7 +34,7 @@ class _Clear:
     def empty(self, held: Tensor) -> Tensor:
         """Set ``(batch, head, query, key)`` to 0 on the lines, in place."""
         if bool(self.columns.any()):
-            held.masked_fill_(self.columns[..., None, :], 0)
+            held.mul_((~self.columns).to(held.dtype)[..., None, :])
         held[self.cells] = 0
         return held
 
@@ -54,38 +55,72 @@ def measure_blocks(
     counts = seen.sum(-1)
     clear = _clear_lines(seen, grid, columns, diagonals)
     rest = clear.empty(weights.clone())
-    mass, keys = rest.sum(-1, dtype=torch.float64), _left(seen, clear)
+    mass, keys = rest.sum(-1).double(), _left(seen, counts, clear)
     if grid.segments is not None:
         begin = grid.segments[:, None].expand(*weights.shape[:2], grid.n_key)
     else:
         begin = _search(rest, seen, clear, mass, keys)
     number = F.pad((begin.diff(dim=-1) != 0).cumsum(-1), (1, 0)) if grid.segments is None else begin
-    of_key = F.one_hot(number).to(weights.dtype)
-    of_row = number[..., grid.positions.clamp(min=0)]
-    beside = of_key.masked_fill(clear.columns[..., None], 0)
-    inside = _own(seen.to(weights.dtype), of_key, of_row)
-    inside_beside = _own(seen.to(weights.dtype), beside, of_row)
-    batch, head, query, key = clear.cells
-    same = (of_row[batch, head, query] == number[batch, head, key]).to(inside_beside)
-    inside_beside = inside_beside.index_put((batch, head, query), -same, accumulate=True)
     even_rows = usable.to(torch.float64).expand(mass.shape)
+    found = weights.sum(-1), counts.expand(mass.shape).double(), rest.sum(-1), keys.double()
+    cut = number.amax(-1) > 0  # in one segment alone lies all of a row
+    if bool(cut.any()):
+        inside = _inside((weights, rest), seen, number[cut], cut, grid.positions, clear)
+        for whole, own in zip(found, inside, strict=True):
+            whole[cut] = own.to(whole)
     return (
-        _sums(weights, _own(weights, of_key, of_row), inside, counts, even_rows),
-        _sums(rest, _own(rest, of_key, of_row), inside_beside, keys, mass),
+        _sums(weights, found[0], found[1], counts, even_rows),
+        _sums(rest, found[2], found[3], keys, mass),
     )
 
 
-def _own(held: Tensor, of_key: Tensor, of_row: Tensor) -> Tensor:
-    """Sum each row over the keys of its own segment: ``(batch, head, query)``."""
-    return (held @ of_key).gather(-1, of_row[..., None])[..., 0]
+def _inside(
+    held: tuple[Tensor, Tensor],
+    seen: Tensor,
+    number: Tensor,
+    cut: Tensor,
+    positions: Tensor,
+    clear: _Clear,
+) -> tuple[Tensor, ...]:
+    """Sum rows over their own segment in the heads of several: each ``(item, query)``.
+
+    Args:
+        held: The weights, and the same beside the clear lines.
+        seen: Which keys are visible, broadcastable to the weights.
+        number: Segment of each key, ``(item, key)``.
+        cut: The heads of each sequence that the items are, bool ``(batch, head)``.
+        positions: Key position of each query.
+        clear: The clear lines.
+
+    Returns:
+        Of the weights, of the visible keys, and both once more beside the clear lines.
+    """
+    weights, rest = (part[cut] for part in held)
+    of_key = F.one_hot(number).to(weights.dtype)
+    of_row = number[:, positions.clamp(min=0)]
+    visible = seen.expand(held[0].shape)[cut].to(weights.dtype)
+
+    def own(rows: Tensor, segments: Tensor) -> Tensor:
+        return (rows @ segments).gather(-1, of_row[..., None])[..., 0]
+
+    beside = own(visible, of_key.masked_fill(clear.columns[cut][..., None], 0))
+    item = (cut.flatten().cumsum(0) - 1).view_as(cut)
+    batch, head, query, key = (index[cut[clear.cells[0], clear.cells[1]]] for index in clear.cells)
+    place = item[batch, head]
+    same = (of_row[place, query] == number[place, key]).to(beside)
+    beside = beside.index_put((place, query), -same, accumulate=True)
+    return own(weights, of_key), own(visible, of_key), own(rest, of_key), beside
 
 
-def _left(seen: Tensor, clear: _Clear) -> Tensor:
+def _left(seen: Tensor, counts: Tensor, clear: _Clear) -> Tensor:
     """Count the visible keys of each row beside the lines: ``(batch, head, query)``."""
-    kept = (~clear.columns).to(torch.float32)
-    keys = (seen.to(torch.float32) @ kept[..., None])[..., 0].long()
+    lead = clear.columns.shape[:2]
+    batch, head, key = clear.columns.nonzero(as_tuple=True)
+    keys = counts.expand(*lead, -1).clone()
+    in_columns = seen.expand(*lead, -1, -1)[batch, head, :, key].long()
+    keys.index_put_((batch, head), -in_columns, accumulate=True)
     ones = torch.ones_like(clear.cells[0])
-    return keys.index_put(clear.cells[:3], -ones, accumulate=True)
+    return keys.index_put_(clear.cells[:3], -ones, accumulate=True)
 
 
 def _search(rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tensor) -> Tensor:
@@ -96,9 +131,9 @@ def _search(rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tenso
     begin = torch.zeros(*rest.shape[:2], rest.shape[-1], dtype=torch.long, device=rest.device)
     if not bool(worth.any()):
         return begin
-    excess = clear.empty((rest - even[..., None]).masked_fill_(~seen, 0))
+    excess = clear.empty(torch.addcmul(rest, even[..., None], seen.to(rest.dtype), value=-1))
     held = excess if bool(worth.all()) else excess[worth]
-    spread = excess.square().sum(-1) / keys.clamp(min=1)
+    spread = row_dot(excess, excess) / keys.clamp(min=1)
     causal = not bool(seen.triu(1 + seen.shape[-1] - seen.shape[-2]).any())
     begin[worth] = find_segments(held.reshape(-1, *held.shape[-2:]), spread[worth], causal)
     return begin
@@ -109,7 +144,7 @@ def _sums(weights: Tensor, found: Tensor, inside: Tensor, keys: Tensor, mass: Te
     found, inside = found.double(), inside.double()
     share = inside / keys.clamp(min=1)
     even = mass * mass / keys.clamp(min=1)
-    spread = (weights.square().sum(-1, dtype=torch.float64) - even).clamp(min=0)
+    spread = (row_dot(weights, weights) - even).clamp(min=0)
     per_row = (found, mass * share, mass * (inside > 0), spread * share * (1 - share))
     return Sums(*(value.sum((0, 2)).detach().cpu().numpy() for value in per_row))
 

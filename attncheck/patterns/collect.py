@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
+from attncheck.metrics import row_dot, row_log_dot
 from attncheck.patterns.blocks import measure_blocks
 from attncheck.patterns.catalogue import PATTERNS
 from attncheck.patterns.diagonals import by_offset, sum_diagonals
@@ -24,7 +25,7 @@ from attncheck.patterns.sums import Lines, Sums, no_lines
 
 __all__ = ["collect_evidence"]
 
-CHUNK: Final = 1_000_000
+CHUNK: Final = 1 << 21
 """Weights looked at together: few enough to stay in the processor's cache, where a pass over them
 costs a fraction of what it costs in memory."""
 
@@ -103,8 +104,7 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
     usable = valid & (seen >= 2)
     inverse = 1 / seen.clamp(min=1).to(torch.float64)
     shared = usable[:, :1] if bool((usable == usable[:, :1]).all()) else usable
-    weights = weights.masked_fill(~(grid.visible & shared[..., None]), 0)
-    square = weights.square().sum(-1, dtype=torch.float64)
+    weights, square = _counted(weights.detach(), grid.visible & shared[..., None])
     use = usable.to(torch.float64)
     spread = ((square - inverse) * inverse).clamp(min=0) * use
     rows = (shared.to(torch.float64), shared * inverse, spread)
@@ -125,7 +125,7 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         rows=_total(use),
         inverse=_total(use * inverse),
         square=_total(square),
-        entropy=_total(-torch.xlogy(weights, weights).sum(-1, dtype=torch.float64)),
+        entropy=_total(-row_log_dot(weights)),
         capacity=_total(seen.clamp(min=1).to(torch.float64).log() * use),
         overlap=_total(torch.minimum(weights, inverse[..., None].to(weights)).sum(-1) * use),
         positional=grid.positional,
@@ -137,6 +137,16 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         resting=resting,
         beside=beside,
     )
+
+
+def _counted(weights: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights, 0 where not kept, and the sum of their squares over each row."""
+    held = weights * kept.to(weights.dtype)
+    square = row_dot(held, held)
+    if not bool(square.isfinite().all()):  # 0 times NaN is NaN; filling takes far longer
+        held = weights.masked_fill(~kept, 0)
+        square = row_dot(held, held)
+    return held, square
 
 
 def _masks(grid: Grid) -> dict[str, Tensor]:
@@ -180,11 +190,17 @@ def _columns(mass: Tensor, grid: Grid, rows: tuple[Tensor, Tensor, Tensor]) -> L
 def _lines(mass: Tensor, seen: Tensor, rows: tuple[Tensor, Tensor, Tensor], zero: int) -> Lines:
     """Chance, rows and variance of every line follow from what each row sees."""
     use, chance, variance = (
-        # Summed over the batch, also where neither side has a batch dimension of its own.
-        _numpy((per_row[..., None, :] @ seen)[..., 0, :].sum(0).expand(len(mass), -1)).copy()
-        for per_row in rows
+        _numpy(_over_rows(per_row, seen).expand(len(mass), -1)).copy() for per_row in rows
     )
     return Lines(mass=_numpy(mass), chance=chance, rows=use, variance=variance, zero=zero)
+
+
+def _over_rows(per_row: Tensor, seen: Tensor) -> Tensor:
+    """Sum what rows hold over the rows that see each line, and over the batch: ``(head, line)``."""
+    if seen.shape[:2] == (1, 1):
+        return per_row.sum(0) @ seen[0, 0]
+    # Also where neither side has a batch dimension of its own.
+    return (per_row[..., None, :] @ seen)[..., 0, :].sum(0)
 
 
 def _masked(weights: Tensor, mask: Tensor, rows: tuple[Tensor, Tensor, Tensor]) -> Sums:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -66,7 +67,7 @@ class Grid:
         """How far each key lies behind the query: ``(query, key)``, negative for later keys."""
         return self.positions[:, None] - self.keys
 
-    @property
+    @cached_property
     def first(self) -> Tensor:
         """Position of the first key that any query sees: ``(batch or 1, head or 1)``."""
         return self.visible.any(-2).to(torch.uint8).argmax(-1)
