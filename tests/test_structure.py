@@ -23,7 +23,7 @@ TIERS = (
     ("capture",),
     ("checks",),
     ("strategies",),
-    ("plot",),
+    ("plot", "regression"),
     ("cli", "pytest_plugin"),
     ("demo",),
 )

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["SCHEMA", "read_json", "require_schema", "write_json"]
+__all__ = ["SCHEMA", "read_json", "require_schema", "write_json", "write_text"]
 
 SCHEMA: Final = "attncheck.profile.1"
 
 
 def write_json(described: Mapping[str, Any], path: Path) -> Path:
     """Write to ``path``; a crash half-way leaves what was there before."""
-    text = json.dumps(described, allow_nan=False, separators=(",", ":"))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    return write_text(json.dumps(described, allow_nan=False, separators=(",", ":")) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write a file whole or not at all: to a part beside it first, and then in its place."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        Path(temporary).replace(path)
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return path
 
 

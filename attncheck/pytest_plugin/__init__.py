@@ -13,11 +13,13 @@ from attncheck.pytest_plugin.options import (
     pytest_configure,
     pytest_report_header,
 )
+from attncheck.pytest_plugin.regression import head_regression
 
 __all__ = [
     "attention_device",
     "attention_extractor",
     "attention_pattern",
+    "head_regression",
     "pytest_addoption",
     "pytest_configure",
     "pytest_generate_tests",
