@@ -24,6 +24,7 @@ TIERS = (
     ("checks",),
     ("strategies",),
     ("plot", "regression"),
+    ("report",),
     ("cli", "pytest_plugin"),
     ("demo",),
 )
