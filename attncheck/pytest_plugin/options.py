@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from attncheck.pytest_plugin import update
+from attncheck.pytest_plugin import report, update
 
 __all__ = [
     "artifacts_folder",
@@ -46,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="20",
     )
     update.add_options(parser, group)
+    report.add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     max_artifacts(config)
     update.configure(config)
+    report.configure(config)
     folder = artifacts_folder(config)
     if folder is not None:
         if folder.exists() and not folder.is_dir():
