@@ -9,15 +9,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
+from attncheck.cli.page import Page
 from attncheck.cli.pictures import Pictures
-from attncheck.cli.problem import CommandError, described
+from attncheck.cli.problem import CommandError
 from attncheck.cli.progress import Progress
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
-from attncheck.cli.subject import Request, Subject, load_subject
+from attncheck.cli.subject import Request, Subject, call_model, load_subject
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
@@ -79,6 +78,11 @@ def add_parser(commands: Any) -> None:
         help=f"where pictures and profile.json go (default: {DEFAULT_FOLDER}; with --json, or as "
         "an empty word: nowhere)",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write one self-contained HTML page with every head (default: none)",
+    )
     parser.add_argument("--no-plots", action="store_true", help="write no pictures")
     parser.add_argument("--all", action="store_true", help="list every head of a large model")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -97,9 +101,12 @@ def run(args: argparse.Namespace) -> int:
             pictures = None
             if folder is not None and not args.no_plots:
                 pictures = Pictures(folder, subject.name, subject.tokens)
-            result = _scan(subject, args.layers, pictures, progress)
+            page = Page(args.report) if args.report else None
+            result = _scan(subject, args.layers, pictures, page, progress)
             if folder is not None:
                 result.files = _write(folder, result, pictures, progress)
+            if page is not None:
+                result.files.append(page.write(result))
     finally:
         progress.done()
     if args.json:
@@ -110,7 +117,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scan(
-    subject: Subject, layers: list[str] | None, pictures: Pictures | None, progress: Progress
+    subject: Subject,
+    layers: list[str] | None,
+    pictures: Pictures | None,
+    page: Page | None,
+    progress: Progress,
 ) -> ScanResult:
     """Measure each layer as it is captured; no layer is kept."""
     profiles: list[LayerProfile] = []
@@ -122,6 +133,8 @@ def _scan(
         profiles.append(profiled)
         wrong = _what_is_wrong(layer)
         found.extend(wrong)
+        if page is not None:
+            page.layer(layer)
         if pictures is not None and not wrong:
             pictures.layer(layer, HeadProfile([profiled]).classify())
 
@@ -131,7 +144,7 @@ def _scan(
         raise CommandError(f"--{error}") from None
     try:
         with extractor:
-            _call(subject)
+            call_model(subject)
     except CaptureError as error:
         raise CommandError(str(error)) from error
     except ValueError as error:
@@ -140,20 +153,6 @@ def _scan(
     found += [] if found else invalid_heads(profile)
     labels = profile.classify()
     return ScanResult(subject.name, subject.tokens, profile, labels, subject.note, found)
-
-
-def _call(subject: Subject) -> None:
-    """Run the model; what it raises is told apart from what capturing it raises."""
-    try:
-        with torch.no_grad():
-            subject.model(*subject.args, **subject.kwargs)
-    except (CaptureError, CommandError):
-        raise
-    except Exception as error:
-        raise CommandError(
-            f"{subject.name} failed on this prompt: {described(error, place=True)}. A factory "
-            "that returns (model, inputs) can pass whatever the model needs"
-        ) from error
 
 
 def _what_is_wrong(layer: LayerAttention) -> list[str]:

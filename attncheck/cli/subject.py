@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from attncheck.capture import load_huggingface
 from attncheck.cli.problem import CommandError, described
+from attncheck.errors import CaptureError
 from attncheck.models import encode, load_tiny_model, repeated_tokens, tokens_of
 
-__all__ = ["Request", "Subject", "load_subject"]
+__all__ = ["Request", "Subject", "call_model", "load_subject"]
 
 TINY_NAME: Final = "attncheck's trained 2-layer model"
 DEFAULT_TEXT: Final = "The quick brown fox jumps over the lazy dog. " * 2
@@ -73,6 +74,20 @@ def load_subject(request: Request) -> Subject:
     subject.args = tuple(_moved(value, device) for value in subject.args)
     subject.kwargs = {name: _moved(value, device) for name, value in subject.kwargs.items()}
     return subject
+
+
+def call_model(subject: Subject) -> None:
+    """Run the model; what it raises is told apart from what capturing it raises."""
+    try:
+        with torch.no_grad():
+            subject.model(*subject.args, **subject.kwargs)
+    except (CaptureError, CommandError):
+        raise
+    except Exception as error:
+        raise CommandError(
+            f"{subject.name} failed on this prompt: {described(error, place=True)}. A factory "
+            "that returns (model, inputs) can pass whatever the model needs"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -202,6 +202,7 @@ class Writer:
         from attncheck.report import write_page
 
         for model in self.models.values():
+            model["tests"].sort()
             self._mark(model)
         try:
             write_page(self._report(), self.path)
@@ -237,7 +238,8 @@ class Writer:
                 f"{self.left_out} more captures are left out: a page holds {MOST_HEADS} heads"
             )
         models = sorted(
-            self.models.values(), key=lambda model: not any(h["failed"] for h in model["heads"])
+            self.models.values(),
+            key=lambda model: (not any(h["failed"] for h in model["heads"]), model["tests"]),
         )
         facts = [
             ("tests run", str(len(self.tests))),

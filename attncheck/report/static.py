@@ -131,7 +131,7 @@ def model_section(
 ) -> str:
     """Lay out one model: facts, head map, the plain table, pictures of a few heads."""
     title = f"{number}. {model['name']}" if several else model["name"]
-    tests = [["captured in", ", ".join(model["tests"])]] if model["tests"] else []
+    tests = [["captured in", _listed(model["tests"])]] if model["tests"] else []
     return (
         f'<section class="model" id="model-{number}"><h2>{escaped(title)}</h2>'
         f"{facts_list([*model['facts'], *tests])}{_prompt(model)}"
@@ -139,6 +139,11 @@ def model_section(
         f'<div class="cards" aria-label="heads"></div>'
         f"{_pictures(model)}{_table(model, number)}</section>"
     )
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _prompt(model: ModelEntry) -> str:
