@@ -66,8 +66,8 @@ class HeadRegression:
             causal: Whether queries see no later key. Default: as `as_attention` finds it.
             weights: Keep the weights themselves too, to compare distributions and to draw both.
                 Default: the ini setting ``attncheck_baseline_weights``.
-            device: What the model ran on. Default: where the weights are, and for weights on the
-                CPU the device of ``--attncheck-device``.
+            device: What the model ran on. Default: what a capture says, else where the weights
+                are; of profiles and bare weights on the CPU, the device of ``--attncheck-device``.
 
         Raises:
             CheckFailure: A head changed, or there is no baseline.
@@ -85,13 +85,18 @@ class HeadRegression:
             tokens=tokens,
             mask=mask,
             causal=causal,
-            device=self._device() if device is None and _on_cpu(attention, runs) else device,
+            device=device,
+            fallback=self._device(),
         )
         # A traceback must not keep somebody's GPU memory: from here on only the capture knows.
         attention = runs = tokens = mask = None
         keep = wants_weights(self._config) if weights is None else weights
-        failure = _Check(self._config, ledger, item, name, keep).judge(capture, atol)
-        del capture
+        try:
+            failure = _Check(self._config, ledger, item, name, keep).judge(capture, atol)
+        except (TypeError, ValueError) as error:  # of the caller's making: hide our frames
+            raise error.with_traceback(None) from None
+        finally:
+            del capture
         if failure is not None:
             raise failure
 
@@ -214,16 +219,3 @@ def _relative(path: Path, start: Path) -> str:
         return Path(os.path.relpath(path, start)).as_posix()
     except ValueError:  # another drive
         return path.as_posix()
-
-
-def _on_cpu(attention: Any, runs: Sequence[Any] | None) -> bool:
-    """Whether nothing that was handed over says which device it comes from."""
-    from attncheck.profile import HeadProfile
-
-    first = attention if attention is not None else next(iter(runs or ()), None)
-    if isinstance(first, HeadProfile) or first is None:
-        return True
-    from attncheck.attention import as_attention
-
-    layers = as_attention(first, require="shape").layers
-    return all(layer.weights.device.type == "cpu" for layer in layers)

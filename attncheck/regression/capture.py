@@ -47,6 +47,7 @@ def open_capture(
     mask: Any = None,
     causal: bool | None = None,
     device: torch.device | str | None = None,
+    fallback: torch.device | str = "cpu",
 ) -> Capture:
     """Open what a test hands over.
 
@@ -56,7 +57,8 @@ def open_capture(
         tokens: Strings or ids, one per key. Default: what maps carry.
         mask: Which keys are visible, see `as_visible`. Default: what maps carry.
         causal: Whether queries see no later key. Default: as `as_attention` finds it.
-        device: What the model ran on. Default: where the weights are.
+        device: What the model ran on. Default: what a capture says, else where weights are.
+        fallback: The same where nothing says it: for profiles and bare weights on the CPU.
 
     Raises:
         TypeError: ``attention`` is of no accepted kind.
@@ -80,13 +82,19 @@ def open_capture(
         maps = as_attention(one, tokens=tokens, mask=mask, causal=causal)
         profiles.append(profile_attention(maps))
         first = maps if number == 0 else first
-    where = torch.device(device) if device is not None else torch.device("cpu")
-    if device is None and first is not None:
-        where = first.layers[0].weights.device
     return Capture(
         maps=first,
         records=records_of(profiles),
-        environment=environment_of(profiles[0], where),
+        environment=environment_of(profiles[0], torch.device(device or _device(first) or fallback)),
         input=input_hash(first),
         runs=len(profiles),
     )
+
+
+def _device(maps: AttentionMaps | None) -> str | None:
+    """What a capture says of the device; weights on the CPU may have been moved there."""
+    if maps is None:
+        return None
+    layer = maps.layers[0]
+    held = str(layer.weights.device)
+    return layer.model_device or (None if held == "cpu" else held)

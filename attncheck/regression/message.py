@@ -98,9 +98,11 @@ def headline(judgement: Judgement) -> str:
             listed = ", ".join([*names, "..."])
         return first + listed
     if judgement.missing:
-        return f"{len(judgement.missing)} of {total} heads are gone"
+        gone = len(judgement.missing)
+        return f"{gone} of {total} heads {'is' if gone == 1 else 'are'} gone"
     if judgement.extra:
-        return f"{len(judgement.extra)} heads are not in the baseline"
+        extra = len(judgement.extra)
+        return f"{extra} {'head is' if extra == 1 else 'heads are'} not in the baseline"
     return f"{total} heads match"
 
 

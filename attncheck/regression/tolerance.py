@@ -119,7 +119,7 @@ def limit_of(
     if given is not None:
         allowed = given * size
         floor = min(floor, allowed)
-    return Limit(floor, allowed, factor * size)
+    return Limit(floor, allowed, 1.0 if measure == VARIATION else factor * size)
 
 
 def require_atol(atol: Any) -> None:
