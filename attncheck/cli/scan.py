@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
+from attncheck.cli.arguments import add_prompt, ids_of, layers_of
 from attncheck.cli.page import Page
 from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError
@@ -59,19 +60,7 @@ def add_parser(commands: Any) -> None:
         metavar="MODEL",
         help="Hugging Face name or folder, or package.module:factory (default: the shipped model)",
     )
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--text", help="prompt, for models with a tokenizer")
-    prompt.add_argument("--tokens", metavar="IDS", help="prompt as token ids, such as '1 2 3'")
-    parser.add_argument(
-        "--max-tokens", type=_positive, metavar="N", help="cut a longer prompt to N tokens"
-    )
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="LAYER",
-        help="numbers in execution order (negative: from the end) or module names (default: all)",
-    )
-    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    add_prompt(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -92,7 +81,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     folder = _folder(args)
-    request = Request(args.model, args.text, _ids(args.tokens), args.max_tokens, args.device)
+    request = Request(args.model, args.text, ids_of(args.tokens), args.max_tokens, args.device)
     progress = Progress()
     try:
         with redirect_stdout(sys.stderr):  # what models print must not mix with the result
@@ -139,7 +128,7 @@ def _scan(
             pictures.layer(layer, HeadProfile([profiled]).classify())
 
     try:
-        extractor = AttentionExtractor(subject.model, _layers(layers), on_layer=measure)
+        extractor = AttentionExtractor(subject.model, layers_of(layers), on_layer=measure)
     except ValueError as error:
         raise CommandError(f"--{error}") from None
     try:
@@ -204,29 +193,3 @@ def _folder(args: argparse.Namespace) -> Path | None:
     except OSError as error:
         raise CommandError(f"--out: cannot make the folder {name}: {error.strerror}") from None
     return folder
-
-
-def _ids(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    words = text.replace(",", " ").split()
-    try:
-        ids = tuple(int(word) for word in words)
-    except ValueError:
-        ids = ()
-    if not ids:
-        raise CommandError(f"--tokens: {text!r}; expected token ids such as '1 2 3'")
-    return ids
-
-
-def _layers(names: list[str] | None) -> list[int | str] | None:
-    if names is None:
-        return None
-    return [int(name) if name.lstrip("-").isdigit() else name for name in names]
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return number

@@ -36,7 +36,7 @@ class Change(TypedDict):
     label: str
     measures: list[float | None]
     mean: float | None
-    worst: float | None
+    divergence: float | None
     size: float
 
 

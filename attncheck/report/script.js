@@ -172,9 +172,9 @@
   }
 
   function changeLine(head) {
-    const { mean, worst } = head.change;
+    const { mean, divergence } = head.change;
     const text = mean === null ? "no weights to compare: judged by its measures"
-      : `total variation ${show(mean)} in the mean, ${show(worst)} in the worst row`;
+      : `moved ${show(mean)} of its attention (total variation); divergence ${show(divergence)} nats`;
     return make("p", { class: "at" }, text);
   }
 
