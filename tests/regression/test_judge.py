@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -124,6 +124,7 @@ def test_floors_follow_the_dtype(dtype: str) -> None:
     assert keys.allowed == pytest.approx(20 * ALLOWED)
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
 def test_a_mass_moves_no_further_than_the_weights(seed: int, share: float) -> None:
     """What all tolerances rest on."""
