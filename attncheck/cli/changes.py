@@ -99,21 +99,25 @@ def moved(found: Comparison) -> list[HeadChange]:
 
 def render(found: Comparison, *, every: bool = False) -> str:
     """Write the result as text, at most 80 columns wide."""
-    rows = moved(found)
-    shown = rows if every else rows[:MOST_ROWS]
     lines = [f"A  {clip(safe(found.a.name), 76)}", f"B  {clip(safe(found.b.name), 76)}"]
     lines += [f"   {clip(safe(note), 76)}" for note in found.notes]
-    lines.append("")
+    lines += ["", *_table(found, every=every), *_summary(found)]
+    if found.files:
+        lines += ["", "written", *(f"  {name}" for name in found.files)]
+    return "\n".join(lines)
+
+
+def _table(found: Comparison, *, every: bool) -> list[str]:
+    rows = moved(found)
+    shown = rows if every else rows[:MOST_ROWS]
+    lines = []
     if shown:
         lines.append(_COLUMNS)
         lines += [_line(one, found) for one in shown]
         if len(rows) > len(shown):
             lines.append(f"({len(rows) - len(shown)} more moved; --all shows every one)")
         lines.append("")
-    lines += _summary(found)
-    if found.files:
-        lines += ["", "written", *(f"  {name}" for name in found.files)]
-    return "\n".join(lines)
+    return lines
 
 
 _COLUMNS: Final = f"{'head':<9}{'moved':>9}  {'pattern':<34}largest change"
@@ -216,11 +220,9 @@ def page_of(found: Comparison) -> Report:
     failures: list[FailureEntry] = []
     if changed:
         names = [one.name for one in found.judgement.changed]
-        text = render(Comparison(**{**vars(found), "files": []}))
-        headline = _summary(found)[0]
-        failures.append(
-            {"where": "B by A", "text": f"{headline}\n\n{text}", "heads": names, "images": []}
-        )
+        headline, *rest = _summary(found)
+        text = "\n".join([headline, "", *_table(found, every=False), *rest])
+        failures.append({"where": "B by A", "text": text, "heads": names, "images": []})
     facts = [("attncheck", __version__), ("torch", torch.__version__)]
     return Report("attncheck compare", facts, [entry], failures, found.notes)
 

@@ -120,6 +120,8 @@ def run_side(
         maps = extractor.maps
     except CaptureError as error:
         raise CommandError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise CommandError(f"--{error}") from error
     own = next((p.dtype for p in subject.model.parameters() if p.is_floating_point()), None)
     dtypes = () if own is None else (str(own).removeprefix("torch."),)
     side = _side(

@@ -70,6 +70,7 @@ def plot_trajectory(
 
 def _draw_masses(ax: Axes, profiles: Sequence[HeadProfile], last: HeadLabels) -> None:
     """One line a head, in the colour of what it does in the end."""
+    ends: list[tuple[float, str]] = []
     for at, label in enumerate(last):
         try:
             tables = [profile[label.label] for profile in profiles]
@@ -78,16 +79,19 @@ def _draw_masses(ax: Axes, profiles: Sequence[HeadProfile], last: HeadLabels) ->
         masses = np.array([_flat(p, table)[at] for p, table in zip(profiles, tables, strict=True)])
         colour = style_of(label.label)[0]
         ax.plot(masses, color=colour, marker=".", linewidth=1.4, label=label.name)
-        ax.annotate(
-            label.name,
-            (len(masses) - 1, masses[-1]),
-            fontsize=6,
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        ends.append((float(masses[-1]), label.name))
+    if len(ends) <= MOST_NAMES // 2:
+        _name_ends(ax, ends, len(profiles) - 1)
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel("Mass of the last pattern")
+
+
+def _name_ends(ax: Axes, ends: list[tuple[float, str]], column: int) -> None:
+    """Name the lines at their last point, names that would meet one above the other."""
+    lowest = -1.0
+    for height, name in sorted(ends):
+        lowest = max(height, lowest + 0.045)
+        ax.text(column + 0.06, lowest, name, fontsize=6, va="center", **LITERAL)
 
 
 def _flat(profile: HeadProfile, table: NDArray[np.float64]) -> list[float]:

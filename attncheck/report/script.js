@@ -92,7 +92,7 @@
       make("a", { href: `#${place}`, title: "link to this head" }, head.name),
       was, was ? "→" : null,
       make("span", { class: `tag ${look.class}`, title: look.text }, words(head.label) + parameter),
-      head.failed ? make("span", { class: "bad" }, "fails") : null,
+      head.failed ? make("span", { class: "bad" }, head.change ? "changed" : "fails") : null,
       make("small", {}, model.layers[head.layer]));
     const card = make("article", { class: head.failed ? "card bad" : "card", id: place, tabindex: "-1" }, title);
     const found = [place, head.name, head.label, words(head.label), model.layers[head.layer],
@@ -281,9 +281,9 @@
     const find = make("input", { type: "search", id: "find", placeholder: "L5, induction, …  ( / )", on: {
       input: () => { state.text = find.value; filter(); } } });
     const statuses = [["all", "all"]];
-    if (failing) statuses.push(["failing", "failing"]);
+    if (failing) statuses.push(["failing", compared ? "changed" : "failing"]);
     if (compared) statuses.push(["relabelled", "new label"]);
-    const first = compared ? "failures, then change" : "failures, then layer";
+    const first = compared ? "changed first" : "failures, then layer";
     const sorts = [["first", first], ["layer", "layer"], ["lift", "lift"], ["margin", "margin"],
       ...data.measures.map((entry) => [entry.name, words(entry.name)])];
     document.getElementById("toolbar").append(

@@ -182,7 +182,9 @@ def _cell(head: HeadEntry | None, number: int, classes: Mapping[str, str]) -> st
     if head is None:
         return "<td></td>"
     label, failed = head["label"], head["failed"]
-    says = f"{head['name']} {label.replace('_', ' ')}" + ", fails" * failed
+    says = f"{head['name']} {label.replace('_', ' ')}"
+    if failed:
+        says += ", changed" if "change" in head else ", fails"
     before = head["change"]["label"] if "change" in head else label
     if before != label:
         says += f", was {before.replace('_', ' ')}"
