@@ -10,6 +10,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from attncheck.tolerances import TOLERANCES, tolerance_for
+
 __all__ = ["AttentionMaps", "LayerAttention", "Tokens", "head_name"]
 
 Tokens = tuple[tuple[str | int, ...], ...]
@@ -44,6 +46,9 @@ class LayerAttention:
             (``row sum + sink mass = 1``); None where the layer has none.
         call: How often this module had been called before, in the same capture.
         status: ``"exact"``, or why the capture is not to be trusted.
+        model_dtype: What the model computed in (``"bfloat16"``), empty where not known; rebuilt
+            weights are float32 at least, whatever that was.
+        model_device: What it ran on (``"cuda:0"``), empty where not known.
 
     Example:
         >>> layer = LayerAttention(torch.eye(3).expand(2, 4, 3, 3), name="attn", causal=True)
@@ -65,6 +70,8 @@ class LayerAttention:
     sink_mass: Tensor | None = None
     call: int = 0
     status: str = "exact"
+    model_dtype: str = ""
+    model_device: str = ""
 
     def __post_init__(self) -> None:
         if not self.heads:
@@ -91,6 +98,13 @@ class LayerAttention:
     def n_key(self) -> int:
         """Number of key positions."""
         return self.weights.shape[3]
+
+    @property
+    def dtype_name(self) -> str:
+        """The coarser dtype of what the model computed in and what is held: bounds rounding."""
+        held = str(self.weights.dtype).removeprefix("torch.")
+        names = [held, self.model_dtype] if self.model_dtype in TOLERANCES else [held]
+        return max(names, key=lambda name: tolerance_for(name).row_sum)
 
     @property
     def positional(self) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 
 import pytest
+import scipy.optimize  # a nested run in this process would load it a second time,
+import scipy.special  # noqa: F401 - which its compiled parts refuse
 
 INSTALLED = any(point.name == "attncheck" for point in entry_points(group="pytest11"))
 
