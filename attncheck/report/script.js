@@ -380,6 +380,7 @@
     for (const { card } of cards) near.observe(card);
     addEventListener("hashchange", visit);
     addEventListener("keydown", keys);
+    addEventListener("beforeprint", () => cards.filter(({ card }) => !card.hidden).forEach(fill));
     visit();
   }
   start();
