@@ -167,7 +167,7 @@ def to_json(found: Comparison) -> dict[str, Any]:
         "schema": SCHEMA,
         "a": found.a.name,
         "b": found.b.name,
-        "dtypes": [list(found.a.dtypes), list(found.b.dtypes)],
+        "dtypes": [list(dict.fromkeys(side.dtypes)) for side in (found.a, found.b)],
         "notes": found.notes,
         "verdict": found.judgement.verdict,
         "floor": found.floor,

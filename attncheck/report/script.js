@@ -335,7 +335,7 @@
 
   /* ---- addresses: #L5H1 shows that head, whatever was filtered ---- */
   function visit() {
-    const place = decodeURIComponent(location.hash.slice(1));
+    const place = location.hash.slice(1);  // names of heads need no decoding
     const entry = cards.find((one) => one.card.id === place);
     document.querySelectorAll(".card.target").forEach((card) => card.classList.remove("target"));
     if (!entry) return;
@@ -380,6 +380,7 @@
     for (const { card } of cards) near.observe(card);
     addEventListener("hashchange", visit);
     addEventListener("keydown", keys);
+    addEventListener("beforeprint", () => cards.filter(({ card }) => !card.hidden).forEach(fill));
     visit();
   }
   start();

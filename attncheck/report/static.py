@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
+from urllib.parse import quote
 
 from attncheck.checks.text import safe
 from attncheck.metrics import METRICS
@@ -66,14 +67,19 @@ def failures_section(report: Report) -> str:
     """Lay out what is wrong, with links to the heads that the page holds."""
     if not report.failures:
         return ""
-    items = [
-        _failure(failure, report.models, with_pictures=number < MOST_FAILURE_PICTURES)
-        for number, failure in enumerate(report.failures)
-    ]
+    items, places = [], set[str]()
+    for number, failure in enumerate(report.failures):
+        place = "_".join(f"test:{failure['where']}".split())
+        place = f"{place}:{number}" if place in places else place
+        places.add(place)
+        pictures = number < MOST_FAILURE_PICTURES
+        items.append(_failure(failure, place, report.models, with_pictures=pictures))
     return f'<section id="failures"><h2>Failures</h2>{"".join(items)}</section>'
 
 
-def _failure(failure: FailureEntry, models: Sequence[ModelEntry], *, with_pictures: bool) -> str:
+def _failure(
+    failure: FailureEntry, place: str, models: Sequence[ModelEntry], *, with_pictures: bool
+) -> str:
     verdict = failure["text"].split("\n")[0]
     pictures = "".join(
         f'<figure><img class="cells" src="{escape(source, quote=True)}" '
@@ -89,7 +95,8 @@ def _failure(failure: FailureEntry, models: Sequence[ModelEntry], *, with_pictur
     )
     heads = f'<p class="links">heads {links}</p>' if links else ""
     return (
-        f'<article class="failure"><h3>{escaped(verdict)}</h3>'
+        f'<article class="failure" id="{escaped(place)}"><h3>'
+        f'<a href="#{quote(safe(place))}">{escaped(verdict)}</a></h3>'
         f'<p class="where"><code>{escaped(failure["where"])}</code></p>'
         f'<div class="evidence">{pictures}<pre>{escaped(failure["text"])}</pre></div>{heads}'
         "</article>"

@@ -81,7 +81,7 @@ def test_two_dtypes_of_one_model(capsys: Capture) -> None:
     held = compare_json(capsys, "--dtype-b", "bfloat16")
     assert held["schema"] == "attncheck.compare.1"
     assert held["floor"] == 0.01
-    assert held["dtypes"][1] == ["float32", "bfloat16"]
+    assert held["dtypes"] == [["float32"], ["bfloat16"]]
     distances = [head["total_variation"] for head in held["heads"]]
     assert all(0 < distance < 0.01 for distance in distances)
     assert {head["verdict"] for head in held["heads"]} <= {"same", "drifted"}

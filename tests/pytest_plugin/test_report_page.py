@@ -54,7 +54,7 @@ def test_the_page_of_a_run(run: Run, pytester: pytest.Pytester, args: list[str])
     assert "attncheck report: 3 failures, 6 heads: out/page.html" in result.stdout.str()
     assert result.stdout.str().count("attncheck report:") == 1
     page = (pytester.path / "out" / "page.html").read_text()
-    assert page.count('<article class="failure">') == 3
+    assert page.count('<article class="failure"') == 3
     assert page.count("<script") == 2
     assert page.index('id="failures"') < page.index('class="model"')
     assert "not causal: 1 of 90 future weights" in page
@@ -163,5 +163,5 @@ def test_expected_failures_and_setups(run: Run, pytester: pytest.Pytester) -> No
     )
     result.assert_outcomes(errors=1, xfailed=1)
     page = Path(pytester.path, "page.html").read_text()
-    assert page.count('<article class="failure">') == 1
+    assert page.count('<article class="failure"') == 1
     assert "test_it.py::test_setup" in page

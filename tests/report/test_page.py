@@ -147,8 +147,10 @@ def test_failures_come_first_and_say_where() -> None:
     page = render_page(Report("a report", models=[entry], failures=[failure]))
     assert page.index('id="failures"') < page.index('class="model"')
     reader = read(page)
-    assert ("h3", "not causal: 1 of 15 future weights > 1e-05") in reader.texts
+    assert ("a", "not causal: 1 of 15 future weights > 1e-05") in reader.texts
     assert ("code", "test_it.py::test_causal") in reader.texts
+    assert 'id="test:test_it.py::test_causal"' in page
+    assert 'href="#test%3Atest_it.py%3A%3Atest_causal"' in page
     alts = [attrs["alt"] for tag, attrs in reader.tags if tag == "img"]
     assert alts[0] == "L0H0: not causal: 1 of 15 future weights > 1e-05"
     assert '<a href="#L0H0">L0H0</a>' in page
