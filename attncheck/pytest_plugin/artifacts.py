@@ -36,7 +36,7 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is None:
         return report
-    failures = [error for error in failures_in(call.excinfo.value) if _is_finding(error.finding)]
+    failures = list(failures_in(call.excinfo.value))
     if report.failed:
         findings = [failure.finding for failure in failures]
         for finding in findings:
@@ -50,9 +50,10 @@ def pytest_runtest_makereport(
 
 
 def failures_in(error: BaseException) -> Iterator[CheckFailure]:
-    """Find the check failures in an exception, or in a group of them."""
+    """Find the check failures with a finding of ours in an exception, or in a group of them."""
     if isinstance(error, CheckFailure):
-        yield error
+        if _is_finding(error.finding):
+            yield error
     elif isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from failures_in(inner)

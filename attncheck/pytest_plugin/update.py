@@ -177,7 +177,7 @@ class Ledger:
 
         for failure in failures_in(call.excinfo.value):
             finding = failure.finding
-            if finding is not None and finding.check == "head_regression":
+            if finding.check == "head_regression":
                 heads = dict.fromkeys(offender.head for offender in finding.offenders)
                 item.user_properties.append(("attncheck_heads_changed", ", ".join(heads)))
 
