@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attncheck.attention.held import SinkMass, Weights, held_by, state_of
 from attncheck.attention.query_key import QueryKey
+from attncheck.tolerances import TOLERANCES, tolerance_for
 
 __all__ = ["AttentionMaps", "LayerAttention", "Tokens", "head_name"]
 
@@ -54,6 +55,9 @@ class LayerAttention:
         sighted: Bool, ``(batch or 1, head or 1, query)``: what `sighted_rows` returns, where the
             queries held do not tell; None: they do.
         note: What else is to be known, such as a compiled model that ran eagerly.
+        model_dtype: What the model computed in (``"bfloat16"``), empty where not known; rebuilt
+            weights are float32 at least, whatever that was.
+        model_device: What it ran on (``"cuda:0"``), empty where not known.
 
     Example:
         >>> layer = LayerAttention(torch.eye(3).expand(2, 4, 3, 3), name="attn", causal=True)
@@ -79,6 +83,8 @@ class LayerAttention:
     n_query_in_call: int = 0
     sighted: Tensor | None = None
     note: str = ""
+    model_dtype: str = ""
+    model_device: str = ""
 
     def __post_init__(self) -> None:
         if not self.heads:
@@ -138,6 +144,13 @@ class LayerAttention:
     def n_key(self) -> int:
         """Number of key positions."""
         return self.shape[3]
+
+    @property
+    def dtype_name(self) -> str:
+        """The coarser dtype of what the model computed in and what is held: bounds rounding."""
+        held = str(self.dtype).removeprefix("torch.")
+        names = [held, self.model_dtype] if self.model_dtype in TOLERANCES else [held]
+        return max(names, key=lambda name: tolerance_for(name).row_sum)
 
     @property
     def positional(self) -> bool:
