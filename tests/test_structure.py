@@ -23,7 +23,7 @@ TIERS = (
     ("capture",),
     ("checks",),
     ("strategies",),
-    ("conformance",),
+    ("conformance", "model_checks"),
     ("plot",),
     ("cli", "pytest_plugin"),
     ("demo",),
@@ -35,7 +35,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", 
 ONLY_IN = {
     "matplotlib": {"plot"},
     "hypothesis": {"strategies", "conformance"},
-    "pytest": {"pytest_plugin", "conformance"},
+    "pytest": {"pytest_plugin", "conformance", "model_checks"},
 }
 
 
