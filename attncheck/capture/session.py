@@ -249,6 +249,8 @@ class Session:
             sink_mass=None if sink_mass is None else sink_mass.to(device),
             call=numbered.repeat,
             status="exact" if status is None else f"unfaithful: {status}",
+            model_dtype=str(call.output.dtype).removeprefix("torch."),
+            model_device=str(call.output.device),
         )
 
 
