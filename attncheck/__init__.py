@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "attncheck.errors": ("CaptureError", "CheckFailure"),
+    "attncheck.errors": ("BaselineError", "CaptureError", "CheckFailure"),
     "attncheck.tolerances": ("TOLERANCES", "tolerance_for"),
     "attncheck.attention": ("AttentionMaps", "LayerAttention", "as_attention"),
     "attncheck.patterns": (

@@ -24,7 +24,8 @@ TIERS = (
     ("checks",),
     ("strategies",),
     ("conformance", "model_checks"),
-    ("plot",),
+    ("plot", "regression"),
+    ("report",),
     ("cli", "pytest_plugin"),
     ("demo",),
 )

@@ -62,6 +62,7 @@ class Evidence:
         query_start: First row of the window.
         key_start: First column of the window.
         tokens: One per key of the window, where known.
+        expected: What the weights were before, in the same window, where that is known.
     """
 
     head: str
@@ -72,6 +73,7 @@ class Evidence:
     query_start: int = 0
     key_start: int = 0
     tokens: tuple[str | int, ...] | None = field(default=None, repr=False)
+    expected: NDArray[Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ class LayerProfile:
         kind: ``"self"``, ``"cross"`` or ``"unknown"``.
         backend: What computed the attention.
         causal: Whether queries saw no later key.
-        dtype: Of the weights, such as ``"float32"``.
+        dtype: The coarser of what the model computed in and of the weights, ``"float32"``.
         heads: The model's numbers of the heads.
         n_kv_heads: Heads of key and value.
         sums: Sum over rows by metric, each ``(head,)``, float64.
