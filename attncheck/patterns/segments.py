@@ -67,7 +67,7 @@ def _without_padding(excess: Tensor, row_variance: Tensor, causal: bool, present
     shift, seen = n_key - n_query, present.to(torch.uint8)
     ends = torch.stack([seen.argmax(-1), n_key - seen.flip(-1).argmax(-1)], -1)
     begin = torch.zeros(len(excess), n_key, dtype=torch.long, device=excess.device)
-    for first, last in ends.unique(dim=0).tolist():
+    for first, last in sorted({(first, last) for first, last in ends.tolist()}):
         items = (ends == torch.tensor([first, last], device=ends.device)).all(-1)
         rows, keys = slice(max(0, first - shift), max(0, last - shift)), slice(first, last)
         found = find_segments(

@@ -112,7 +112,8 @@ class Lines:
         """Return at most so many lines before number 0, and from it on."""
         first = max(0, self.zero - ahead)
         kept = slice(first, self.zero + behind)
-        return Lines(*(getattr(self, name)[:, kept] for name in SUMS), zero=self.zero - first)
+        held = {name: getattr(self, name)[:, kept] for name in SUMS}
+        return Lines(**held, zero=self.zero - first)
 
     def merge(self, other: Lines) -> Lines:
         """Add the lines of the same heads from other sequences, longer or shorter."""
