@@ -224,10 +224,10 @@ class _Sight:
 
     def __init__(self, layer: LayerAttention) -> None:
         self._layer = layer
-        self.visible = layer.visible()
-        if layer.mask is None:
-            last = layer.query_positions()
-            ends = (last + 1).clamp(0, layer.n_key) if layer.causal else last * 0 + layer.n_key
+        self.visible, self._positions = layer.visible(), layer.query_positions()
+        if layer.mask is None and layer.sighted is None:
+            ends = (self._positions + 1).clamp(0, layer.n_key)
+            ends = ends if layer.causal else torch.full_like(ends, layer.n_key)
             self.counts = ends.expand(1, 1, layer.n_query)
             self.rows = self.sees_first = self.counts > 0
             self.first_key = torch.zeros_like(self.counts[..., 0])
@@ -242,9 +242,9 @@ class _Sight:
         layer = self._layer
         if not layer.causal:
             return (layer.n_key if layer.mask is None else 0), layer.n_key
-        shift = layer.n_key - layer.n_query
-        reach = max(1, queries.stop + shift)
-        everyone = max(0, queries.start + shift + 1) if layer.mask is None else 0
+        positions = self._positions[queries]
+        reach = max(1, int(positions.max()) + 1)
+        everyone = max(0, int(positions.min()) + 1) if layer.mask is None else 0
         return min(reach, everyone), reach
 
 
