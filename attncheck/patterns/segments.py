@@ -10,6 +10,7 @@ again at every position.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from attncheck.patterns import thresholds
 
-__all__ = ["find_segments"]
+__all__ = ["Cuts", "cut", "find_segments"]
 
 CELLS: Final = 128
 """Steps of the grid on which long sequences are cut first."""
@@ -55,13 +56,40 @@ def find_segments(excess: Tensor, row_variance: Tensor, causal: bool = False) ->
 
 def _cut(excess: Tensor, row_variance: Tensor, causal: bool, step: int) -> tuple[Tensor, Tensor]:
     """Return where each key's segment begins, cut at every ``step``, and what the cuts gain."""
-    items, _, n_key = excess.shape
     edges, sums, spread = _prefix_sums(excess, row_variance, step)
-    size = len(edges)
+    found = cut(edges, sums, spread, causal=causal)
+    return edges[found.begin].repeat_interleave(edges.diff(), dim=1), found.gain
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Segments on a grid.
+
+    Attributes:
+        begin: Edge at which each cell's segment begins, ``(item, cell)``.
+        end: Edge at which it ends.
+        gain: Mass that the cuts gained, ``(item,)``.
+    """
+
+    begin: Tensor
+    end: Tensor
+    gain: Tensor
+
+
+def cut(edges: Tensor, sums: Tensor, spread: Tensor, *, causal: bool) -> Cuts:
+    """Cut where most is gained, until nothing is.
+
+    Args:
+        edges: Positions between which cells lie, ``(edge,)``.
+        sums: Mass above even attention before two edges, ``(item, edge, edge)``, queries first.
+        spread: Sum of the variances of the rows before an edge, ``(item, edge)``.
+        causal: Whether no query sees a later key.
+    """
+    items, size, n_key = len(sums), len(edges), int(edges[-1])
     flat = sums.flatten(1)
-    place = torch.arange(size, device=excess.device).expand(items, -1)
+    place = torch.arange(size, device=sums.device).expand(items, -1)
     start, end = torch.zeros_like(place), torch.full_like(place, size - 1)
-    total = torch.zeros(items, dtype=sums.dtype, device=excess.device)
+    total = torch.zeros(items, dtype=sums.dtype, device=sums.device)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
         return flat.gather(1, row * size + column)
@@ -88,7 +116,7 @@ def _cut(excess: Tensor, row_variance: Tensor, causal: bool, step: int) -> tuple
             torch.where(inside & (place >= cut), cut, start),
             torch.where(inside & (place < cut), cut, end),
         )
-    return edges[start[:, :-1]].repeat_interleave(edges.diff(), dim=1), total
+    return Cuts(start[:, :-1], end[:, :-1], total)
 
 
 def _prefix_sums(excess: Tensor, row_variance: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
