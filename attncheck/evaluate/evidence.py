@@ -47,9 +47,7 @@ def evidence_of(tally: Tally, *, causal: bool) -> PatternEvidence:
         if "block" in tally.targets.names:
             assert tally.targets.marks.segments is not None
             segments = kept(rows["block"]) * share, rows["block keys"], tally.targets.marks.segments
-        templates["block"], beside = measure_segments(
-            tally, (mass, square), clear, segments, causal=causal
-        )
+        templates["block"], beside = measure_segments(tally, (mass, square), clear, segments)
     entropy = share * (entropies(tally).masked_fill(~usable, 0) - share.clamp(min=1e-300).log())
     return PatternEvidence(
         rows=_total(use),

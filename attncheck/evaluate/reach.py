@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
+from attncheck.patterns.cells import CellGrid
 
 __all__ = ["Reach", "reach_of"]
 
@@ -44,6 +44,11 @@ class Reach:
     def n_query(self) -> int:
         """Number of queries."""
         return self.low.shape[-1]
+
+    @property
+    def ahead(self) -> bool:
+        """Whether any query sees a key behind its own position."""
+        return bool((self.high > (self.positions + 1).clamp(min=0)).any())
 
     def part(self, batch: slice, head: slice) -> Reach:
         """Return the reach of some sequences and heads."""
@@ -100,13 +105,53 @@ class Reach:
         shift = self.positions + self.n_query
         return _stretches(per_row, shift - self.high, shift - self.low, size)
 
-    def before(self, edges: Tensor) -> Tensor:
-        """Count the visible keys before each edge: ``(batch or 1, head or 1, query, edge)``."""
+    def by_cell(self, per_row: Tensor, grid: CellGrid) -> Tensor:
+        """Sum a value of each row over the keys it sees: ``(batch, head, row cell, key cell)``."""
+        per_row = self._widened(per_row)
+        shape = (*per_row.shape[:2], grid.n_rows, grid.n_keys)
+        total = torch.zeros(shape, dtype=per_row.dtype, device=per_row.device)
+        if self.mask is not None:
+            every = slice(0, self.n_key)
+            for start in range(0, self.n_query, grid.step):
+                rows = slice(start, min(start + grid.step, self.n_query))
+                seen = self.visible(rows, every).to(per_row.dtype)
+                found = per_row[..., None, rows] @ seen
+                total[..., start // grid.step, :] = grid.sum_keys(found, rows, every)[2][..., 0, :]
+            return total
+        edges, flat = grid.edges(self.low.device), total.flatten(-2)
+        row = torch.arange(self.n_query, device=self.low.device) // grid.step * grid.n_keys
+        first, last = grid.of_keys(self.low), grid.of_keys((self.high - 1).clamp(min=0))
+        begin = torch.minimum(self.high, edges[first + 1]) - self.low
+        end = torch.where(last > first, self.high - edges[last], 0)
+
+        def add(cell: Tensor, value: Tensor) -> None:
+            flat.scatter_add_(-1, (row + cell).expand(per_row.shape), value)
+
+        inner = per_row * (last > first)
+        add((first + 1).clamp(max=grid.n_keys - 1), inner)
+        add(last, -inner)
+        full = total.cumsum(-1) * edges.diff()  # cells that a stretch covers, its ends aside
+        total.copy_(full)
+        add(first, per_row * begin)
+        add(last, per_row * end)
+        return total
+
+    def inside(self, start: Tensor, stop: Tensor) -> Tensor:
+        """Count the visible keys of each row from one position to another.
+
+        Args:
+            start: First position, ``(batch, head, query)``.
+            stop: One behind the last.
+        """
         if self.mask is None:
-            room = torch.minimum(edges, self.high[..., None]) - self.low[..., None]
+            room = torch.minimum(stop, self.high) - torch.maximum(start, self.low)
             return room.clamp_(min=0)
-        counts = [F.pad(seen.int().cumsum(-1), (1, 0))[..., edges] for _, seen in self._blocks()]
-        return torch.cat(counts, dim=-2)
+        counts = []
+        for rows, seen in self._blocks():
+            key = torch.arange(self.n_key, device=seen.device)
+            own = (key >= start[..., rows, None]) & (key < stop[..., rows, None])
+            counts.append((own & seen).sum(-1))
+        return torch.cat(counts, dim=-1)
 
     def seen_keys(self) -> Tensor:
         """Which keys any query sees: bool ``(batch or 1, head or 1, key)``."""

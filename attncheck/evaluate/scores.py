@@ -102,7 +102,9 @@ class Scores:
         Args:
             places: Batch, head, query and key of each, ``(point,)``.
         """
-        parts = [self._points(*part) for part in zip(*(p.split(POINTS) for p in places), strict=True)]
+        parts = [
+            self._points(*part) for part in zip(*(p.split(POINTS) for p in places), strict=True)
+        ]
         return torch.cat(parts) if parts else self.key.new_zeros(0)
 
     def _points(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -37,8 +37,6 @@ def measure_segments(
     rows: tuple[Tensor, Tensor],
     clear: ClearLines,
     segments: tuple[Tensor, Tensor, Tensor] | None,
-    *,
-    causal: bool,
 ) -> tuple[Sums, Sums]:
     """Return the sums of the blocks, and the same beside the clear lines.
 
@@ -48,7 +46,6 @@ def measure_segments(
         clear: Columns and diagonals that are set aside.
         segments: Where segments were given: weight and number of visible keys in its own segment
             for each row, and the segment of each key, ``(batch or 1, key)``.
-        causal: Whether no query sees a later key.
     """
     usable, reach = tally.usable, tally.reach
     shape = usable.shape
@@ -70,7 +67,7 @@ def measure_segments(
         held, around = (own * usable).double(), beside * usable
         inside = (inside.expand(shape) * usable).long()
     else:
-        begin, end = _search(tally, rest, clear, causal)
+        begin, end = _search(tally, rest, clear)
         held, around, inside, same = _inside(tally, clear, begin, end)
     left = inside.index_put(at, -same.to(inside.dtype), accumulate=True)
     return (
@@ -79,7 +76,7 @@ def measure_segments(
     )
 
 
-def _search(tally: Tally, rest: _Rest, clear: ClearLines, causal: bool) -> tuple[Tensor, Tensor]:
+def _search(tally: Tally, rest: _Rest, clear: ClearLines) -> tuple[Tensor, Tensor]:
     """Return the edges at which each cell's segment begins and ends: ``(batch, head, cell)``."""
     grid, shape = tally.grid, tally.usable.shape
     cells = torch.arange(grid.n_keys, device=clear.weights.device)
@@ -97,8 +94,9 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines, causal: bool) -> tuple
     )
     sums = F.pad(excess.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[..., own, :]
     spread = F.pad(variance.cumsum(-1), (1, 0))[..., own]
-    edges = grid.edges(clear.weights.device)
-    found = cut(edges, sums[worth], spread[worth], causal=causal)
+    present = tally.reach.seen_keys().expand(*shape[:2], -1)
+    keys = F.pad(present.cumsum(-1), (1, 0))[..., grid.edges(present.device)]
+    found = cut(sums[worth], spread[worth], keys[worth], causal=not tally.reach.ahead)
     begin[worth], end[worth] = found.begin, found.end
     return begin, end
 
@@ -106,7 +104,7 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines, causal: bool) -> tuple
 def _rest_cells(tally: Tally, clear: ClearLines) -> Tensor:
     """Weight by cell beside the lines, float64."""
     assert tally.cells is not None
-    return tally.cells.double().index_put_(_cells_of(tally, clear), -clear.weights, accumulate=True)
+    return tally.cells.double().index_put(_cells_of(tally, clear), -clear.weights, accumulate=True)
 
 
 def _cells_of(tally: Tally, clear: ClearLines) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -116,17 +114,7 @@ def _cells_of(tally: Tally, clear: ClearLines) -> tuple[Tensor, Tensor, Tensor, 
 
 def _even_cells(tally: Tally, clear: ClearLines, even: Tensor) -> Tensor:
     """Weight by cell if the rows were even beside the lines."""
-    grid, (batch, heads, _) = tally.grid, even.shape
-    before = tally.reach.before(grid.edges(even.device)).to(torch.float64)
-    seen = _by_row_cell(before.diff(dim=-1).transpose(-1, -2), grid.step)  # (b, h, cell, row, step)
-    rows = _by_row_cell(even, grid.step)
-    if seen.shape[:2] == (1, 1):
-        found = torch.einsum("bhrs,krs->bhrk", rows, seen[0, 0])
-    else:
-        seen = seen.expand(batch, heads, -1, -1, -1)
-        found = torch.stack(
-            [torch.einsum("hrs,hkrs->hrk", *pair) for pair in zip(rows, seen, strict=True)]
-        )
+    found = tally.reach.by_cell(even, tally.grid)
     at = clear.cells[:3]
     return found.index_put_(_cells_of(tally, clear), -even[at], accumulate=True)
 
@@ -156,14 +144,7 @@ def _inside(
     number = torch.arange(reach.n_query, device=begin.device) // grid.step
     edges = grid.edges(begin.device)
     start, stop = edges[first][..., number], edges[last][..., number]
-    if reach.mask is None:
-        inside = (torch.minimum(stop, reach.high) - torch.maximum(start, reach.low)).clamp_(min=0)
-    else:
-        before = reach.before(edges).expand(*begin.shape[:2], -1, -1).long()
-        inside = before.gather(-1, last[..., number, None]) - before.gather(
-            -1, first[..., number, None]
-        )
-        inside = inside[..., 0]
+    inside = reach.inside(start, stop)
     batch, head, query, key = clear.cells
     at = (batch, head, query)
     same = (start[at] <= key) & (key < stop[at])

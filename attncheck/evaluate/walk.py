@@ -170,7 +170,11 @@ class _Reader:
         first = self.tally.first
         if first.numel() == 1:
             place = int(first) - block.keys.start
-            return weights[..., place].clone() if 0 <= place < weights.shape[-1] else weights[..., 0] * 0
+            return (
+                weights[..., place].clone()
+                if 0 <= place < weights.shape[-1]
+                else weights[..., 0] * 0
+            )
         place = (first - block.keys.start)[..., None, None]
         there = (place >= 0) & (place < weights.shape[-1])
         index = place.clamp(0, weights.shape[-1] - 1).expand(*weights.shape[:3], 1)
