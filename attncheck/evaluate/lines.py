@@ -29,46 +29,46 @@ class Counted:
     chance: Tensor
     variance: Tensor
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, chance and variance."""
+        return self.rows, self.chance, self.variance
+
 
 def as_columns(mass: Tensor, counted: Counted, first: Tensor) -> Lines:
     """Return sums by key, counted from the first visible key of each sequence."""
-    return _lines(_from_first(mass, first), *_each(counted, first), zero=0)
+    shifted = Counted(*(_from_first(part, first) for part in counted.parts))
+    return _lines(_from_first(mass, first), shifted, zero=0)
 
 
 def as_offsets(mass: Tensor, counted: Counted, *, n_query: int, causal: bool) -> Lines:
     """Return sums by distance between query and key."""
     start = n_query - 1 if causal else 0
-    held = (counted.rows, counted.chance, counted.variance)
-    return _lines(
-        mass[..., start:], *(part[..., start:] for part in held), zero=n_query - 1 - start
-    )
-
-
-def _each(counted: Counted, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    held = (counted.rows, counted.chance, counted.variance)
-    rows, chance, variance = (_from_first(part, first) for part in held)
-    return rows, chance, variance
+    kept = Counted(*(part[..., start:] for part in counted.parts))
+    return _lines(mass[..., start:], kept, zero=n_query - 1 - start)
 
 
 def _from_first(by_key: Tensor, first: Tensor) -> Tensor:
     """Shift ``(batch, head, key)`` so that each sequence begins at its first visible key."""
     if not bool(first.any()):
         return by_key
-    shape = torch.broadcast_shapes(by_key.shape[:2], first.shape)
+    shape = (by_key[..., 0] + first).shape
     n_key = by_key.shape[-1]
     index = torch.arange(n_key, device=by_key.device) + first[..., None]
     wide = torch.nn.functional.pad(by_key, (0, 1)).expand(*shape, -1)
     return wide.gather(-1, index.clamp(max=n_key).expand(*shape, -1))
 
 
-def _lines(mass: Tensor, rows: Tensor, chance: Tensor, variance: Tensor, zero: int) -> Lines:
+def _lines(mass: Tensor, counted: Counted, zero: int) -> Lines:
     heads = mass.shape[1]
 
     def total(held: Tensor) -> Array:
         summed = held.sum(0, dtype=torch.float64).expand(heads, -1).cpu().numpy()
         return np.array(summed)
 
-    return Lines(total(mass), total(chance), total(rows), total(variance), zero)
+    return Lines(
+        total(mass), total(counted.chance), total(counted.rows), total(counted.variance), zero
+    )
 
 
 @dataclass(frozen=True, eq=False)

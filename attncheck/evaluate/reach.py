@@ -158,8 +158,7 @@ class Reach:
         return self.by_key(torch.ones_like(self.low, dtype=torch.float64)) > 0.5
 
     def _widened(self, per_row: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(per_row.shape, self.low.shape)
-        return per_row.expand(shape)
+        return per_row + torch.zeros_like(self.low, dtype=per_row.dtype)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         assert self.mask is not None

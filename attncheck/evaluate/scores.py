@@ -103,7 +103,8 @@ class Scores:
             places: Batch, head, query and key of each, ``(point,)``.
         """
         parts = [
-            self._points(*part) for part in zip(*(p.split(POINTS) for p in places), strict=True)
+            self._points(*part)
+            for part in zip(*(torch.split(p, POINTS) for p in places), strict=True)
         ]
         return torch.cat(parts) if parts else self.key.new_zeros(0)
 

@@ -121,7 +121,8 @@ def _even_cells(tally: Tally, clear: ClearLines, even: Tensor) -> Tensor:
 
 def _by_row_cell(per_row: Tensor, step: int) -> Tensor:
     """Split the last dimension, queries, into cells: ``(..., cell, step)``."""
-    return F.pad(per_row, (0, -per_row.shape[-1] % step)).unflatten(-1, (-1, step))
+    wide = F.pad(per_row, (0, -per_row.shape[-1] % step))
+    return wide.view(*wide.shape[:-1], -1, step)
 
 
 def _inside(

@@ -123,7 +123,7 @@ class Tally:
             # One element more than a row apart lie the elements of a diagonal; those before the
             # first key end up behind the last one of the row above, where nothing else is.
             skew = flat[..., : (n_query - 1) * (n_key + 1)]
-            found = skew.unflatten(-1, (n_query - 1, n_key + 1)).sum(-2)
+            found = skew.reshape(*flat.shape[:-1], n_query - 1, n_key + 1).sum(-2)
             self.offsets[..., place : place + inner] += found[..., :inner]
             self.offsets[..., place : place + inner] += weights[..., -1, n_query - 1 :]
             self.offsets[..., place - n_query + 1 : place] += found[..., inner + 1 :]

@@ -61,7 +61,7 @@ class Targets:
         if "block" in self.names:
             assert self.marks.segments is not None
             segment = self.marks.segments[:, self.reach.positions[rows].clamp(min=0)]
-            kinds, index = segment.unique(return_inverse=True)
+            kinds, index = torch.unique(segment, return_inverse=True)
             marks = (self.marks.segments[:, keys, None] == kinds).to(weights.dtype)
             own = index[:, None, :, None]
             held, count = self._marked(weights, marks, rows, keys)

@@ -94,7 +94,8 @@ def walk(
 
 
 def _size(block: Block) -> int:
-    return (block.rows.stop - block.rows.start) * (block.keys.stop - block.keys.start)
+    rows, keys = block.rows, block.keys
+    return int((rows.stop - rows.start) * (keys.stop - keys.start))
 
 
 def _blocks(reach: Reach, valid: Tensor) -> Iterator[Block]:
@@ -170,11 +171,8 @@ class _Reader:
         first = self.tally.first
         if first.numel() == 1:
             place = int(first) - block.keys.start
-            return (
-                weights[..., place].clone()
-                if 0 <= place < weights.shape[-1]
-                else weights[..., 0] * 0
-            )
+            held: Tensor = weights[..., place if place < weights.shape[-1] else 0]
+            return held.clone() if 0 <= place < weights.shape[-1] else torch.zeros_like(held)
         place = (first - block.keys.start)[..., None, None]
         there = (place >= 0) & (place < weights.shape[-1])
         index = place.clamp(0, weights.shape[-1] - 1).expand(*weights.shape[:3], 1)

@@ -74,7 +74,7 @@ class CellGrid:
         if step == 1:
             return held
         whole = n_query - n_query % step
-        summed = held[..., :whole, :].unflatten(-2, (-1, step)).sum(-2)
+        summed = held[..., :whole, :].reshape(*held.shape[:-2], -1, step, held.shape[-1]).sum(-2)
         if whole == n_query:
             return summed
         return torch.cat([summed, held[..., whole:, :].sum(-2, keepdim=True)], dim=-2)
@@ -95,4 +95,5 @@ class CellGrid:
             return *place, held
         before = keys.start + self.lead - first * self.step
         after = last * self.step - self.lead - keys.stop
-        return *place, F.pad(held, (before, after)).unflatten(-1, (-1, self.step)).sum(-1)
+        wide = F.pad(held, (before, after))
+        return *place, wide.view(*held.shape[:-1], -1, self.step).sum(-1)

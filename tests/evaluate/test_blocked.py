@@ -20,7 +20,7 @@ from attncheck.patterns import classify_evidence, create_synthetic_attention
 from tests.evaluate.agreement import Drawn, assert_agree, layers, with_weights
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(layers())
 def test_agrees_with_the_dense_reference_in_float64(drawn: Drawn) -> None:
     found = profile_blocked(drawn.layer, drawn.tokens, segment_ids=drawn.segment_ids)
