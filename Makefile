@@ -32,10 +32,8 @@ virtualenv:
 demo: $(READY)
 	$(BIN)/python -m attncheck.demo
 
-# Nested pytest runs share modules with the process they run in: they get one of their own.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/pytest_plugin
-	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore=tests/pytest_plugin
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"

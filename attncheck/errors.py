@@ -1,10 +1,10 @@
-"""What attncheck raises: two exceptions of its own, beside `ValueError` and `TypeError`."""
+"""What attncheck raises: exceptions of its own, beside `ValueError` and `TypeError`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["CaptureError", "CheckFailure"]
+__all__ = ["BaselineError", "CaptureError", "CheckFailure"]
 
 
 class CheckFailure(AssertionError):  # noqa: N818 - the name is the verdict a reader sees
@@ -36,6 +36,16 @@ class CaptureError(RuntimeError):
     """
 
 
+class BaselineError(ValueError):
+    """A recorded baseline cannot be read: cut short, damaged, or not written by attncheck.
+
+    Example:
+        >>> raise BaselineError("__heads__/test_a/test_x.json is not readable JSON")
+        Traceback (most recent call last):
+        attncheck.BaselineError: __heads__/test_a/test_x.json is not readable JSON
+    """
+
+
 # Short names in tracebacks and summaries: `attncheck.CheckFailure`.
-for _error in (CheckFailure, CaptureError):
+for _error in (BaselineError, CheckFailure, CaptureError):
     _error.__module__ = "attncheck"

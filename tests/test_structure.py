@@ -23,8 +23,9 @@ TIERS = (
     ("capture",),
     ("checks",),
     ("strategies",),
-    ("conformance",),
-    ("plot",),
+    ("conformance", "model_checks"),
+    ("plot", "regression"),
+    ("report",),
     ("cli", "pytest_plugin"),
     ("demo",),
 )
@@ -35,7 +36,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", 
 ONLY_IN = {
     "matplotlib": {"plot"},
     "hypothesis": {"strategies", "conformance"},
-    "pytest": {"pytest_plugin", "conformance"},
+    "pytest": {"pytest_plugin", "conformance", "model_checks"},
 }
 
 

@@ -199,10 +199,10 @@ def _four_dimensional(tensor: Tensor, name: str) -> Tensor:
 def _with_context(layer: LayerAttention, mask: Any, causal: bool | None, *, bare: bool) -> Any:
     """Add the caller's mask and causality to a layer; find causality where nobody said."""
     if mask is not None:
-        seen = as_visible(mask, layer.weights.shape).to(layer.weights.device)
-        layer = replace(layer, mask=seen)
+        seen = as_visible(mask, layer.shape).to(layer.device)
+        layer = replace(layer, weights=layer.held, mask=seen, sighted=None)
     if causal is not None:
-        return replace(layer, causal=causal)
+        return replace(layer, weights=layer.held, causal=causal)
     return replace(layer, causal=_looks_causal(layer)) if bare else layer
 
 

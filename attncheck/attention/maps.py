@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+
+from attncheck.attention.held import SinkMass, Weights, held_by, state_of
+from attncheck.attention.query_key import QueryKey
+from attncheck.tolerances import TOLERANCES, tolerance_for
 
 __all__ = ["AttentionMaps", "LayerAttention", "Tokens", "head_name"]
 
@@ -31,7 +36,8 @@ class LayerAttention:
     """Attention weights of one layer, with what is needed to read them.
 
     Attributes:
-        weights: ``(batch, head, query, key)``, floating, after softmax, before dropout.
+        weights: ``(batch, head, query, key)``, floating, after softmax, before dropout. May be
+            given as a `QueryKey`, from which they are made when they are first read.
         name: Module path (``"encoder.layer.0.attention"``) or ``"layer 0"``.
         index: Number of the layer, the ``L`` of ``L5H1``.
         kind: ``"self"``, ``"cross"``, or ``"unknown"`` for bare tensors.
@@ -44,6 +50,14 @@ class LayerAttention:
             (``row sum + sink mass = 1``); None where the layer has none.
         call: How often this module had been called before, in the same capture.
         status: ``"exact"``, or why the capture is not to be trusted.
+        queries: The call's numbers of the queries held here; empty: all of them.
+        n_query_in_call: How many queries the call had. Default: those held.
+        sighted: Bool, ``(batch or 1, head or 1, query)``: what `sighted_rows` returns, where the
+            queries held do not tell; None: they do.
+        note: What else is to be known, such as a compiled model that ran eagerly.
+        model_dtype: What the model computed in (``"bfloat16"``), empty where not known; rebuilt
+            weights are float32 at least, whatever that was.
+        model_device: What it ran on (``"cuda:0"``), empty where not known.
 
     Example:
         >>> layer = LayerAttention(torch.eye(3).expand(2, 4, 3, 3), name="attn", causal=True)
@@ -53,7 +67,7 @@ class LayerAttention:
         [[True, False, False], [True, True, False], [True, True, True]]
     """
 
-    weights: Tensor
+    weights: Weights = Weights()  # noqa: RUF009 - a descriptor, shared by design
     name: str = "layer 0"
     index: int = 0
     kind: Literal["self", "cross", "unknown"] = "unknown"
@@ -62,51 +76,108 @@ class LayerAttention:
     mask: Tensor | None = None
     causal: bool = False
     heads: tuple[int, ...] = ()
-    sink_mass: Tensor | None = None
+    sink_mass: SinkMass = SinkMass()  # noqa: RUF009 - a descriptor, shared by design
     call: int = 0
     status: str = "exact"
+    queries: tuple[int, ...] = ()
+    n_query_in_call: int = 0
+    sighted: Tensor | None = None
+    note: str = ""
+    model_dtype: str = ""
+    model_device: str = ""
 
     def __post_init__(self) -> None:
         if not self.heads:
-            object.__setattr__(self, "heads", tuple(range(self.weights.shape[1])))
+            object.__setattr__(self, "heads", tuple(range(self.n_heads)))
         if not self.n_key_value_heads:
             object.__setattr__(self, "n_key_value_heads", len(self.heads))
+        if not self.n_query_in_call:
+            object.__setattr__(self, "n_query_in_call", self.n_query)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state_of(self)
+
+    @property
+    def held(self) -> Tensor | QueryKey:
+        """The weights, or what they are to be made from; makes none."""
+        return held_by(self)
+
+    @property
+    def query_key(self) -> QueryKey | None:
+        """What the weights are made from, where that is held; see `QueryKey`."""
+        held = self.held
+        return held if isinstance(held, QueryKey) else None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(batch, head, query, key)``."""
+        batch, head, query, key = self.held.shape
+        return batch, head, query, key
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        held = self.held
+        return held.weights_dtype if isinstance(held, QueryKey) else held.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, or will be made."""
+        return self.held.device
 
     @property
     def batch(self) -> int:
         """Number of sequences."""
-        return self.weights.shape[0]
+        return self.shape[0]
 
     @property
     def n_heads(self) -> int:
         """Number of heads held."""
-        return self.weights.shape[1]
+        return self.shape[1]
 
     @property
     def n_query(self) -> int:
-        """Number of query positions."""
-        return self.weights.shape[2]
+        """Number of query positions held."""
+        return self.shape[2]
 
     @property
     def n_key(self) -> int:
         """Number of key positions."""
-        return self.weights.shape[3]
+        return self.shape[3]
+
+    @property
+    def dtype_name(self) -> str:
+        """The coarser dtype of what the model computed in and what is held: bounds rounding."""
+        held = str(self.dtype).removeprefix("torch.")
+        names = [held, self.model_dtype] if self.model_dtype in TOLERANCES else [held]
+        return max(names, key=lambda name: tolerance_for(name).row_sum)
 
     @property
     def positional(self) -> bool:
         """Whether query and key positions count the same tokens, so that offsets mean something."""
-        return self.kind != "cross" and (self.causal or self.n_query == self.n_key)
+        return self.kind != "cross" and (self.causal or self.n_query_in_call == self.n_key)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the queries held stand one after the other."""
+        return all(b - a == 1 for a, b in pairwise(self.queries))
 
     def query_positions(self) -> Tensor:
-        """Key position of each query, ``(query,)``: with fewer queries than keys, the last ones."""
-        return torch.arange(self.n_query, device=self.weights.device) + (self.n_key - self.n_query)
+        """Key position of each query held, ``(query,)``.
+
+        With fewer queries than keys in the call, its queries are the last positions.
+        """
+        shift = self.n_key - self.n_query_in_call
+        if self.queries:
+            return torch.tensor(self.queries, device=self.device) + shift
+        return torch.arange(self.n_query, device=self.device) + shift
 
     def visible(self) -> Tensor:
         """Which keys each query may see: bool ``(batch or 1, head or 1, query, key)``."""
         shape = (1, 1, self.n_query, self.n_key)
-        seen = torch.ones(shape, dtype=torch.bool, device=self.weights.device)
+        seen = torch.ones(shape, dtype=torch.bool, device=self.device)
         if self.causal:
-            keys = torch.arange(self.n_key, device=self.weights.device)
+            keys = torch.arange(self.n_key, device=self.device)
             seen = seen & (keys <= self.query_positions()[:, None])
         return seen if self.mask is None else seen & self.mask
 
@@ -116,6 +187,8 @@ class LayerAttention:
         Left out are rows that see no key, and rows of padding: in self-attention, a query whose
         own key nobody sees. Backends fill those as they like: zeros, NaN, uniform weights.
         """
+        if self.sighted is not None:
+            return self.sighted
         visible = self.visible()
         sighted = visible.any(-1)
         if self.positional and self.mask is not None:
@@ -131,9 +204,10 @@ class LayerAttention:
         are all exactly zero (a fully masked row, as ``scaled_dot_product_attention`` returns it).
         """
         # Extremes cost a tenth of comparing every weight with 0; NaN comes through them.
-        attends = (self.weights.amax(-1) != 0) | (self.weights.amin(-1) != 0)
+        weights = self.weights
+        attends = (weights.amax(-1) != 0) | (weights.amin(-1) != 0)
         valid = self.sighted_rows() & attends
-        return valid.expand(self.weights.shape[:3])
+        return valid.expand(weights.shape[:3])
 
 
 class AttentionMaps(Sequence[Tensor]):
@@ -191,7 +265,7 @@ class AttentionMaps(Sequence[Tensor]):
 
     def __repr__(self) -> str:
         heads = sum(layer.n_heads for layer in self.layers)
-        dtypes = sorted({str(layer.weights.dtype).removeprefix("torch.") for layer in self.layers})
+        dtypes = sorted({str(layer.dtype).removeprefix("torch.") for layer in self.layers})
         layers = "layer" if len(self) == 1 else "layers"
         return (
             f"AttentionMaps({len(self)} {layers}, {heads} head{'s' * (heads != 1)}, "
@@ -201,11 +275,23 @@ class AttentionMaps(Sequence[Tensor]):
     def to(self, *args: Any, **kwargs: Any) -> AttentionMaps:
         """Return the maps with every tensor moved as `torch.Tensor.to` does (masks stay bool)."""
 
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+
         def move(layer: LayerAttention) -> LayerAttention:
-            weights = layer.weights.to(*args, **kwargs)
-            mask = None if layer.mask is None else layer.mask.to(weights.device)
-            sink = None if layer.sink_mass is None else layer.sink_mass.to(*args, **kwargs)
-            return replace(layer, weights=weights, mask=mask, sink_mass=sink)
+            record = layer.query_key
+            sink = layer.sink_mass if record is None else None  # a record makes it anew
+            moved: Tensor | QueryKey
+            if record is None:
+                moved = layer.weights.to(*args, **kwargs)
+            else:
+                moved = record.to(device, dtype)
+            return replace(
+                layer,
+                weights=moved,
+                mask=None if layer.mask is None else layer.mask.to(moved.device),
+                sink_mass=None if sink is None else sink.to(*args, **kwargs),
+                sighted=None if layer.sighted is None else layer.sighted.to(moved.device),
+            )
 
         return AttentionMaps(map(move, self.layers), tokens=self.tokens)
 

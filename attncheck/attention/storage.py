@@ -17,7 +17,8 @@ __all__ = ["load_maps", "save_maps"]
 
 SCHEMA = "attncheck.maps.1"
 KEY = "attncheck"
-TENSORS = ("weights", "mask", "sink_mass")
+TENSORS = ("weights", "mask", "sink_mass", "sighted")
+TUPLES = ("heads", "queries")
 
 
 def save_maps(maps: AttentionMaps, path: Path) -> Path:
@@ -61,7 +62,7 @@ def load_maps(path: Path) -> AttentionMaps:
         )
     layers = []
     for number, described in enumerate(metadata["layers"]):
-        described["heads"] = tuple(described["heads"])
+        described.update({name: tuple(described.get(name, ())) for name in TUPLES})
         held: dict[str, Any] = {field: tensors.get(f"{number}.{field}") for field in TENSORS}
         layers.append(LayerAttention(**held, **described))
     tokens = metadata["tokens"]

@@ -9,7 +9,8 @@ routers and pooling layers do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
 from attncheck.capture.session import Session, module_names
+from attncheck.capture.shared import called
+from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
 
 __all__ = ["Coverage"]
@@ -25,6 +28,8 @@ __all__ = ["Coverage"]
 
 SCRIPTED: Final = "is TorchScript that computes attention, where no Python code can be watched"
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
+ELSEWHERE: Final = "it ran in another thread than the one that captures"
+ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
 SWITCH: Final = (
     "Attention over part of the matrix only, in chunks or sparse blocks, is not supported: switch "
     "the model to full attention, or pass strict=False to keep the other layers"
@@ -47,17 +52,15 @@ class Coverage:
         self._model_calls = 0
         self._token_ids: Tensor | None = None
         self._watched = [module for module in model.modules() if _looks_like_attention(module)]
+        self._wanted = {id(self._root), *(id(module) for module in self._watched)}
+        self._thread = threading.get_ident()
+        self._elsewhere: dict[int, nn.Module] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note calls of the model and of modules that look like attention."""
-        handles = [self._root.register_forward_pre_hook(self._on_model, with_kwargs=True)]
-        handles += [module.register_forward_pre_hook(self._on_module) for module in self._watched]
-        try:
+        with called([self._root, *self._watched], self._on_call):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def tokens(self) -> Tokens | None:
         """Return the token ids of the model's call; None if it had none, or was called again."""
@@ -73,6 +76,7 @@ class Coverage:
         """
         for name in self._scripted():
             self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
+        self._judge_threads()
         if not self._session.captured:
             raise CaptureError(self._nothing())
         captured = self._session.captured
@@ -94,15 +98,33 @@ class Coverage:
                 cause = f"no attention was seen in it, unlike in other {type(module).__name__}"
                 self._session.unreadable(name, cause, SWITCH)
 
-    def _on_model(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+    def _judge_threads(self) -> None:
+        """Note attention that the model ran in a thread of its own."""
+        captured = self._session.captured
+        classes = {type(m) for m in self._root.modules() if self._names[id(m)] in captured}
+        for key, module in self._elsewhere.items():
+            attends = _looks_like_attention(module) or type(module) in classes
+            if attends and key not in self._ran and module is not self._root:
+                self._session.unreadable(self._names[key], ELSEWHERE, ONE_THREAD)
+
+    def _on_call(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if threading.get_ident() != self._thread:
+            # Another thread's own call of the model is its affair.
+            if id(module) in self._names and not is_running(self._root):
+                self._elsewhere[id(module)] = module
+            return
+        if id(module) not in self._wanted:
+            return
+        self._ran.add(id(module))
+        if module is self._root:
+            self._on_model(args, kwargs)
+
+    def _on_model(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._session.new_model_call()
         self._model_calls += 1
         ids = kwargs.get("input_ids", args[0] if args else None)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32):
             self._token_ids = ids.detach()
-
-    def _on_module(self, module: nn.Module, _: Any) -> None:
-        self._ran.add(id(module))
 
     def _scripted(self) -> list[str]:
         """Names of TorchScript modules that compute attention, the outermost of each."""
@@ -135,6 +157,8 @@ class Coverage:
         if unused:
             return f"In {', '.join(unused[:4])}, {UNUSED.removeprefix('its ')}. {SWITCH}"
         names = [self._names[id(module)] for module in self._watched]
+        if self._elsewhere and not self._ran - {id(self._root)}:
+            return f"{self._names[next(iter(self._elsewhere))]}: {ELSEWHERE}. {ONE_THREAD}"
         if not names:
             return "The model has no attention, or computes it in a compiled or custom kernel"
         return (

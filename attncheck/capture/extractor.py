@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,12 @@ from attncheck.attention.maps import Tokens
 from attncheck.attention.tokens import as_tokens
 from attncheck.capture.coverage import Coverage
 from attncheck.capture.recorders import RECORDERS
-from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection
+from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection, checked_heads
 from attncheck.capture.session import Session, Settings, module_names
+from attncheck.capture.shared import evaluating, uncompiled
 from attncheck.errors import CaptureError
 
 __all__ = ["AttentionExtractor"]
-
-
-COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
-"""Modules of torch without which nothing is compiled; flex attention compiles by itself."""
 
 
 class AttentionExtractor:
@@ -55,7 +51,8 @@ class AttentionExtractor:
         on_layer: Receives each `LayerAttention` as soon as it is captured; nothing is kept then.
 
     Raises:
-        TypeError: ``model`` is no module, or ``layers`` holds neither numbers nor names.
+        TypeError: ``model`` is no module, ``layers`` holds neither numbers nor names, or ``heads``
+            no numbers.
         ValueError: A name in ``layers`` fits no module.
 
     Example:
@@ -84,7 +81,7 @@ class AttentionExtractor:
             raise TypeError(f"model: is {type(model).__name__}; expected a torch.nn.Module")
         self.model = model
         self.strict = strict
-        self._heads = heads
+        self._heads = checked_heads(heads)
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
         self._on_layer = on_layer
@@ -140,7 +137,7 @@ class AttentionExtractor:
         self._session = Session(self.model, settings, keep)
         self._coverage = Coverage(self.model, self._session)
         with ExitStack() as stack:
-            stack.enter_context(_uncompiled())
+            stack.enter_context(uncompiled())
             stack.enter_context(self._coverage.watching())
             for recorder in RECORDERS:
                 stack.enter_context(recorder.installed(self._session))
@@ -184,7 +181,7 @@ class AttentionExtractor:
         Raises:
             CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
         """
-        with _evaluating(self.model):
+        with evaluating(self.model):
             if not self._open:
                 with self:
                     return self.model(*args, **kwargs)
@@ -223,24 +220,3 @@ class AttentionExtractor:
         self._session.flush()
         self._coverage.judge()
         self._session.finish(strict=self.strict)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards every submodule is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled code eagerly; without TorchDynamo in the process there is none."""
-    if not any(module in sys.modules for module in COMPILERS):
-        return ExitStack()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

@@ -49,12 +49,16 @@ class FunctionRecorder:
         try:
             yield
         finally:
+            mode.done = True
             _remove(mode)
 
 
 class _Mode(TorchFunctionMode):
+    """Hands functions to watchers, until it is `done`: another thread cannot take it off."""
+
     def __init__(self, sink: Sink, watchers: list[Watcher]) -> None:
         super().__init__()
+        self.done = False
         self._sink = sink
         self._replacements: dict[str, Callable[..., Any]] = {}
         for watcher in reversed(watchers):
@@ -65,7 +69,7 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        if self._sink.busy or torch.compiler.is_compiling():
+        if self.done or self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
         name = getattr(func, "__name__", "")
         return self._replacements.get(name, self._any_other)(func, args, options)

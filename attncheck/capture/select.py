@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["HeadChoice", "LayerChoice", "LayerSelection", "select_heads"]
+__all__ = ["HeadChoice", "LayerChoice", "LayerSelection", "checked_heads", "select_heads"]
 
 LayerChoice: TypeAlias = int | str | slice | range | Iterable[int | str] | None
 """An index (negative counts from the end), a slice or range, a module path (that module and all
@@ -33,19 +35,15 @@ class LayerSelection:
 
     def __init__(self, layers: LayerChoice, modules: Sequence[str]) -> None:
         self.everything = layers is None
-        self._span: slice | None = layers if isinstance(layers, slice) else None
-        entries: list[int | str] = []
-        if isinstance(layers, int | str):
+        self._span: slice | None = _span("layers", layers) if isinstance(layers, slice) else None
+        entries: list[Any] = []
+        if isinstance(layers, str):
             entries = [layers]
-        elif layers is not None and not isinstance(layers, slice):
-            entries = list(layers)
-        for entry in entries:
-            if isinstance(entry, bool) or not isinstance(entry, int | str):
-                raise TypeError(
-                    f"layers: {entry!r} is {type(entry).__name__}; expected indices or names"
-                )
-        self._indices = [entry for entry in entries if isinstance(entry, int)]
+        elif layers is not None and self._span is None:
+            entries = _entries(layers)
         self._names = [entry for entry in entries if isinstance(entry, str)]
+        others = [entry for entry in entries if not isinstance(entry, str)]
+        self._indices = [_index("layers", entry, "indices or names") for entry in others]
         for wanted in self._names:
             if not any(_fits(name, wanted) for name in modules):
                 raise ValueError(f"layers: no module fits {wanted!r}; {_listed(modules)}")
@@ -103,6 +101,19 @@ class LayerSelection:
             raise ValueError("layers: is empty; pass None for all layers")
 
 
+def checked_heads(heads: HeadChoice) -> slice | tuple[int, ...] | None:
+    """Return the choice as plain integers.
+
+    Raises:
+        TypeError: An entry is no integer.
+    """
+    if heads is None:
+        return None
+    if isinstance(heads, slice):
+        return _span("heads", heads)
+    return tuple(_index("heads", entry, "head numbers") for entry in _entries(heads))
+
+
 def select_heads(heads: HeadChoice, n_heads: int, device: torch.device) -> Tensor:
     """Return the chosen head numbers, ``(selected,)``, int64, in the order given.
 
@@ -119,8 +130,30 @@ def select_heads(heads: HeadChoice, n_heads: int, device: torch.device) -> Tenso
         if not -n_heads <= head < n_heads:
             raise ValueError(f"heads: no head {head}; the layer has {n_heads}, 0 to {n_heads - 1}")
     if not chosen:
-        raise ValueError(f"heads: {heads!r} selects none of {n_heads}; pass None for all heads")
+        raise ValueError(f"heads: selects none of {n_heads}; pass None for all heads")
     return torch.tensor([head % n_heads for head in chosen], device=device)
+
+
+def _entries(choice: Any) -> list[Any]:
+    """List what was chosen: one thing, or several."""
+    several = isinstance(choice, Iterable) and getattr(choice, "ndim", 1) > 0
+    return list(choice) if several and not isinstance(choice, str) else [choice]
+
+
+def _index(argument: str, entry: Any, expected: str) -> int:
+    """Return an integer of any kind (numpy's, a tensor's) as Python's own."""
+    kind = str(getattr(entry, "dtype", type(entry).__name__))
+    if "bool" not in kind:
+        with suppress(TypeError):
+            return operator.index(entry)
+    raise TypeError(f"{argument}: {entry!r} is {type(entry).__name__}; expected {expected}")
+
+
+def _span(argument: str, span: slice) -> slice:
+    bounds = (span.start, span.stop, span.step)
+    return slice(
+        *(None if bound is None else _index(argument, bound, "whole bounds") for bound in bounds)
+    )
 
 
 def _fits(name: str, wanted: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall
 from attncheck.capture.fidelity import unfaithful
+from attncheck.capture.plain import UnreadableError, as_plain
 from attncheck.capture.quiet import in_backward, quiet
 from attncheck.capture.rebuild import per_head, rebuild_weights
 from attncheck.capture.select import HeadChoice, LayerSelection, select_heads
@@ -133,7 +134,10 @@ class Session:
         if not layers.relative and not layers.wants(index, name):
             return
         try:
-            numbered = _Numbered(build(), index, repeat)
+            numbered = _Numbered(as_plain(build()), index, repeat)
+        except UnreadableError as error:
+            self.unreadable(name, str(error), error.way_out)
+            return
         except Exception as error:
             self.unreadable(name, f"its {backend} call could not be read ({error})", REPORT)
             return
@@ -245,6 +249,8 @@ class Session:
             sink_mass=None if sink_mass is None else sink_mass.to(device),
             call=numbered.repeat,
             status="exact" if status is None else f"unfaithful: {status}",
+            model_dtype=str(call.output.dtype).removeprefix("torch."),
+            model_device=str(call.output.device),
         )
 
 

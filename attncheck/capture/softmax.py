@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.plain import UnreadableError, require_numbers
 from attncheck.capture.products import Product, as_product
 from attncheck.capture.shapes import Layout
 from attncheck.capture.traces import Hiding, Trace, Traces
@@ -90,7 +91,7 @@ class SoftmaxWatcher:
             if trace is not None and trace.stage in ("weights", "raised"):
                 other = product.right if is_left else product.left
                 if not _is_parameter(other):
-                    self._link(product, operand, trace, out, is_left=is_left)
+                    self._try_link(product, operand, trace, out, is_left=is_left)
                 return out
         if out.ndim >= 2 and not _is_parameter(product.left) and not _is_parameter(product.right):
             added: tuple[Hiding, ...] = ()
@@ -155,6 +156,19 @@ class SoftmaxWatcher:
             trace = replace(trace, clean=source.detach())
         self._traces[target] = trace
         return out
+
+    def _try_link(
+        self, product: Product, operand: Tensor, trace: Trace, out: Tensor, *, is_left: bool
+    ) -> None:
+        """Link weights and values, if they hold numbers."""
+        try:
+            require_numbers(operand)
+            self._link(product, operand, trace, out, is_left=is_left)
+        except UnreadableError as error:
+            place = self._sink.here()
+            if place is not None:
+                self._sink.softmax_used(trace.product)
+                self._sink.unreadable(place[1], str(error), error.way_out)
 
     def _link(
         self, product: Product, operand: Tensor, trace: Trace, out: Tensor, *, is_left: bool

@@ -42,11 +42,12 @@ class TransformersRecorder:
             yield
             return
         with _patched(interface):
-            _sinks().append(sink)
+            sinks = _sinks()  # of the thread that captures, whichever thread ends it
+            sinks.append(sink)
             try:
                 yield
             finally:
-                _sinks().remove(sink)
+                sinks.remove(sink)
 
 
 class _Listening(threading.local):

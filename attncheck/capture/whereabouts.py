@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Kind
 
-__all__ = ["innermost", "kind_of"]
+__all__ = ["innermost", "is_running", "kind_of"]
 
 OTHER_SEQUENCE: Final = frozenset(
     {
@@ -39,6 +39,11 @@ def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
         if id(module) in names:
             return module, names[id(module)]
     return None
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether a method of this module is running in this thread."""
+    return any(running is module for running, _ in _running_modules())
 
 
 def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: bool) -> Kind:

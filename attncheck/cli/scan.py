@@ -9,15 +9,15 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
+from attncheck.cli.arguments import add_prompt, ids_of, layers_of
+from attncheck.cli.page import Page
 from attncheck.cli.pictures import Pictures
-from attncheck.cli.problem import CommandError, described
+from attncheck.cli.problem import CommandError
 from attncheck.cli.progress import Progress
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
-from attncheck.cli.subject import Request, Subject, asks_the_hub, load_subject
+from attncheck.cli.subject import Request, Subject, asks_the_hub, call_model, load_subject
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
@@ -60,24 +60,17 @@ def add_parser(commands: Any) -> None:
         metavar="MODEL",
         help="Hugging Face name or folder, or package.module:factory (default: the shipped model)",
     )
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--text", help="prompt, for models with a tokenizer")
-    prompt.add_argument("--tokens", metavar="IDS", help="prompt as token ids, such as '1 2 3'")
-    parser.add_argument(
-        "--max-tokens", type=_positive, metavar="N", help="cut a longer prompt to N tokens"
-    )
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="LAYER",
-        help="numbers in execution order (negative: from the end) or module names (default: all)",
-    )
-    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    add_prompt(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
         help=f"where pictures and profile.json go (default: {DEFAULT_FOLDER}; with --json, or as "
         "an empty word: nowhere)",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write one self-contained HTML page with every head (default: none)",
     )
     parser.add_argument("--no-plots", action="store_true", help="write no pictures")
     parser.add_argument("--all", action="store_true", help="list every head of a large model")
@@ -88,7 +81,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     folder = _folder(args)
-    request = Request(args.model, args.text, _ids(args.tokens), args.max_tokens, args.device)
+    request = Request(args.model, args.text, ids_of(args.tokens), args.max_tokens, args.device)
     progress = Progress()
     try:
         with redirect_stdout(sys.stderr):  # what models print must not mix with the result
@@ -102,9 +95,12 @@ def run(args: argparse.Namespace) -> int:
             pictures = None
             if folder is not None and not args.no_plots:
                 pictures = Pictures(folder, subject.name, subject.tokens)
-            result = _scan(subject, args.layers, pictures, progress)
+            page = Page(args.report) if args.report else None
+            result = _scan(subject, args.layers, pictures, page, progress)
             if folder is not None:
                 result.files = _write(folder, result, pictures, progress)
+            if page is not None:
+                result.files.append(page.write(result))
     finally:
         progress.done()
     if args.json:
@@ -115,7 +111,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scan(
-    subject: Subject, layers: list[str] | None, pictures: Pictures | None, progress: Progress
+    subject: Subject,
+    layers: list[str] | None,
+    pictures: Pictures | None,
+    page: Page | None,
+    progress: Progress,
 ) -> ScanResult:
     """Measure each layer as it is captured; no layer is kept."""
     profiles: list[LayerProfile] = []
@@ -127,16 +127,18 @@ def _scan(
         profiles.append(profiled)
         wrong = _what_is_wrong(layer)
         found.extend(wrong)
+        if page is not None:
+            page.layer(layer)
         if pictures is not None and not wrong:
             pictures.layer(layer, HeadProfile([profiled]).classify())
 
     try:
-        extractor = AttentionExtractor(subject.model, _layers(layers), on_layer=measure)
+        extractor = AttentionExtractor(subject.model, layers_of(layers), on_layer=measure)
     except ValueError as error:
         raise CommandError(f"--{error}") from None
     try:
         with extractor:
-            _call(subject)
+            call_model(subject)
     except CaptureError as error:
         raise CommandError(str(error)) from error
     except ValueError as error:
@@ -145,20 +147,6 @@ def _scan(
     found += [] if found else invalid_heads(profile)
     labels = profile.classify()
     return ScanResult(subject.name, subject.tokens, profile, labels, subject.note, found)
-
-
-def _call(subject: Subject) -> None:
-    """Run the model; what it raises is told apart from what capturing it raises."""
-    try:
-        with torch.no_grad():
-            subject.model(*subject.args, **subject.kwargs)
-    except (CaptureError, CommandError):
-        raise
-    except Exception as error:
-        raise CommandError(
-            f"{subject.name} failed on this prompt: {described(error, place=True)}. A factory "
-            "that returns (model, inputs) can pass whatever the model needs"
-        ) from error
 
 
 def _what_is_wrong(layer: LayerAttention) -> list[str]:
@@ -210,29 +198,3 @@ def _folder(args: argparse.Namespace) -> Path | None:
     except OSError as error:
         raise CommandError(f"--out: cannot make the folder {name}: {error.strerror}") from None
     return folder
-
-
-def _ids(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    words = text.replace(",", " ").split()
-    try:
-        ids = tuple(int(word) for word in words)
-    except ValueError:
-        ids = ()
-    if not ids:
-        raise CommandError(f"--tokens: {text!r}; expected token ids such as '1 2 3'")
-    return ids
-
-
-def _layers(names: list[str] | None) -> list[int | str] | None:
-    if names is None:
-        return None
-    return [int(name) if name.lstrip("-").isdigit() else name for name in names]
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return number

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from attncheck.capture import load_huggingface
 from attncheck.cli.problem import CommandError, described
+from attncheck.errors import CaptureError
 from attncheck.models import encode, load_tiny_model, repeated_tokens, tokens_of
 
-__all__ = ["Request", "Subject", "asks_the_hub", "load_subject"]
+__all__ = ["Request", "Subject", "asks_the_hub", "call_model", "load_subject"]
 
 FACTORY: Final = re.compile(r"[\w.]+:[\w.]+")
 OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -86,6 +87,20 @@ def asks_the_hub(name: str | None) -> bool:
     local = name is None or FACTORY.fullmatch(name) or Path(name).exists()
     offline = any(os.environ.get(v, "").upper() in TRUE for v in OFFLINE)
     return not (local or offline)
+
+
+def call_model(subject: Subject) -> None:
+    """Run the model; what it raises is told apart from what capturing it raises."""
+    try:
+        with torch.no_grad():
+            subject.model(*subject.args, **subject.kwargs)
+    except (CaptureError, CommandError):
+        raise
+    except Exception as error:
+        raise CommandError(
+            f"{subject.name} failed on this prompt: {described(error, place=True)}. A factory "
+            "that returns (model, inputs) can pass whatever the model needs"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

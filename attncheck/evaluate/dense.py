@@ -52,7 +52,7 @@ def profile_layer(
         kind=layer.kind,
         backend=layer.backend,
         causal=layer.causal,
-        dtype=str(layer.weights.dtype).removeprefix("torch."),
+        dtype=layer.dtype_name,
         heads=layer.heads,
         n_kv_heads=layer.n_key_value_heads,
         sums=sums,

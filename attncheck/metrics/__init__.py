@@ -3,6 +3,7 @@
 from attncheck.metrics.catalogue import METRICS
 from attncheck.metrics.flow import attention_flow
 from attncheck.metrics.metric import Metric, measure_layer
+from attncheck.metrics.paired import HeadDistance, paired_distance
 from attncheck.metrics.rollout import attention_rollout
 from attncheck.metrics.rows import row_measures
 from attncheck.metrics.similarity import (
@@ -15,6 +16,7 @@ from attncheck.metrics.statistics import compute_attention_statistics
 
 __all__ = [
     "METRICS",
+    "HeadDistance",
     "HeadRedundancy",
     "HeadSimilarity",
     "Metric",
@@ -24,5 +26,6 @@ __all__ = [
     "head_redundancy",
     "head_similarity",
     "measure_layer",
+    "paired_distance",
     "row_measures",
 ]

@@ -192,12 +192,12 @@ def _pairwise(layers: Sequence[LayerAttention]) -> Array:
 def _add_pairs(rows: Tensor, valid: Tensor, total: Array) -> None:
     """Add the divergence of every pair of heads, ``rows`` being ``(head, row, key)``."""
     heads = rows.shape[0]
-    entropy = _entropy(rows)
+    entropy = row_entropy(rows)
     at_once = max(1, PAIR_WEIGHTS.get(rows.device.type, 1 << 17) // rows[0].numel())
     for one in range(heads - 1):
         for start in range(one + 1, heads, at_once):
             others = slice(start, min(start + at_once, heads))
-            middle = _entropy((rows[others] + rows[one]).mul_(0.5))
+            middle = row_entropy((rows[others] + rows[one]).mul_(0.5))
             divergence = middle - (entropy[others] + entropy[one]) / 2
             shared = valid[others] & valid[one]
             found = divergence.masked_fill(~shared, 0).sum(-1).cpu().numpy()
@@ -205,7 +205,7 @@ def _add_pairs(rows: Tensor, valid: Tensor, total: Array) -> None:
             total[others, one] += found
 
 
-def _entropy(rows: Tensor) -> Tensor:
+def row_entropy(rows: Tensor) -> Tensor:
     """Entropy in nats, float64. A zero adds exactly 0: only its logarithm is kept finite."""
     tiny = torch.finfo(rows.dtype).tiny
     return -rows.clamp_min(tiny).log_().mul_(rows).sum(-1).double()
@@ -223,7 +223,9 @@ def _rows_of_all_heads(layers: Sequence[LayerAttention]) -> Iterator[tuple[Tenso
         for start in range(0, first.n_query, step):
             queries = slice(start, start + step)
             rows = [
-                _distribution(layer, seen[batch, :, queries], ok[batch, :, queries], batch, queries)
+                distribution_rows(
+                    layer, seen[batch, :, queries], ok[batch, :, queries], batch, queries
+                )
                 for layer, seen, ok in zip(layers, visible, valid, strict=True)
             ]
             dtype = max((part.dtype for part in rows), key=lambda held: held.itemsize)
@@ -234,7 +236,7 @@ def _rows_of_all_heads(layers: Sequence[LayerAttention]) -> Iterator[tuple[Tenso
             )
 
 
-def _distribution(
+def distribution_rows(
     layer: LayerAttention, visible: Tensor, valid: Tensor, batch: int, queries: slice
 ) -> Tensor:
     """Rows over visible keys, and the learned sink if any, that sum to exactly 1."""

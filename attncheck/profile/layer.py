@@ -46,7 +46,7 @@ class LayerProfile:
         kind: ``"self"``, ``"cross"`` or ``"unknown"``.
         backend: What computed the attention.
         causal: Whether queries saw no later key.
-        dtype: Of the weights, such as ``"float32"``.
+        dtype: The coarser of what the model computed in and of the weights, ``"float32"``.
         heads: The model's numbers of the heads.
         n_kv_heads: Heads of key and value.
         sums: Sum over rows by metric, each ``(head,)``, float64.
@@ -73,6 +73,12 @@ class LayerProfile:
     def n_heads(self) -> int:
         """Number of heads held."""
         return len(self.heads)
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Heads whose weights were all numbers, ``(head,)``."""
+        sums = np.stack([*self.sums.values(), np.zeros(self.n_heads)])
+        return np.asarray(np.isfinite(sums).all(0) & self.evidence.finite)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -9,21 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["SCHEMA", "plain", "read_json", "require_schema", "write_json"]
+__all__ = ["SCHEMA", "plain", "read_json", "require_schema", "write_json", "write_text"]
 
 SCHEMA: Final = "attncheck.profile.1"
 
 
 def write_json(described: Mapping[str, Any], path: Path) -> Path:
     """Write to ``path``, making missing folders; a crash half-way leaves what was there before."""
-    text = json.dumps(described, allow_nan=False, separators=(",", ":"))
+    return write_text(json.dumps(described, allow_nan=False, separators=(",", ":")) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write a file whole or not at all: to a part beside it first, and then in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return path
 
 

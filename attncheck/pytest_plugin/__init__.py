@@ -13,11 +13,15 @@ from attncheck.pytest_plugin.options import (
     pytest_configure,
     pytest_report_header,
 )
+from attncheck.pytest_plugin.regression import head_regression
+from attncheck.pytest_plugin.report import attention_report
 
 __all__ = [
     "attention_device",
     "attention_extractor",
     "attention_pattern",
+    "attention_report",
+    "head_regression",
     "pytest_addoption",
     "pytest_configure",
     "pytest_generate_tests",

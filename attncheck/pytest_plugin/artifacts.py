@@ -6,6 +6,8 @@ used: a property test that fails while it searches and shrinks writes once.
 
 from __future__ import annotations
 
+import base64
+import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from attncheck.pytest_plugin.options import artifacts_folder, max_artifacts
 if TYPE_CHECKING:
     from attncheck.checks.finding import Finding
 
-__all__ = ["pytest_runtest_makereport"]
+__all__ = ["failures_in", "pytest_runtest_makereport"]
 
 WRITTEN = pytest.StashKey[dict[str, int]]()
 """How many findings each node id has written in this process: a test may fail again in its teardown
@@ -34,25 +36,27 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is None:
         return report
-    failures = [error for error in _failures(call.excinfo.value) if _is_finding(error.finding)]
+    failures = list(failures_in(call.excinfo.value))
     if report.failed:
         findings = [failure.finding for failure in failures]
         for finding in findings:
             _show(report, finding)
         if findings:
             _write(item, report, findings)
+            _attach(item, report, findings)
     for failure in failures:
         failure.finding = replace(failure.finding, evidence=None)
     return report
 
 
-def _failures(error: BaseException) -> Iterator[CheckFailure]:
-    """Find the check failures in an exception, or in a group of them."""
+def failures_in(error: BaseException) -> Iterator[CheckFailure]:
+    """Find the check failures with a finding of ours in an exception, or in a group of them."""
     if isinstance(error, CheckFailure):
-        yield error
+        if _is_finding(error.finding):
+            yield error
     elif isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _failures(inner)
+            yield from failures_in(inner)
 
 
 def _is_finding(held: object) -> bool:
@@ -96,6 +100,28 @@ def _write(item: pytest.Item, report: pytest.TestReport, findings: list[Finding]
     report.sections.append(("attncheck artifacts", shown))
     if not before:
         item.user_properties.append(("attncheck_artifacts", str(paths[0].parent)))
+
+
+def _attach(item: pytest.Item, report: pytest.TestReport, findings: list[Finding]) -> None:
+    """Give the pictures to pytest-html, where it is in use; text only, so that it crosses xdist."""
+    if not item.config.pluginmanager.hasplugin("html") or not _html_wanted(item.config):
+        return
+    from pytest_html import extras
+
+    from attncheck.pytest_plugin.panels import draw_evidence
+
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for finding in findings:
+            if finding.evidence is not None:
+                path = draw_evidence(finding.evidence, finding.verdict, Path(folder, "head.png"))
+                content = base64.b64encode(path.read_bytes()).decode("ascii")
+                pictures.append(extras.png(content, name=finding.evidence.head))
+    report.extras = [*getattr(report, "extras", []), *pictures]  # type: ignore[attr-defined]
+
+
+def _html_wanted(config: pytest.Config) -> bool:
+    return bool(config.getoption("htmlpath", None))
 
 
 def _relative(path: Path, start: Path) -> str:

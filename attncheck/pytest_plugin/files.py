@@ -83,6 +83,8 @@ def _numbers(path: Path, evidence: Evidence) -> Path:
         "query_start": evidence.query_start,
         "key_start": evidence.key_start,
     }
+    if evidence.expected is not None:
+        arrays["expected"] = evidence.expected
     if evidence.tokens is not None:
         arrays["tokens"] = np.array([str(token) for token in evidence.tokens])
     np.savez_compressed(path, **arrays)
@@ -90,23 +92,8 @@ def _numbers(path: Path, evidence: Evidence) -> Path:
 
 
 def _picture(own: Path, suffix: str, finding: Finding, evidence: Evidence) -> list[Path]:
-    """Draw the head, offending cells in red squares; matplotlib is loaded only here."""
-    from attncheck.plot.canvas import new_figure, save_figure
-    from attncheck.plot.cells import Cells
-    from attncheck.plot.heatmap import draw_cells
+    """Draw the head; matplotlib is loaded only here."""
+    from attncheck.pytest_plugin.panels import draw_evidence
 
-    weights = np.nan_to_num(evidence.weights.astype(np.float64), nan=0, posinf=1, neginf=0)
-    hidden = ~evidence.visible & ~evidence.offending & (weights == 0)
-    figure = new_figure((6, 5))
-    axes = figure.add_subplot()
-    cells = Cells(weights, hidden, query_block=1, key_block=1)
-    image = draw_cells(axes, cells, cmap="viridis", vmin=0, vmax=1)
-    queries, keys = np.nonzero(evidence.offending)
-    size = (250 / max(weights.shape)) ** 2
-    axes.scatter(keys, queries, s=size, marker="s", facecolors="none", edgecolors="red")
-    axes.set_title(f"{evidence.head}: {finding.verdict}", fontsize=10, parse_math=False)
-    axes.set_xlabel("key" + (f" - {evidence.key_start}" if evidence.key_start else ""))
-    axes.set_ylabel("query" + (f" - {evidence.query_start}" if evidence.query_start else ""))
-    figure.colorbar(image, ax=axes, label="attention weight")
     head = evidence.head.replace(" ", "_")
-    return [save_figure(figure, own / f"{head}{suffix}.png")]
+    return [draw_evidence(evidence, finding.verdict, own / f"{head}{suffix}.png")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from attncheck.pytest_plugin.options import device_word
+from attncheck.pytest_plugin.report import remember
 
 if TYPE_CHECKING:
     import torch
@@ -128,14 +129,20 @@ def attention_pattern(
 
 
 @pytest.fixture
-def attention_extractor() -> Iterator[Callable[..., AttentionExtractor]]:
-    """Factory of `AttentionExtractor`; what is still capturing when the test ends is closed."""
+def attention_extractor(
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[..., AttentionExtractor]]:
+    """Factory of `AttentionExtractor`; what is still capturing when the test ends is closed.
+
+    What it captured stands on the page of ``--attncheck-report``.
+    """
     from attncheck.capture import AttentionExtractor
 
     made: list[AttentionExtractor] = []
 
     def make(model: nn.Module, layers: Any = None, **options: Any) -> AttentionExtractor:
         made.append(AttentionExtractor(model, layers, **options))
+        remember(request.node, made[-1], type(model).__name__)
         return made[-1]
 
     yield make

@@ -8,6 +8,8 @@ from typing import Final
 
 import pytest
 
+from attncheck.pytest_plugin import report, update
+
 __all__ = [
     "artifacts_folder",
     "device_word",
@@ -43,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "How many failed tests of one process may write artifacts (default: 20).",
         default="20",
     )
+    update.add_options(parser, group)
+    report.add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
             "or auto"
         )
     max_artifacts(config)
+    update.configure(config)
+    report.configure(config)
     folder = artifacts_folder(config)
     if folder is not None:
         if folder.exists() and not folder.is_dir():

@@ -16,6 +16,9 @@ MOST_COLUMNS: Final = 32
 SHADES: Final = ("··", "░░", "▒▒", "▓▓", "██")
 """From the smallest visible weight to the largest, in quarters of the largest."""
 
+GAP: Final = 4
+"""Columns between two pictures."""
+
 MARK: Final = "!!"
 HIDDEN: Final = "  "
 
@@ -27,7 +30,8 @@ def draw(evidence: Evidence) -> str:
         evidence: The head.
 
     Returns:
-        At most 24 lines of 64 columns, and one that explains them.
+        At most 24 lines of 64 columns, and one that explains them. Where it is known what the
+        weights were before, both side by side, and the cells that moved are marked.
 
     Example:
         >>> import torch
@@ -38,22 +42,42 @@ def draw(evidence: Evidence) -> str:
         ▓▓▓▓
         ██ 0.75  !! breaks the rule
     """
-    weights = np.nan_to_num(np.abs(evidence.weights), nan=0, posinf=0, neginf=0)
+    weights = _sizes(evidence.weights)
     rows, columns = weights.shape
-    block = max(1, -(-rows // MOST_ROWS), -(-columns // MOST_COLUMNS))
+    most = MOST_COLUMNS if evidence.expected is None else MOST_COLUMNS // 2
+    block = max(1, -(-rows // MOST_ROWS), -(-columns // most))
     largest = float(weights.max(initial=0))
-    shares = _pool(weights, block) / (largest or 1)
     visible, bad = _pool(evidence.visible, block), _pool(evidence.offending, block)
-    lines = [
-        "".join(_cell(*cell) for cell in zip(*line, strict=True)).rstrip()
-        for line in zip(shares, visible, bad, strict=True)
-    ]
+    if evidence.expected is None:
+        lines = _lines(weights, block, largest, visible, bad)
+    else:
+        before = _sizes(evidence.expected)
+        largest = max(largest, float(before.max(initial=0)))
+        left = ["baseline", *_lines(before, block, largest, visible, np.zeros_like(bad))]
+        right = ["now", *_lines(weights, block, largest, visible, bad)]
+        width = max(len("baseline"), 2 * bad.shape[1]) + GAP
+        lines = [one.ljust(width) + other for one, other in zip(left, right, strict=True)]
     legend = [f"{SHADES[-1]} {largest:.2g}"]
-    legend += [f"{MARK} breaks the rule"] if bad.any() else []
+    said = "breaks the rule" if evidence.expected is None else "moved most"
+    legend += [f"{MARK} {said}"] if bad.any() else []
     legend += [f"one mark is {block} x {block} cells"] if block > 1 else []
     if evidence.query_start or evidence.key_start:
         legend.append(f"from query {evidence.query_start}, key {evidence.key_start}")
     return "\n".join([*lines, "  ".join(legend)])
+
+
+def _sizes(weights: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(np.nan_to_num(np.abs(weights), nan=0, posinf=0, neginf=0))
+
+
+def _lines(
+    weights: NDArray[Any], block: int, largest: float, visible: NDArray[Any], bad: NDArray[Any]
+) -> list[str]:
+    shares = _pool(weights, block) / (largest or 1)
+    return [
+        "".join(_cell(*cell) for cell in zip(*line, strict=True)).rstrip()
+        for line in zip(shares, visible, bad, strict=True)
+    ]
 
 
 def _cell(share: float, visible: bool, bad: bool) -> str:

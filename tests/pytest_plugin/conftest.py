@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
 import pytest
+from _pytest.pytester import SysModulesSnapshot
 
 INSTALLED = any(point.name == "attncheck" for point in entry_points(group="pytest11"))
 
 Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(autouse=True)
+def _modules_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Let a nested run drop the modules of its own folder only.
+
+    By default it drops whatever it was the first to import: the next run then has a second copy of
+    the package, whose classes are not those that the plugin of this process holds, and compiled
+    modules refuse to be loaded twice.
+    """
+    restore = SysModulesSnapshot.restore
+    temporary = str(tmp_path_factory.getbasetemp())
+
+    def keep(self: SysModulesSnapshot) -> None:
+        kept = {
+            name: module
+            for name, module in sys.modules.items()
+            if not str(getattr(module, "__file__", None) or temporary).startswith(temporary)
+        }
+        restore(self)
+        for name, module in kept.items():
+            sys.modules.setdefault(name, module)
+
+    monkeypatch.setattr(SysModulesSnapshot, "restore", keep)
 
 
 @pytest.fixture

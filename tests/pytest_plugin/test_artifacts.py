@@ -339,12 +339,12 @@ def test_whatever_breaks_in_writing_ends_no_run(run: Run, pytester: pytest.Pytes
 
         @pytest.fixture(autouse=True)
         def broken(monkeypatch):
-            import attncheck.plot.canvas as canvas
+            from attncheck.pytest_plugin import panels
 
             def save_figure(*args):
                 raise RuntimeError("no fonts")
 
-            canvas.save_figure = save_figure
+            monkeypatch.setattr(panels, "save_figure", save_figure)
         """
     )
     result = run(FAILING, "--attncheck-artifacts=out")

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "attncheck.checks")
+HEAVY = (
+    "torch",
+    "numpy",
+    "matplotlib",
+    "hypothesis",
+    "scipy",
+    "attncheck.checks",
+    "attncheck.regression",
+)
 
 REPORT = f"""
 import sys
@@ -37,7 +45,9 @@ def modules_after(folder: Path, test: str, *args: str) -> str:
     return next(line for line in ran.stdout.splitlines() if line.startswith("loaded:"))
 
 
-@pytest.mark.parametrize("args", [(), ("--attncheck-artifacts=here", "--attncheck-device=auto")])
+@pytest.mark.parametrize(
+    "args", [(), ("--attncheck-artifacts=here", "--attncheck-device=auto", "--attncheck-update")]
+)
 def test_a_run_that_uses_nothing_loads_nothing(tmp_path: Path, args: tuple[str, ...]) -> None:
     test = "def test_fails():\n    assert 1 == 2\n\ndef test_passes():\n    pass\n"
     assert modules_after(tmp_path, test, *args) == "loaded: []"

@@ -1,0 +1,185 @@
+"""`QueryKey`: what attention weights are made from, where the weights themselves are not held."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["QueryKey"]
+
+TENSORS: Final = ("query", "key", "bias", "mask", "rows", "sinks")
+
+
+@dataclass(frozen=True, eq=False)
+class QueryKey:
+    """Query and key of one layer, with all that its kernel did to their scores.
+
+    Weights follow from it, in this order, in float32 (float64 where query or key are)::
+
+        scores[b, h, i, j] = scale * query[b, h, i] . key[b, key_heads[h], j]
+        scores = softcap * tanh(scores / softcap)     where softcap is given
+        scores += bias                                where bias is given
+        scores = -inf                                 where causal and j > rows[i]
+        scores = -inf where a bool mask is False; scores += an additive mask
+        weights = softmax over j (and sinks[b, h, i], which is no key); a row of -inf is 0
+
+    `scores` and `weights` do this for any block of queries. Tensors are copies that nobody else
+    changes, detached, on one device. Axes given as "or 1" broadcast.
+
+    Attributes:
+        query: ``(batch or 1, head, query, size)``, in the kernel's dtype; the held heads and
+            queries only, after rotary embedding and the like.
+        key: ``(batch or 1, key-value head, key, size)``, in the kernel's dtype, heads not repeated
+            for the query heads that share them.
+        key_heads: ``(head,)``: for each query head held, its entry on axis 1 of `key`.
+        scale: Factor on the scores.
+        softcap: Bound of the scores, or None.
+        bias: ``(batch or 1, head or 1, query or 1, key)``, floating, finite or None; added to the
+            scores.
+        mask: ``(batch or 1, head or 1, query or 1, key)`` or None: bool (True = visible), or
+            floating and added (as given: ``-inf``, ``finfo.min`` or any finite value).
+        causal: The kernel hides keys with ``j > rows[i]``, beside what `mask` hides. Counted from
+            the first key (top-left), as ``scaled_dot_product_attention(is_causal=True)`` does.
+            `LayerAttention.causal` may be True without it: then `mask` says the same.
+        rows: ``(query,)``, int64: number of each held query in the call; None: 0, 1, 2, ...
+        sinks: ``(batch or 1, head, query or 1, 1)`` or None: score of a learned sink.
+        dtype: Of weights that are made; None: as computed.
+        lasting: A layer keeps this record, and makes weights anew whenever nobody holds them.
+            False: the weights take its place once they are made.
+
+    Example:
+        >>> record = QueryKey(torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 3, 4), (0, 0), 0.5)
+        >>> record.shape
+        (1, 2, 3, 3)
+        >>> record.weights()[0][0, 0, 0]
+        tensor([0.3333, 0.3333, 0.3333])
+    """
+
+    query: Tensor
+    key: Tensor
+    key_heads: tuple[int, ...]
+    scale: float
+    softcap: float | None = None
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    rows: Tensor | None = None
+    sinks: Tensor | None = None
+    dtype: torch.dtype | None = None
+    lasting: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(batch, head, query, key)`` of the weights."""
+        batch = max(self.query.shape[0], self.key.shape[0])
+        return batch, self.query.shape[1], self.query.shape[2], self.key.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are made."""
+        return self.query.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of query and key, and of a bias or mask that is not one for all heads."""
+        own = [part for part in (self.bias, self.mask) if part is not None and part.shape[1] > 1]
+        return sum(part.nbytes for part in (self.query, self.key, *own))
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """dtype of the scores: float32 at least."""
+        wider = torch.promote_types(self.query.dtype, self.key.dtype)
+        return torch.promote_types(wider, torch.float32)
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """dtype of weights that are made."""
+        return self.dtype or self.computed_in
+
+    def scores(self, queries: slice | Tensor | None = None) -> Tensor:
+        """Return what softmax runs over, ``(batch, head, chosen query, key)``; hidden is ``-inf``.
+
+        Args:
+            queries: Which of the held queries: a slice, or their numbers, int64. Default: all.
+        """
+        dtype = self.computed_in
+        query = self.query if queries is None else self.query[:, :, queries]
+        keys = self.key_of_heads().to(dtype)
+        scores = torch.matmul(query.to(dtype), keys.transpose(-1, -2)).mul_(self.scale)
+        if self.softcap is not None:
+            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.bias is not None:
+            scores = scores.add_(_of_rows(self.bias, queries))
+        if self.causal:
+            scores = scores.add_(self._future(queries, dtype))
+        if self.mask is None:
+            return scores
+        mask = _of_rows(self.mask, queries)
+        if mask.dtype == torch.bool:
+            return scores.masked_fill_(~mask, -math.inf)
+        return scores.add_(mask)
+
+    def weights(self, queries: slice | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return weights ``(batch, head, chosen query, key)`` and their sink mass.
+
+        Sink mass is ``(batch, head, chosen query)``, None without `sinks`. A row that sees no key
+        is all zero, as ``scaled_dot_product_attention`` has it.
+
+        Args:
+            queries: Which of the held queries: a slice, or their numbers, int64. Default: all.
+        """
+        scores = self.scores(queries)
+        if self.sinks is None:
+            weights = torch.softmax(scores, dim=-1)
+            if self.mask is not None and bool(weights[..., 0].isnan().any()):
+                weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0)
+            return weights.to(self.weights_dtype), None
+        sinks = _of_rows(self.sinks, queries).to(scores.dtype).expand(*scores.shape[:3], 1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)
+        sink_mass = weights[..., -1].to(self.weights_dtype, copy=True)
+        return weights[..., :-1].contiguous().to(self.weights_dtype), sink_mass
+
+    def key_of_heads(self) -> Tensor:
+        """Return the key that each query head reads, ``(batch or 1, head, key, size)``."""
+        if self.key_heads == tuple(range(self.key.shape[1])):
+            return self.key
+        if self.key.shape[1] == 1:
+            return self.key.expand(-1, len(self.key_heads), -1, -1)
+        return self.key[:, torch.tensor(self.key_heads, device=self.key.device)]
+
+    def to(
+        self,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> QueryKey:
+        """Return the record with its tensors on another device, or for weights of another dtype."""
+        moved: dict[str, Any] = {"dtype": dtype or self.dtype}
+        for name in TENSORS if device is not None else ():
+            tensor = getattr(self, name)
+            if tensor is not None:
+                moved[name] = tensor.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+    def _future(self, queries: slice | Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``-inf`` at keys behind the row's number, else 0: ``(chosen query, key)``."""
+        # Adding -inf to all heads costs a tenth of filling them by a mask.
+        n_query, n_key = self.query.shape[2], self.key.shape[2]
+        rows = self.rows
+        if rows is None:
+            rows = torch.arange(n_query, device=self.device)
+        rows = rows if queries is None else rows[queries]
+        hidden = torch.arange(n_key, device=self.device) > rows[:, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(
+            hidden, -math.inf
+        )
+
+
+def _of_rows(tensor: Tensor, queries: slice | Tensor | None) -> Tensor:
+    """Choose queries of a mask, a bias or sinks, unless one entry stands for all."""
+    return tensor if queries is None or tensor.shape[2] == 1 else tensor[:, :, queries]

@@ -1,0 +1,132 @@
+"""What a capture changes for a while, where several captures may want it at once.
+
+Captures nest, overlap, and run in several threads. The first one makes the change, the last one
+undoes it; in between, nobody puts back what another still needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import nn
+
+__all__ = ["called", "evaluating", "uncompiled"]
+
+COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
+"""Modules of torch without which nothing is compiled; flex attention compiles by itself."""
+
+
+class _Shared:
+    """A change to the process that lasts as long as anybody needs it."""
+
+    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._change = change
+        self._lock = threading.Lock()
+        self._users = 0
+        self._made = ExitStack()
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """Make the change, unless it is made; undo it when nobody needs it any more."""
+        with self._lock:
+            if not self._users:
+                self._made.enter_context(self._change())
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._made.close()
+
+
+Listener: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+"""Hears of a module that is called, with its arguments."""
+
+_LISTENERS: list[Listener] = []
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Tell the listeners of every call of a module.
+
+    Not by hooks: one on a module would go into every copy of it that is made meanwhile, and hooks
+    of all modules cost five times as much and make compiled ones warn.
+    """
+    original: Callable[..., Any] = nn.Module._call_impl
+
+    @functools.wraps(original)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for listen in _LISTENERS:
+            listen(self, args, kwargs)
+        return original(self, *args, **kwargs)
+
+    nn.Module._call_impl = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._call_impl = original  # type: ignore[method-assign]
+
+
+_CALLS: Final = _Shared(_heard)
+_EAGER: Final = _Shared(lambda: torch.compiler.set_stance("force_eager"))
+_MODES: Final[dict[int, tuple[int, nn.Module, bool]]] = {}
+"""By id: how many captures evaluate a module, the module, and whether it was training."""
+_LOCK: Final = threading.Lock()
+
+
+@contextmanager
+def called(modules: Iterable[nn.Module], listen: Listener) -> Iterator[None]:
+    """Tell of every call of a module, whatever thread makes it.
+
+    Args:
+        modules: Those among them that do not go the common way, since they were compiled in place
+            or have a way of their own, get a hook.
+        listen: Is told.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_CALLS.needed())
+        common = nn.Module._call_impl
+        for module in modules:
+            if type(module)._call_impl is not common or module._compiled_call_impl is not None:
+                handle = module.register_forward_pre_hook(listen, with_kwargs=True)
+                stack.callback(handle.remove)
+        _LISTENERS.append(listen)
+        stack.callback(_LISTENERS.remove, listen)
+        yield
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Run compiled code eagerly; without TorchDynamo in the process there is none."""
+    if not any(module in sys.modules for module in COMPILERS):
+        return nullcontext()
+    return _EAGER.needed()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards every submodule is in the mode it was in."""
+    modules = list(model.modules())
+    with _LOCK:
+        for module in modules:
+            users, _, mode = _MODES.get(id(module), (0, module, module.training))
+            _MODES[id(module)] = users + 1, module, mode
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        with _LOCK:
+            for module in modules:
+                users, _, mode = _MODES.pop(id(module))
+                if users > 1:
+                    _MODES[id(module)] = users - 1, module, mode
+                else:
+                    module.training = mode

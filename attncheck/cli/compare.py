@@ -1,0 +1,231 @@
+"""`attncheck compare`: which heads behave differently, and when they began to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from attncheck.cli import changes, trajectory
+from attncheck.cli.arguments import add_prompt, ids_of, layers_of
+from attncheck.cli.page import require_page, write_report
+from attncheck.cli.problem import CommandError
+from attncheck.cli.progress import Progress
+from attncheck.cli.sides import (
+    BACKENDS,
+    DTYPES,
+    Setting,
+    Side,
+    into_model,
+    is_state,
+    run_side,
+    saved_side,
+)
+from attncheck.cli.subject import Request, Subject, load_subject
+
+__all__ = ["add_parser", "run"]
+
+DESCRIPTION: Final = """\
+Compare the heads of two models, checkpoints, saved profiles, or of one model in
+two dtypes or backends, on the same inputs. A head has changed when it moved
+further than a measured allowance (see --atol), drifted when it moved further
+than rounding in its dtype can. "moved" is the share of its attention that lies
+elsewhere (mean total variation), where both sides hold weights.
+
+Given one folder of checkpoints, say what every head does at each of them."""
+
+EPILOG: Final = """\
+examples:
+  attncheck compare gpt2 ./finetuned --text "..."   two models on one prompt
+  attncheck compare gpt2 --dtype-b bfloat16         one model in two dtypes
+  attncheck compare gpt2 --backend-b eager          one model in two backends
+  attncheck compare old.json new.json               two saved profiles
+  attncheck compare a.pt b.pt --into my.models:make two state dicts, one model
+  attncheck compare runs/7/ --plot when.png         a folder of checkpoints
+
+exit codes: 0 no head changed, 1 some did, 2 nothing could be compared"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``compare`` to the commands."""
+    parser = commands.add_parser(
+        "compare",
+        help="say which heads differ between two models, dtypes or checkpoints",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "a",
+        nargs="?",
+        metavar="A",
+        help="Hugging Face name or folder, package.module:factory, saved profile (.json) or maps "
+        "(.safetensors), or a folder of checkpoints (default: the shipped model)",
+    )
+    parser.add_argument("b", nargs="?", metavar="B", help="the same (default: A)")
+    for side in "ab":
+        parser.add_argument(f"--dtype-{side}", choices=DTYPES, default="", help="run it in")
+        parser.add_argument(f"--backend-{side}", choices=BACKENDS, default="", help="compute it by")
+    parser.add_argument(
+        "--into", metavar="MODEL", help="A and B are state dicts (.safetensors, .pt) of this model"
+    )
+    add_prompt(parser)
+    parser.add_argument(
+        "--atol",
+        type=_share,
+        metavar="SHARE",
+        help="how far a head may move before it has changed (default: measured per measure, "
+        "0.015 of its attention)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 for heads that drifted, too"
+    )
+    parser.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the trajectory of a folder of checkpoints (png, svg)"
+    )
+    parser.add_argument("--all", action="store_true", help="list every head that moved")
+    parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    page = require_page(args.report) if args.report is not None else None
+    progress = Progress()
+    job = _Job(args, progress)
+    try:
+        with redirect_stdout(sys.stderr):  # what models print must not mix with the result
+            steps = job.checkpoints()
+            if steps is None:
+                result: Any = job.compare()
+            else:
+                result = trajectory.follow(steps, progress)
+            if args.plot is not None:
+                result.files.append(_plot(result, args.plot))
+            if page is not None:
+                progress.say("writing the page")
+                make = changes.page_of if steps is None else trajectory.page_of
+                result.files.append(write_report(page, make(result)))
+    finally:
+        progress.done()
+    module = changes if steps is None else trajectory
+    if args.json:
+        print(json.dumps(module.to_json(result), indent=2, allow_nan=False))
+    else:
+        print(module.render(result, every=args.all))
+    if steps is not None:
+        return 0
+    return int(_beyond(result, strict=args.strict))
+
+
+def _beyond(found: changes.Comparison, *, strict: bool) -> bool:
+    return found.judgement.verdict == "changed" or (strict and found.judgement.verdict == "drifted")
+
+
+@dataclass
+class _Job:
+    """What the arguments ask for, loaded step by step."""
+
+    args: argparse.Namespace
+    progress: Progress
+    first: Subject | None = None
+
+    def checkpoints(self) -> list[tuple[str, Callable[[], Side]]] | None:
+        """The checkpoints of a folder, each to be measured by a call; None: two sides."""
+        given = self.args.a
+        if given is None or self.args.b is not None or not Path(given).is_dir():
+            return None
+        found = trajectory.checkpoints_in(Path(given), states=self.args.into is not None)
+        if not found:
+            return None
+        for name in ("dtype_b", "backend_b"):
+            if getattr(self.args, name):
+                raise CommandError(
+                    f"--{name.replace('_', '-')}: {given} is a folder of checkpoints"
+                )
+        return [(name, partial(self.side, str(path), "a")) for name, path in found]
+
+    def compare(self) -> changes.Comparison:
+        """Measure both sides and judge."""
+        args = self.args
+        if args.plot is not None:
+            raise CommandError("--plot: draws a folder of checkpoints; use --report for two sides")
+        same = args.b is None or args.b == args.a
+        if same and (args.dtype_a, args.backend_a) == (args.dtype_b, args.backend_b):
+            raise CommandError(
+                "B: the same as A; name a second model or file, or pass --dtype-b or --backend-b"
+            )
+        a = self.side(args.a, "a")
+        b = self.side(args.a if args.b is None else args.b, "b", same=same)
+        self.progress.say("comparing")
+        try:
+            return changes.compare_sides(a, b, args.atol)
+        except ValueError as error:
+            raise CommandError(f"B: {str(error).removeprefix('other: ')}") from None
+
+    def side(self, name: str | None, which: str, *, same: bool = False) -> Side:
+        """Measure one side; a second model is called with the inputs of the first."""
+        args = self.args
+        setting = Setting(getattr(args, f"dtype_{which}"), getattr(args, f"backend_{which}"))
+        state = name is not None and args.into is not None and is_state(Path(name))
+        saved = None if name is None or state else saved_side(name)
+        if saved is not None:
+            if str(setting):
+                raise CommandError(f"--dtype-{which}, --backend-{which}: {name} is saved")
+            return saved
+        self.progress.say(f"running {name or 'the shipped model'}{setting}")
+        if args.into is not None and not state:
+            raise CommandError(f"{name}: no state dict (.safetensors, .pt) for --into {args.into}")
+        subject = self._subject(args.into if state else name, same=same or state)
+        if state:
+            subject = into_model(subject, Path(str(name)))
+        shown = str(name) if state else subject.name
+        return run_side(shown, subject, setting, layers_of(args.layers))
+
+    def _subject(self, name: str | None, *, same: bool) -> Subject:
+        if self.first is None:
+            args = self.args
+            request = Request(name, args.text, ids_of(args.tokens), args.max_tokens, args.device)
+            self.first = load_subject(request)
+            return self.first
+        if same:
+            return self.first
+        args = self.args
+        request = Request(name, args.text, ids_of(args.tokens), args.max_tokens, args.device)
+        other = load_subject(request)
+        note = other.note
+        if other.tokens != self.first.tokens:
+            note = "called with the inputs of A"
+        first = self.first
+        return replace(other, args=first.args, kwargs=first.kwargs, tokens=first.tokens, note=note)
+
+
+def _plot(found: Any, path: str) -> str:
+    from attncheck.plot.trajectory import plot_trajectory
+
+    if not path:
+        raise CommandError("--plot: empty; expected a file such as when.png")
+    try:
+        plot_trajectory(found.steps, found.profiles, labels=found.labels, save_path=path)
+    except OSError as error:
+        raise CommandError(f"--plot: cannot write {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CommandError(f"--plot: {error}") from None
+    return path
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up")
+    return value
