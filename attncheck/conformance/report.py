@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import Any, Final
 
 __all__ = ["ConformanceReport", "Failure", "Outcome", "render_failure"]
 
-ALSO: Final = "  alike     "
+WRAPPER: Final = TextWrapper(
+    width=98, initial_indent="  alike     ", subsequent_indent=" " * 12, break_on_hyphens=False
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class ConformanceReport:
             lines.append(f"\n{render_failure(alike[0])}")
             if alike[1:]:
                 also = ", ".join(failure.id for failure in alike[1:])
-                lines.append(fill(also, 96, initial_indent=ALSO, subsequent_indent=" " * len(ALSO)))
+                lines.append(WRAPPER.fill(also))
         for outcome in self.outcomes:
             if outcome.status == "unexpected pass":
                 lines.append(f"\n{outcome.id}: expected to fail ({outcome.note}), but passes")

@@ -184,7 +184,7 @@ tiled(
 tiled(
     "merge-all-masked-split",
     "merge",
-    "exp(-inf - -inf) when a split sees nothing",
+    "exp(-inf + inf) of an empty split",
     combine=_merge(lambda sums: (sums - sums.amin(0)).exp() / (sums - sums.amin(0)).exp().sum(0)),
 )
 tiled(
