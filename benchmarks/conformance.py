@@ -103,7 +103,7 @@ def kill_all(ledger: Ledger, effort: str, seeds: int) -> dict[str, Any]:
             for seed in range(seeds)
         }
         tried = {seed: found for seed, found in runs.items() if found is not None}
-        row["planted"] += 1
+        row["planted"] += bool(tried)  # those not run yet count as nothing
         row["killed"] += bool(tried) and all(tried.values())
         row["runs"] += len(tried)
         row["survivors"] += [f"{mutant.id}, seed {s}" for s, found in tried.items() if not found]
@@ -111,7 +111,7 @@ def kill_all(ledger: Ledger, effort: str, seeds: int) -> dict[str, Any]:
         row = families[f"extension {name}"]
         for function in wrong:
             found = ledger.run(f"{function.__name__}-quick", partial(_fails_one, function, name))
-            row["planted"] += 1
+            row["planted"] += found is not None
             row["killed"] += bool(found)
             row["runs"] += found is not None
             row["survivors"] += [function.__name__] if found is False else []
@@ -150,7 +150,8 @@ def alarms(ledger: Ledger, efforts: Mapping[str, int], share: tuple[int, int]) -
                 row["false alarms"] += found["false alarms"]
     for name, function in RIGHT.items():
         found = ledger.run(f"right-{name}", partial(_extension_alarms, function, name))
-        rows[f"extension {name}"] = {"seeds": {"quick": 1}, "false alarms": found or []}
+        seeds = {} if found is None else {"quick": 1}
+        rows[f"extension {name}"] = {"seeds": seeds, "false alarms": found or []}
     return rows
 
 
@@ -214,7 +215,7 @@ def passes_unseen(dtype: str) -> dict[str, float]:
         return attention
 
     kinds: dict[str, Callable[[float], Callable[..., Tensor]]] = {
-        "output times 1 + x": lambda x: planted(lambda c: None, lambda out: out * (1 + x)),
+        "output times 1 + x": lambda x: planted(lambda _: None, lambda out: out * (1 + x)),
         "scale times 1 + x": lambda x: planted(
             lambda c: setattr(c, "f", c.f * (1 + x)), lambda out: out
         ),

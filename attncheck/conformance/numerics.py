@@ -164,8 +164,8 @@ class _Run:
                 if tensor.dtype != torch.bool
             }
             mask = self.leaves.get("attn_mask", inputs.mask)
-            three = (self.leaves[name] for name in ("query", "key", "value"))
-            inputs = Inputs(*three, mask, inputs.flags)
+            query, key, value = (self.leaves[name] for name in ("query", "key", "value"))
+            inputs = Inputs(query, key, value, mask, inputs.flags)
         with torch.set_grad_enabled(grad):
             self.output, weights, scores = attend(inputs, dtype, rules)
         self.found = (self.output.detach(), weights.detach(), scores.detach())

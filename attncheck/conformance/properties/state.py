@@ -106,7 +106,7 @@ def output_own_memory(subject: Subject, case: Case) -> None:
     "state-calls-independent",
     "state",
     reason="buffers and caches kept between calls give one call the answer of another",
-    source="https://github.com/pytorch/pytorch/issues/116333; caches keyed by shape alone",
+    source="caches keyed by shape alone; " + PURE,
     cases=lambda plan: [
         *bases(3, 14, 40)(plan),
         *(
