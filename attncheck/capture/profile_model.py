@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
 
-from attncheck.attention import LayerAttention
+from attncheck.attention import LayerAttention, head_name
 from attncheck.attention.tokens import as_tokens
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.evaluate import profile_layer
@@ -29,6 +30,9 @@ def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: An
             delimiter). Default: the ``input_ids`` of the call. Layers over a sequence of another
             length, such as a decoder beside an encoder, do without.
         kwargs: For the model.
+
+    Warns:
+        UserWarning: Weights were NaN or infinite; see `HeadProfile.not_finite`.
 
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
@@ -57,4 +61,21 @@ def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: An
     extractor.watch(*args, **kwargs)
     if tokens is not None and unfit and len(unfit) == sum(p.kind != "cross" for p in profiles):
         raise unfit[0]
-    return HeadProfile(profiles)
+    profile = HeadProfile(profiles)
+    if profile.not_finite:
+        broken = profile.not_finite
+        warnings.warn(
+            f"NaN or infinite attention weights in {len(broken)} of {len(profile.heads())} heads, "
+            f"first {broken[0]} ({_layer_of(profile, broken[0])}): their measures are no numbers",
+            stacklevel=2,
+        )
+    return profile
+
+
+def _layer_of(profile: HeadProfile, head: str) -> str:
+    """Name of the layer that a head belongs to."""
+    return next(
+        layer.name
+        for layer in profile.layers
+        if head in (head_name(layer.index, number) for number in layer.heads)
+    )
