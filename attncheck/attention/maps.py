@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from attncheck.attention.held import SinkMass, Weights, held_by, state_of
+from attncheck.attention.held import SinkMass, Weights, held_by, held_fields, state_of
 from attncheck.attention.query_key import QueryKey
 from attncheck.tolerances import TOLERANCES, tolerance_for
 
@@ -101,6 +101,10 @@ class LayerAttention:
     def held(self) -> Tensor | QueryKey:
         """The weights, or what they are to be made from; makes none."""
         return held_by(self)
+
+    def changed(self, **changes: Any) -> LayerAttention:
+        """Return the layer with other fields, as `dataclasses.replace`, but make no weights."""
+        return replace(self, **{**held_fields(self), **changes})
 
     @property
     def query_key(self) -> QueryKey | None:
@@ -285,8 +289,7 @@ class AttentionMaps(Sequence[Tensor]):
                 moved = layer.weights.to(*args, **kwargs)
             else:
                 moved = record.to(device, dtype)
-            return replace(
-                layer,
+            return layer.changed(
                 weights=moved,
                 mask=None if layer.mask is None else layer.mask.to(moved.device),
                 sink_mass=None if sink is None else sink.to(*args, **kwargs),
