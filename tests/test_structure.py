@@ -23,7 +23,7 @@ TIERS = (
     ("capture",),
     ("checks",),
     ("strategies",),
-    ("conformance",),
+    ("conformance", "model_checks"),
     ("plot", "regression"),
     ("report",),
     ("cli", "pytest_plugin"),
@@ -36,7 +36,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", 
 ONLY_IN = {
     "matplotlib": {"plot"},
     "hypothesis": {"strategies", "conformance"},
-    "pytest": {"pytest_plugin", "conformance"},
+    "pytest": {"pytest_plugin", "conformance", "model_checks"},
 }
 
 

@@ -158,9 +158,7 @@ class QueryKey:
         changed: dict[str, Any] = {name: move(t) for name, t in held.items() if t is not None}
         return replace(self, **changed)
 
-    def to(
-        self, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> QueryKey:
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> QueryKey:
         """Return the record with its tensors on another device, or for weights of another dtype."""
         moved = self if device is None else self.moved(lambda tensor: tensor.to(device))
         return replace(moved, dtype=dtype or self.dtype)

@@ -257,9 +257,7 @@ class Keeper:
             self._choices[key] = choose(choice, count, device, argument)
         return self._choices[key]
 
-    def _sighted(
-        self, layer: LayerAttention, seen: Visibility, heads: Chosen
-    ) -> LayerAttention:
+    def _sighted(self, layer: LayerAttention, seen: Visibility, heads: Chosen) -> LayerAttention:
         """Say which of a few queries are no padding, which only the others' view of them tells."""
         if not layer.queries or layer.mask is None or layer.mask.shape[2] == 1:
             return layer

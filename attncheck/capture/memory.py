@@ -101,9 +101,7 @@ class Budget:
             self._free = None if free is None else free + self._held
         return None if self._free is None else self._limit * self._free
 
-    def _refusal(
-        self, estimate: Estimate, total: int, allowed: float, device: torch.device
-    ) -> str:
+    def _refusal(self, estimate: Estimate, total: int, allowed: float, device: torch.device) -> str:
         count = self._layers + 1 + estimate.to_come
         axes = " x ".join(map(str, estimate.shape))
         dtype = str(estimate.dtype).removeprefix("torch.")

@@ -37,6 +37,9 @@ def profile_model(
             ``layer.query_key``, see `QueryKey`, needs no weights, and none are made.
         kwargs: For the model.
 
+    Warns:
+        UserWarning: Weights were NaN or infinite; see `HeadProfile.not_finite`.
+
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
         ValueError: ``tokens`` fit no layer.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from attncheck.attention import LayerAttention
+from attncheck.attention import LayerAttention, head_name
 from attncheck.attention.maps import Tokens
 from attncheck.attention.tokens import as_tokens
 from attncheck.evaluate import profile_layer
@@ -56,4 +57,22 @@ class Profiler:
         selves = sum(layer.kind != "cross" for layer in self._layers)
         if self._given is not None and self._unfit and len(self._unfit) == selves:
             raise self._unfit[0]
-        return HeadProfile(self._layers)
+        profile = HeadProfile(self._layers)
+        broken = profile.not_finite
+        if broken:
+            warnings.warn(
+                f"NaN or infinite attention weights in {len(broken)} of {len(profile.heads())} "
+                f"heads, first {broken[0]} ({_layer_of(profile, broken[0])}): their measures are "
+                "no numbers",
+                stacklevel=3,
+            )
+        return profile
+
+
+def _layer_of(profile: HeadProfile, head: str) -> str:
+    """Name of the layer that a head belongs to."""
+    return next(
+        layer.name
+        for layer in profile.layers
+        if head in (head_name(layer.index, number) for number in layer.heads)
+    )

@@ -100,7 +100,9 @@ def _search(rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tenso
     held = excess if bool(worth.all()) else excess[worth]
     spread = excess.square().sum(-1) / keys.clamp(min=1)
     causal = not bool(seen.triu(1 + seen.shape[-1] - seen.shape[-2]).any())
-    begin[worth] = find_segments(held.reshape(-1, *held.shape[-2:]), spread[worth], causal)
+    held = held.reshape(-1, *held.shape[-2:])
+    present = seen.any(-2).expand(begin.shape)[worth]
+    begin[worth] = find_segments(held, spread[worth], causal, present)
     return begin
 
 

@@ -21,6 +21,11 @@ SEARCHED: Final = ("offset", "local", "broadcast")
 Named = tuple[float, str, str]
 """Strength, pattern, kind."""
 
+Judged = tuple[str, float, tuple[PatternScore, ...], str]
+"""Label, margin, ranked scores, note."""
+
+NOT_FINITE: Final[Judged] = ("undetermined", 0.0, (), "NaN or infinite weights")
+
 
 def classify_evidence(
     evidence: Sequence[PatternEvidence], heads: Sequence[Sequence[int]], layers: Sequence[int]
@@ -42,14 +47,28 @@ def classify_evidence(
     """
     labels: list[HeadLabel] = []
     for held, numbers, layer in zip(evidence, heads, layers, strict=True):
-        components = find_components(held)
-        ranked = _rank(held, components)
-        shares = _explained(components, held.n_heads)
-        uneven, explained = _unevenness(held, shares), np.sum(shares, axis=0)
-        for index, head in enumerate(numbers):
-            name, margin, note = _decide(held, components, (uneven, explained), index)
-            labels.append(HeadLabel(layer, head, name, margin, ranked[index], note))
+        finite = held.finite
+        sound = held if finite.all() else held.select(np.flatnonzero(finite).tolist())
+        named = iter(_classify_layer(sound)) if sound.n_heads else iter(())
+        labels += [
+            HeadLabel(layer, head, *(next(named) if good else NOT_FINITE))
+            for head, good in zip(numbers, finite, strict=True)
+        ]
     return HeadLabels(labels)
+
+
+def _classify_layer(evidence: PatternEvidence) -> list[Judged]:
+    """Name every head of one layer."""
+    evidence = evidence.fitted()
+    components = find_components(evidence)
+    ranked = _rank(evidence, components)
+    shares = _explained(components, evidence.n_heads)
+    rest = _unevenness(evidence, shares), np.sum(shares, axis=0)
+    decided = [_decide(evidence, components, rest, head) for head in range(evidence.n_heads)]
+    return [
+        (name, margin, scores, note)
+        for (name, margin, note), scores in zip(decided, ranked, strict=True)
+    ]
 
 
 def _explained(components: list[Component], heads: int) -> list[Array]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attncheck.patterns.catalogue import PATTERNS, canonical_name
+from attncheck.patterns.reading import counted, flag, numbers, part, require_parts, squared
 from attncheck.patterns.search import best
 from attncheck.patterns.spans import Spans
 from attncheck.patterns.sums import Array, Lines, Sums, add, join, lift, pick, ratio
@@ -17,6 +19,13 @@ __all__ = ["PatternEvidence", "join_heads"]
 
 OFFSET_OF: Final = {"diagonal": 0, "previous_token": 1, "next_token": -1}
 """Patterns that are one diagonal, and which."""
+
+
+WAYS_OUT: Final = {
+    "tokens": "tokens: pass tokens=, strings or ids, one per key",
+    "delimiters": "delimiters: pass tokens= as strings, or tokens= as ids with delimiters=",
+}
+"""What to do about what a pattern requires."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +100,15 @@ class PatternEvidence:
             return self.positional and not (self.causal and entry.direction == "bidirectional")
         return entry.requires == "keys" or name in self.templates
 
+    def _lacking(self, name: str) -> str:
+        """Say what a pattern needs that is not there, and how to give it."""
+        entry = PATTERNS[name]
+        if entry.direction == "bidirectional" and self.causal and self.positional:
+            return "later keys, which causal attention does not see"
+        if not self.positional:
+            return "positions that queries and keys share: self-attention, every query or causal"
+        return WAYS_OUT[entry.requires]
+
     def sums(self, name: str) -> Sums:
         """Return the sums of a pattern; where a parameter is searched, those of the best one.
 
@@ -102,7 +120,7 @@ class PatternEvidence:
             raise ValueError(f"pattern: {name!r} is a verdict, it has no mass; use a pattern")
         if not self._knows(name):
             raise ValueError(
-                f"pattern: {name!r} cannot be scored here; it needs {PATTERNS[name].requires}. "
+                f"pattern: {name!r} cannot be scored here; it needs {self._lacking(name)}. "
                 f"Available: {', '.join(self.names)}"
             )
         if name in OFFSET_OF:
@@ -164,6 +182,20 @@ class PatternEvidence:
             beside=add(self.beside, other.beside),
         )
 
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Heads whose rows hold numbers; NaN or infinite weights make NaN of what they touch."""
+        return np.asarray(np.isfinite(self.square) & np.isfinite(self.entropy))
+
+    def fitted(self) -> PatternEvidence:
+        """Leave out lines that no sequence is long enough for: room that padding made."""
+        ahead, behind, keys = self.spans.reach
+        return replace(
+            self,
+            offsets=self.offsets.cropped(ahead, behind),
+            columns=self.columns.cropped(0, max(1, keys)),
+        )
+
     def select(self, heads: list[int]) -> PatternEvidence:
         """Return the evidence of some heads, in the order given."""
         return replace(
@@ -200,23 +232,39 @@ class PatternEvidence:
         """Read what `to_dict` returned.
 
         Raises:
-            ValueError: A field is missing.
+            ValueError: A field is missing, of another type or shape, or holds what cannot be.
         """
-        missing = [field.name for field in fields(cls) if field.name not in held]
-        if missing:
-            raise ValueError(f"held: not pattern evidence, it lacks {', '.join(missing)}")
-        plain = {name: np.asarray(held[name], dtype=np.float64) for name in PLAIN}
-        return cls(
+        what = "pattern evidence"
+        held = require_parts(held, tuple(field.name for field in fields(cls)), what)
+        heads = len(numbers(held["rows"], (None,), "rows"))
+        plain = {name: numbers(held[name], (heads,), name) for name in PLAIN}
+        for name in ("rows", "inverse", "capacity"):
+            counted(plain[name], name)
+        squared(plain["square"], "square")
+        templates, resting, beside = (part(held, n) for n in ("templates", "resting", "beside"))
+        unknown = set(templates) - set(PATTERNS)
+        if unknown or set(resting) != set(templates) - {"block"}:
+            raise ValueError(
+                f"held: templates are {sorted(templates)}, resting {sorted(resting)}; expected "
+                "patterns, and the same but for block"
+            )
+        evidence = cls(
             **plain,
-            positional=bool(held["positional"]),
-            causal=bool(held["causal"]),
-            spans=Spans.from_dict(held["spans"]),
-            offsets=Lines.from_dict(held["offsets"]),
-            columns=Lines.from_dict(held["columns"]),
-            templates={name: Sums.from_dict(sums) for name, sums in held["templates"].items()},
-            resting={name: Sums.from_dict(sums) for name, sums in held["resting"].items()},
-            beside=Sums.from_dict(held["beside"]),
+            positional=flag(held, "positional"),
+            causal=flag(held, "causal"),
+            spans=Spans.from_dict(held["spans"], heads),
+            offsets=Lines.from_dict(held["offsets"], heads, "offsets"),
+            columns=Lines.from_dict(held["columns"], heads, "columns"),
+            templates={name: Sums.from_dict(sums, heads, name) for name, sums in templates.items()},
+            resting={
+                name: Sums.from_dict(sums, heads, f"{name} resting")
+                for name, sums in resting.items()
+            },
+            beside=Sums.from_dict(beside, heads, "beside", counts=()),
         )
+        if evidence.positional != ("block" in templates) or not evidence.columns.mass.shape[1]:
+            raise ValueError("held: the blocks of attention without distances, or no columns")
+        return evidence
 
 
 PLAIN: Final = ("rows", "inverse", "square", "entropy", "capacity", "overlap")

@@ -103,8 +103,10 @@ def make_grid(
     device = layer.weights.device
     held = None if layer.kind == "cross" else _per_key(tokens, layer, "tokens")
     segments = _per_key(segment_ids, layer, "segment_ids")
-    if delimiters is not None and held is None and layer.kind != "cross":
-        raise ValueError("delimiters: a set of tokens says nothing without tokens=; pass both")
+    if delimiters is not None:
+        _as_delimiters(delimiters)
+        if held is None and layer.kind != "cross":
+            raise ValueError("delimiters: a set of tokens says nothing without tokens=; pass both")
     marks = None if held is None else is_delimiter(held, delimiters)
     return Grid(
         visible=layer.visible(),
@@ -154,6 +156,10 @@ def encode_tokens(rows: list[list[Any]]) -> Tensor:
 def is_delimiter(rows: list[list[Any]], delimiters: Collection[Any] | None = None) -> Tensor | None:
     """Mark the delimiters, ``(batch, key)``; None if nobody said which ids are delimiters.
 
+    Raises:
+        TypeError: ``delimiters`` is no collection of tokens.
+        ValueError: It is one string, or of another kind than the tokens.
+
     Example:
         >>> is_delimiter([["Hello", ",", "world", "."]]).tolist()
         [[False, True, False, True]]
@@ -162,12 +168,34 @@ def is_delimiter(rows: list[list[Any]], delimiters: Collection[Any] | None = Non
         if not all(isinstance(token, str) for row in rows for token in row):
             return None
         delimiters = DELIMITERS
-    wanted = set(delimiters)
+    wanted = _as_delimiters(delimiters)
+    kinds = {isinstance(token, str) for row in rows for token in row}
+    if wanted and kinds and kinds.isdisjoint(isinstance(token, str) for token in wanted):
+        words, ids = "strings", "ids"
+        have, given = (words, ids) if True in kinds else (ids, words)
+        raise ValueError(f"delimiters: are {given}, but tokens are {have}; pass both as {have}")
 
     def bare(token: Any) -> Any:
         return (token.lstrip(WORD_STARTS) or token) if isinstance(token, str) else token
 
     return torch.tensor([[token in wanted or bare(token) in wanted for token in r] for r in rows])
+
+
+def _as_delimiters(delimiters: Any) -> set[Any]:
+    """Return the tokens that count as delimiters."""
+    if isinstance(delimiters, str):
+        raise ValueError(
+            f"delimiters: got one string {delimiters[:20]!r}; expected a collection of tokens: "
+            f"pass [{delimiters[:20]!r}]"
+        )
+    listed = delimiters.tolist() if hasattr(delimiters, "tolist") else delimiters
+    try:
+        return set(listed)
+    except TypeError:
+        raise TypeError(
+            f"delimiters: got {delimiters!r:.40}; expected a collection of tokens, such as "
+            "['.', ','] or token ids"
+        ) from None
 
 
 def tokens_with_repeats(seq_len: int, period: int | None = None) -> list[int]:

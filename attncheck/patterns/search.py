@@ -21,7 +21,8 @@ NEAR = (-1, 0, 1)
 def significance(sums: Sums | Lines) -> Array:
     """Mass above chance in standard deviations of what shuffled rows would give."""
     excess = sums.mass - sums.chance
-    return excess / np.sqrt(np.maximum(sums.variance, 1e-12 * np.maximum(sums.rows, 1)))
+    with np.errstate(invalid="ignore"):  # infinite weights have no significance
+        return excess / np.sqrt(np.maximum(sums.variance, 1e-12 * np.maximum(sums.rows, 1)))
 
 
 def best(evidence: PatternEvidence, name: str) -> tuple[Sums, NDArray[np.int64]]:

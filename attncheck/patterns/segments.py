@@ -27,7 +27,9 @@ WORTH: Final = 0.05
 """Share of the mass that blocks on the grid must gain for a search at every position."""
 
 
-def find_segments(excess: Tensor, row_variance: Tensor, causal: bool = False) -> Tensor:
+def find_segments(
+    excess: Tensor, row_variance: Tensor, causal: bool = False, present: Tensor | None = None
+) -> Tensor:
     """Cut sequences into runs that keep their attention to themselves.
 
     Args:
@@ -35,6 +37,8 @@ def find_segments(excess: Tensor, row_variance: Tensor, causal: bool = False) ->
             the last positions of the keys.
         row_variance: Variance of a weight of each row under chance alone, ``(item, query)``.
         causal: Whether no query sees a later key.
+        present: Which keys anyone sees, bool ``(item, key)``; default: all. What is left out, such
+            as padding, belongs to whatever segment is near and moves no cut.
 
     Returns:
         Position at which each key's segment begins, ``(item, key)``.
@@ -44,20 +48,42 @@ def find_segments(excess: Tensor, row_variance: Tensor, causal: bool = False) ->
         >>> find_segments((blocks - 1 / 8)[None], torch.zeros(1, 8)).tolist()
         [[0, 0, 0, 3, 3, 3, 3, 3]]
     """
-    _, n_query, n_key = excess.shape
+    items, n_query, n_key = excess.shape
+    if present is None:
+        present = torch.ones(items, n_key, dtype=torch.bool, device=excess.device)
     step = max(1, n_key // CELLS)
-    begin, gain = _cut(excess, row_variance, causal, step)
+    if step > 1 and not bool(present[:, [0, -1]].all()):
+        return _without_padding(excess, row_variance, causal, present)
+    begin, gain = _cut(excess, row_variance, causal, present, step)
     again = gain > WORTH * n_query
     if step > 1 and bool(again.any()):
-        begin[again] = _cut(excess[again], row_variance[again], causal, 1)[0]
+        begin[again] = _cut(excess[again], row_variance[again], causal, present[again], 1)[0]
     return begin
 
 
-def _cut(excess: Tensor, row_variance: Tensor, causal: bool, step: int) -> tuple[Tensor, Tensor]:
+def _without_padding(excess: Tensor, row_variance: Tensor, causal: bool, present: Tensor) -> Tensor:
+    """Search sequences cut free of what nobody sees at their ends, so that the grid fits them."""
+    _, n_query, n_key = excess.shape
+    shift, seen = n_key - n_query, present.to(torch.uint8)
+    ends = torch.stack([seen.argmax(-1), n_key - seen.flip(-1).argmax(-1)], -1)
+    begin = torch.zeros(len(excess), n_key, dtype=torch.long, device=excess.device)
+    for first, last in sorted({(first, last) for first, last in ends.tolist()}):
+        items = (ends == torch.tensor([first, last], device=ends.device)).all(-1)
+        rows, keys = slice(max(0, first - shift), max(0, last - shift)), slice(first, last)
+        found = find_segments(
+            excess[items, rows, keys], row_variance[items, rows], causal, present[items, keys]
+        )
+        begin[items] = F.pad((found + first).double(), (first, n_key - last), "replicate").long()
+    return begin
+
+
+def _cut(
+    excess: Tensor, row_variance: Tensor, causal: bool, present: Tensor, step: int
+) -> tuple[Tensor, Tensor]:
     """Return where each key's segment begins, cut at every ``step``, and what the cuts gain."""
     items, _, n_key = excess.shape
     edges, sums, spread = _prefix_sums(excess, row_variance, step)
-    size = len(edges)
+    size, keys = len(edges), F.pad(present.cumsum(-1), (1, 0))[:, edges]
     flat = sums.flatten(1)
     place = torch.arange(size, device=excess.device).expand(items, -1)
     start, end = torch.zeros_like(place), torch.full_like(place, size - 1)
@@ -66,16 +92,16 @@ def _cut(excess: Tensor, row_variance: Tensor, causal: bool, step: int) -> tuple
     def at(row: Tensor, column: Tensor) -> Tensor:
         return flat.gather(1, row * size + column)
 
-    def noise(first: Tensor, last: Tensor) -> Tensor:
-        return spread.gather(1, last) - spread.gather(1, first)
+    def between(counted: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        return counted.gather(1, last) - counted.gather(1, first)
 
     for _ in range(min(thresholds.MAX_CUTS, n_key // thresholds.MIN_SEGMENT)):
-        before, after = edges[place] - edges[start], edges[end] - edges[place]
+        before, after = between(keys, start, place), between(keys, place, end)
         upper = at(place, end) - at(start, end) - at(place, place) + at(start, place)
         lower = at(end, place) - at(place, place) - at(end, start) + at(place, start)
-        variance = before * noise(place, end)
+        variance = before * between(spread, place, end)
         if not causal:
-            variance = variance + after * noise(start, place)
+            variance = variance + after * between(spread, start, place)
         gain = -(upper + lower)
         fits = torch.minimum(before, after) >= thresholds.MIN_SEGMENT
         gain = gain.masked_fill(~fits | (gain <= thresholds.CUT_NOISE * variance.sqrt() + 1e-9), 0)

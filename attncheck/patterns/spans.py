@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attncheck.patterns.reading import counted, numbers, require_parts
 from attncheck.patterns.sums import Array
 
 __all__ = ["Spans"]
+
+MOST: Final = 2**53
+"""Positions beyond this are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,14 @@ class Spans:
         """Number of sequences, ``(head,)``."""
         return np.asarray(self.count.sum(1))
 
+    @property
+    def reach(self) -> tuple[int, int, int]:
+        """How far queries lie before a key and how far from the first on, and how many keys are."""
+        if not len(self.bounds):
+            return 0, 0, 0
+        begin, end, keys = self.bounds.T
+        return max(0, int((keys - 1 - begin).max())), int(end.max()), int(keys.max())
+
     def merge(self, other: Spans) -> Spans:
         """Add the spans of the same heads from other sequences."""
         return _each_once(
@@ -101,11 +113,26 @@ class Spans:
         return {"bounds": self.bounds.tolist(), "count": self.count.tolist()}
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> Spans:
-        """Read what `to_dict` returned."""
-        bounds = np.asarray(held["bounds"], dtype=np.int64).reshape(-1, 3)
-        count = np.asarray(held["count"], dtype=np.float64)
-        return cls(bounds, count)
+    def from_dict(cls, held: Mapping[str, Any], heads: int) -> Spans:
+        """Read what `to_dict` returned.
+
+        Args:
+            held: Lists of numbers.
+            heads: Of how many heads they are.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        held = require_parts(held, ("bounds", "count"), "spans")
+        length = len(held["bounds"]) if isinstance(held["bounds"], list) else 0
+        bounds = numbers(held["bounds"], (length, 3), "bounds of spans")
+        begin, end, keys = bounds.T
+        if not ((bounds == bounds.round()) & (bounds < MOST)).all() or not (
+            ((begin <= end) & (end >= 1) & (keys >= 1) & (begin > -MOST)).all()
+        ):
+            raise ValueError("held: bounds of spans are no stretches of rows and keys")
+        count = numbers(held["count"], (heads, length), "count of spans")
+        return cls(bounds.astype(np.int64), counted(count, "count of spans"))
 
     @staticmethod
     def join(parts: Sequence[Spans]) -> Spans:

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from attncheck.patterns.reading import counted, numbers, require_parts, squared, unpack, whole
+
 __all__ = ["SUMS", "Array", "Lines", "Sums", "add", "join", "lift", "no_lines", "pick", "ratio"]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -18,6 +20,9 @@ Array: TypeAlias = NDArray[np.float64]
 Held = TypeVar("Held", "Sums", "Lines")
 
 SUMS: Final = ("mass", "chance", "rows", "variance")
+
+COUNTS: Final = ("chance", "rows")
+"""Those that follow from what rows see, whatever the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +47,27 @@ class Sums:
         return {name: getattr(self, name).tolist() for name in SUMS}
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> Sums:
-        """Read what `to_dict` returned."""
-        return cls(*(np.asarray(held[name], dtype=np.float64) for name in SUMS))
+    def from_dict(
+        cls,
+        held: Mapping[str, Any],
+        heads: int,
+        name: str,
+        counts: tuple[str, ...] = COUNTS,
+    ) -> Sums:
+        """Read what `to_dict` returned.
+
+        Args:
+            held: Lists of numbers.
+            heads: How many numbers each list has.
+            name: What messages call the sums.
+            counts: Which of them follow from counts alone.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        held = require_parts(held, SUMS, name)
+        read = {n: numbers(held[n], (heads,), f"{n} of {name}") for n in SUMS}
+        return cls(**_checked(read, counts, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +108,13 @@ class Lines:
         held = {n: np.pad(getattr(self, n), ((0, 0), (before, after))) for n in SUMS}
         return Lines(**held, zero=zero)
 
+    def cropped(self, ahead: int, behind: int) -> Lines:
+        """Return at most so many lines before number 0, and from it on."""
+        first = max(0, self.zero - ahead)
+        kept = slice(first, self.zero + behind)
+        held = {name: getattr(self, name)[:, kept] for name in SUMS}
+        return Lines(**held, zero=self.zero - first)
+
     def merge(self, other: Lines) -> Lines:
         """Add the lines of the same heads from other sequences, longer or shorter."""
         zero = max(self.zero, other.zero)
@@ -97,9 +127,25 @@ class Lines:
         return {"zero": self.zero, **packed}
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> Lines:
-        """Read what `to_dict` returned."""
-        return cls(**{name: _unpack(held[name]) for name in SUMS}, zero=int(held["zero"]))
+    def from_dict(cls, held: Mapping[str, Any], heads: int, name: str) -> Lines:
+        """Read what `to_dict` returned.
+
+        Args:
+            held: Packed numbers.
+            heads: Of how many heads they are.
+            name: What messages call the lines.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        held = require_parts(held, ("zero", *SUMS), name)
+        read = {n: unpack(held[n], heads, f"{n} of {name}") for n in SUMS}
+        _checked(read, COUNTS, name)
+        sizes = {array.shape[1] for array in read.values()}
+        zero = whole(held["zero"], f"zero of {name}")
+        if len(sizes) > 1 or zero > max(0, *sizes):
+            raise ValueError(f"held: {name} has {sorted(sizes)} lines, zero at {zero}")
+        return cls(**read, zero=zero)
 
 
 def no_lines(heads: int) -> Lines:
@@ -138,6 +184,14 @@ def ratio(top: Array, bottom: Array) -> Array:
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 
+def _checked(read: dict[str, Array], counts: tuple[str, ...], name: str) -> dict[str, Array]:
+    """Return sums that are possible: counts, sums of squares, and sums of any weights."""
+    for part in counts:
+        counted(read[part], f"{part} of {name}")
+    squared(read["variance"], f"variance of {name}")
+    return read
+
+
 def _pack(array: Array, short: bool) -> dict[str, Any]:
     """Pack ``(head, line)`` numbers for JSON: base64 of the compressed bytes.
 
@@ -153,11 +207,3 @@ def _pack(array: Array, short: bool) -> dict[str, Any]:
         "dtype": held.dtype.str,
         "base64": base64.b64encode(zlib.compress(planes, 6)).decode("ascii"),
     }
-
-
-def _unpack(packed: Mapping[str, Any]) -> Array:
-    dtype, (heads, size) = np.dtype(packed["dtype"]), packed["shape"]
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(packed["base64"])), dtype=np.uint8)
-    held = np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype)
-    rows = held.astype(np.float64).reshape(1 if packed["shared"] else heads, size)
-    return np.broadcast_to(rows, (heads, size)).copy()

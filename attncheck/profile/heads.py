@@ -65,6 +65,19 @@ class HeadProfile:
         """Name of each head, ``"L5H1"``, layer by layer."""
         return tuple(head_name(layer.index, head) for layer, head, _ in self._places())
 
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of the heads whose weights were NaN or infinite somewhere.
+
+        Their measures are NaN or infinite, and `classify` calls them ``undetermined``.
+        """
+        return tuple(
+            head_name(layer.index, head)
+            for layer in self.layers
+            for head, good in zip(layer.heads, layer.finite, strict=True)
+            if not good
+        )
+
     def __getitem__(self, measure: str) -> Array:
         table = np.full((len(self.layers), max(layer.n_heads for layer in self.layers)), np.nan)
         refused: list[KeyError] = []
@@ -82,8 +95,9 @@ class HeadProfile:
         rows = [max(int(held.max()) for held in layer.counts.values()) for layer in self.layers]
         span = str(rows[0]) if len(set(rows)) == 1 else f"{min(rows)} to {max(rows)}"
         dtypes = "/".join(sorted({layer.dtype for layer in self.layers}))
+        broken = f", {len(self.not_finite)} with NaN or infinity" if self.not_finite else ""
         return (
-            f"HeadProfile({_number(len(self.layers), 'layer')}, {_number(heads, 'head')}, "
+            f"HeadProfile({_number(len(self.layers), 'layer')}, {_number(heads, 'head')}{broken}, "
             f"{span} rows each, {dtypes})"
         )
 
@@ -101,6 +115,8 @@ class HeadProfile:
     def table(self, measures: Sequence[str] = SHOWN) -> str:
         """Return a plain-text table, one line a head; ``-`` where a head has no such value.
 
+        ``nan`` is what heads have whose weights held NaN.
+
         Raises:
             KeyError: No such measure.
         """
@@ -109,8 +125,9 @@ class HeadProfile:
         pairs = list(zip(measures, widths, strict=True))
         lines = [f"{'head':<7}" + "".join(f"  {measure:>{width}}" for measure, width in pairs)]
         for row, layer in enumerate(self.layers):
-            for place, head in enumerate(layer.heads):
-                cells = (_cell(columns[measure][row, place], width) for measure, width in pairs)
+            for place, (head, finite) in enumerate(zip(layer.heads, layer.finite, strict=True)):
+                empty = "-" if finite else "nan"
+                cells = (_cell(columns[m][row, place], width, empty) for m, width in pairs)
                 lines.append(f"{head_name(layer.index, head):<7}" + "".join(cells))
         return "\n".join(line.rstrip() for line in lines)
 
@@ -227,5 +244,5 @@ def _span(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
 
 
-def _cell(value: float, width: int) -> str:
-    return f"  {'-':>{width}}" if np.isnan(value) else f"  {value:>{width}.3f}"
+def _cell(value: float, width: int, empty: str) -> str:
+    return f"  {empty:>{width}}" if np.isnan(value) else f"  {value:>{width}.3f}"

@@ -75,6 +75,12 @@ class LayerProfile:
         return len(self.heads)
 
     @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Heads whose weights were all numbers, ``(head,)``."""
+        sums = np.stack([*self.sums.values(), np.zeros(self.n_heads)])
+        return np.asarray(np.isfinite(sums).all(0) & self.evidence.finite)
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """Names that `value` knows here: metrics, then patterns."""
         return (*self.sums, *self.evidence.names)

@@ -77,3 +77,24 @@ def test_one_layer_is_held_at_a_time() -> None:
 def test_a_failed_capture_is_no_profile() -> None:
     with pytest.raises(CaptureError, match="captured no attention"):
         profile_model(nn.Linear(16, 16), X)
+
+
+def test_nan_weights_are_told() -> None:
+    def broken(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = q.clone()
+        q[:, 1, 3] = float("nan")
+        return F.scaled_dot_product_attention(q, k, v)
+
+    model = nn.Sequential(stack(attend, 1), stack(broken, 1))
+    with pytest.warns(UserWarning, match="NaN or infinite attention weights in 1 of .*L1H1 \\(1"):
+        profile = profile_model(model, X)
+    assert profile.not_finite == ("L1H1",)
+    labels = profile.classify()
+    assert (labels["L1H1"].label, labels["L1H1"].note) == (
+        "undetermined",
+        "NaN or infinite weights",
+    )
+    assert "1 with NaN or infinity" in repr(profile)
+    lines = {line[:4]: line for line in profile.table().splitlines()}
+    assert lines["L1H1"].split()[1:] == ["nan"] * 5
+    assert "nan" not in lines["L1H0"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncheck import AttentionExtractor, CaptureError, LayerAttention
+from attncheck.capture.select import LayerSelection
 from tests.capture.reference import Heads, stack
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
@@ -153,3 +155,35 @@ def test_maps_inside_the_block_and_a_second_use() -> None:
             extractor.__enter__()
     assert len(extractor.maps) == 2
     assert len(extractor.get_attention(X)) == 1
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [np.int64(1), np.array(1), np.array([1]), [np.int32(1)], torch.tensor([1]), (1,), {1}],
+    ids=repr,
+)
+def test_integers_of_any_kind(model: Any, chosen: Any) -> None:
+    layers = AttentionExtractor(Run(model), chosen).get_attention(X).layers
+    assert [layer.index for layer in layers] == [1]
+    assert all(type(index) is int for index in LayerSelection(chosen, [])._indices)
+    heads = AttentionExtractor(Run(model), 0, heads=chosen).get_attention(X).layers[0].heads
+    assert heads == (1,)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [1.0, 1.5, True, np.True_, [True], [1.0], [0, None], np.array([1.0]), torch.tensor([True])],
+    ids=repr,
+)
+@pytest.mark.parametrize("argument", ["layers", "heads"])
+def test_what_is_no_integer_is_named_at_once(argument: str, chosen: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{argument}: .* is \w+; expected"):
+        AttentionExtractor(stack(attend), **{argument: chosen})
+
+
+@pytest.mark.parametrize("argument", ["layers", "heads"])
+def test_bounds_of_a_slice_are_integers(argument: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{argument}: 0.5 is float; expected whole bounds"):
+        AttentionExtractor(stack(attend), **{argument: slice(0.5, 2)})
+    span = slice(np.int64(1), None)
+    assert len(AttentionExtractor(stack(attend), **{argument: span}).get_attention(X)) > 0

@@ -7,11 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from attncheck.attention import AttentionMaps
-from attncheck.capture import AttentionExtractor
+from attncheck.capture import AttentionExtractor, profile_model
 from attncheck.evaluate import profile_attention
 from attncheck.patterns import classify_heads
 from attncheck.profile import HeadProfile
@@ -45,7 +46,8 @@ SENTENCES = (
 
 
 @pytest.fixture(scope="module")
-def captured() -> list[AttentionMaps]:
+def loaded() -> tuple[Any, Any]:
+    """Model and tokenizer."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
         from transformers import AutoModel, AutoTokenizer
@@ -53,13 +55,17 @@ def captured() -> list[AttentionMaps]:
         assert SPEC is not None
         assert SPEC.origin is not None
         folder = Path(SPEC.origin).parent / "model"
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModel.from_pretrained(folder).eval()
-        maps = []
-        for sentence in SENTENCES:
-            with AttentionExtractor(model) as extractor, torch.no_grad():
-                model(**tokenizer(sentence, return_tensors="pt"))
-            maps.append(extractor.maps)
+        return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def captured(loaded: tuple[Any, Any]) -> list[AttentionMaps]:
+    model, tokenizer = loaded
+    maps = []
+    for sentence in SENTENCES:
+        with AttentionExtractor(model) as extractor, torch.no_grad():
+            model(**tokenizer(sentence, return_tensors="pt"))
+        maps.append(extractor.maps)
     return maps
 
 
@@ -126,3 +132,24 @@ def test_broad_heads_are_all_in_the_first_layer(profile: HeadProfile) -> None:
     layers, _ = (profile["normalized_entropy"] > 0.85).nonzero()
     assert len(layers) == 6
     assert set(layers.tolist()) == {0}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_neither_labels_nor_measures(loaded: tuple[Any, Any], side: str) -> None:
+    model, tokenizer = loaded
+    for sentence in SENTENCES[:4]:
+        plain = tokenizer(sentence, return_tensors="pt")
+        length = plain["input_ids"].shape[1] + 13
+        padded = tokenizer(
+            sentence,
+            return_tensors="pt",
+            padding="max_length",
+            max_length=length,
+            padding_side=side,
+        )
+        positions = (padded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        alone = profile_model(model, **plain)
+        beside = profile_model(model, **padded, position_ids=positions)
+        assert beside.classify().array().tolist() == alone.classify().array().tolist()
+        for measure in alone.measures:
+            np.testing.assert_allclose(beside[measure], alone[measure], atol=2e-5, err_msg=measure)

@@ -181,14 +181,22 @@ def test_hidden_keys_are_left_out() -> None:
         evidence.mass("next_token")
     with pytest.raises(ValueError, match="is a verdict"):
         evidence.mass("mixed")
-    with pytest.raises(ValueError, match="needs tokens"):
+    with pytest.raises(ValueError, match="needs tokens: pass tokens=, strings or ids"):
         evidence.mass("induction")
+    with pytest.raises(ValueError, match="needs delimiters: pass tokens= as strings, or"):
+        evidence.mass("delimiter")
+    with pytest.raises(ValueError, match="needs later keys, which causal attention does not see"):
+        evidence.mass("next_token")
 
 
 def test_cross_attention_has_no_distances() -> None:
     layer = LayerAttention(torch.rand(1, 2, 5, 9).softmax(-1), kind="cross")
     evidence = collect_evidence(layer, TOKENS)
     assert evidence.names == ("first_token", "broadcast", "uniform")
+    with pytest.raises(ValueError, match="needs positions that queries and keys share"):
+        evidence.mass("diagonal")
+    with pytest.raises(ValueError, match="needs positions that queries and keys share"):
+        evidence.mass("induction")
 
 
 def test_wrong_lengths_are_named() -> None:
@@ -201,3 +209,21 @@ def test_wrong_lengths_are_named() -> None:
         collect_evidence(layer, "a sentence")
     with pytest.raises(ValueError, match="pass both"):
         collect_evidence(layer, delimiters=["."])
+
+
+def test_delimiters_are_a_collection_of_tokens() -> None:
+    layer, words = random_layer(0), list("ab.cd.ef.g")
+    with pytest.raises(TypeError, match="delimiters: got 3; expected a collection of tokens"):
+        collect_evidence(layer, words, delimiters=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one string 'ab'; .*: pass \['ab'\]"):
+        collect_evidence(layer, words, delimiters="ab")
+    with pytest.raises(ValueError, match="delimiters: are ids, but tokens are strings"):
+        collect_evidence(layer, words, delimiters=[3])
+    with pytest.raises(ValueError, match="delimiters: are strings, but tokens are ids"):
+        collect_evidence(layer, TOKENS, delimiters=["."])
+    with pytest.raises(TypeError, match="expected a collection"):
+        collect_evidence(layer, words, delimiters=[["."]])
+    as_tensor = collect_evidence(layer, TOKENS, delimiters=torch.tensor([4, 5]))  # type: ignore[arg-type]
+    listed = collect_evidence(layer, TOKENS, delimiters=[4, 5])
+    assert as_tensor.mass("delimiter").tolist() == listed.mass("delimiter").tolist()
+    assert as_tensor.mass("delimiter").max() > 0
