@@ -76,7 +76,7 @@ def test_calls_add_up() -> None:
     model(X)
     assert len(extractor.maps) == 4
     model(X)
-    with pytest.raises(CaptureError, match="5 layers of"):
+    with pytest.raises(CaptureError, match="6 layers of"):
         extractor.maps  # noqa: B018
     extractor.clear_hooks()
 

@@ -76,9 +76,7 @@ def test_rows_are_those_of_the_whole(attend: Any, choice: Any, rows: list[int], 
         seen = every.visible().expand(2, 4, N, N)[:, :, rows]
         assert layer.visible().expand_as(seen).equal(seen)
         assert layer.valid_rows().equal(every.valid_rows()[:, :, rows])
-        measured, expected = (
-            measure_layer(each, METRICS.values()) for each in (layer, every)
-        )
+        measured, expected = (measure_layer(each, METRICS.values()) for each in (layer, every))
         for name, (values, valid) in measured.items():
             if name == "sink_mass":  # its key is the first that any query held sees
                 continue
