@@ -125,7 +125,7 @@ def _tiny(request: Request) -> Subject:
         ids = torch.tensor([request.ids])
     ids, note = _fitted(ids, model.max_length, request)
     _require_vocabulary(ids, model.n_tokens)
-    tokens = [list(row) for row in tokens_of(ids)]
+    tokens: list[list[str | int]] = [list(row) for row in tokens_of(ids)]
     return Subject(TINY_NAME, model, (ids,), tokens=tokens, note=note, kind="decoder")
 
 

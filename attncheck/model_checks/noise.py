@@ -16,7 +16,7 @@ from attncheck.model_checks.subject import ModelSubject
 
 __all__ = ["TIMES", "NoiseFloor", "distance", "jiggling", "measure_noise", "noise_of"]
 
-TIMES: Final = 10
+TIMES: Final = 20
 """A difference counts from this many times the noise: other shapes round in other places."""
 
 ROUNDINGS: Final = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,8 @@ def test_items_have_names_and_factories_are_called_once() -> None:
     ]
     for item in marked.args[1]:
         made, check = item.values
-        try:
+        with contextlib.suppress(pytest.skip.Exception):
             check(made)
-        except pytest.skip.Exception as skipped:
-            assert "not applicable" in str(skipped)
     assert len(calls) == 1
 
 

@@ -175,7 +175,7 @@ def _maps(
 
 
 def _noise_of_maps(subject: ModelSubject) -> dict[tuple[str, int], float]:
-    """How far a row of each layer may move by rounding: ten times what one of the inputs does."""
+    """How far a row of each layer may move: a multiple of what a rounding of the inputs does."""
     base = _captured(subject, None)
     worst = dict.fromkeys(base, 0.0)
     for seed in range(4):
