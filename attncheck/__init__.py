@@ -13,7 +13,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "attncheck.errors": ("BaselineError", "CaptureError", "CheckFailure"),
+    "attncheck.errors": (
+        "BaselineError",
+        "CaptureError",
+        "CheckFailure",
+        "HeadAlertError",
+        "MonitorWarning",
+    ),
     "attncheck.tolerances": ("TOLERANCES", "tolerance_for"),
     "attncheck.attention": ("AttentionMaps", "LayerAttention", "as_attention"),
     "attncheck.patterns": (
@@ -39,6 +45,7 @@ _PUBLIC = {
         "extract_huggingface_attention",
         "profile_model",
     ),
+    "attncheck.monitor": ("HeadHistory", "HeadMonitor"),
     "attncheck.checks": (
         "CHECKS",
         "assert_attention_close",

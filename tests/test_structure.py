@@ -21,6 +21,7 @@ TIERS = (
     ("evaluate",),
     ("models",),
     ("capture",),
+    ("monitor",),
     ("checks",),
     ("strategies",),
     ("conformance", "model_checks"),
