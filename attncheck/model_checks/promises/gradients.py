@@ -24,6 +24,9 @@ from attncheck.model_checks.subject import ModelSubject, SubjectOptions
 
 __all__ = ["assert_gradients_flow", "attention_of", "judge_gradients"]
 
+CACHE: Final = 4
+"""Axes of a cache: batch, head, position, feature."""
+
 WORDS: Final = Words(
     check="gradients_flow",
     broken="no gradient",
@@ -97,9 +100,16 @@ def judge_gradients(subject: ModelSubject) -> Finding:
 
 
 def _gradients(subject: ModelSubject, parameters: list[Tensor]) -> list[Tensor | None]:
-    """Gradient of everything that the model returns, weighted at random."""
+    """Gradient of what the model returns, weighted at random: of all but caches, or what is judged.
+
+    A cache returns keys and values as they are, and would give them a gradient by itself.
+    """
     returned = call(subject, gradients=True)
-    found = [t for t in tensors_of(returned) if t.is_floating_point() and t.requires_grad]
+    if subject.reader.choice is None:
+        found = [t for t in tensors_of(returned) if t.is_floating_point() and t.ndim < CACHE]
+    else:
+        found = [subject.reader(returned, subject.batch, subject.length)]
+    found = [t for t in found if t.requires_grad]
     if not (found and parameters):
         return [None] * len(parameters)
     random = torch.Generator().manual_seed(0)
