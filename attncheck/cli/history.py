@@ -197,7 +197,7 @@ def _known(label: str) -> str:
 
 def _head(sample: HeadSample, place: int, ill: set[str]) -> Any:
     layer, number = _numbers(sample.heads[place])
-    scores = [
+    scores: list[list[Any]] = [
         [name, None, plain(held[place]), None, None, None]
         for name, held in sample.measures.items()
         if name in PATTERNS and math.isfinite(held[place])
