@@ -13,7 +13,9 @@ from attncheck.model_checks.subject import ModelSubject, Stream
 __all__ = ["other_content", "padded", "rows", "shortened"]
 
 
-def other_content(subject: ModelSubject, stream: Stream, where: Tensor) -> ModelSubject:
+def other_content(
+    subject: ModelSubject, stream: Stream, where: Tensor, *, special: bool = False
+) -> ModelSubject:
     """Replace what a sequence holds at some positions.
 
     Ids become other ids that the inputs hold too, and special ones stay; vectors become others of
@@ -23,6 +25,7 @@ def other_content(subject: ModelSubject, stream: Stream, where: Tensor) -> Model
         subject: The model and its inputs.
         stream: Which sequence.
         where: Bool ``(batch, position)``; for inputs without positions ``(batch, 1)``.
+        special: Replace special ids too, as at padding.
     """
     held: Tensor = subject.inputs[stream.name]
     where = where.to(held.device)
@@ -35,10 +38,12 @@ def other_content(subject: ModelSubject, stream: Stream, where: Tensor) -> Model
         return subject.having(
             **{stream.name: torch.where(spread, (mean + fresh * std).to(held.dtype), held)}
         )
-    return subject.having(**{stream.name: torch.where(where, _other_ids(subject, held), held)})
+    return subject.having(
+        **{stream.name: torch.where(where, _other_ids(subject, held, special), held)}
+    )
 
 
-def _other_ids(subject: ModelSubject, held: Tensor) -> Tensor:
+def _other_ids(subject: ModelSubject, held: Tensor, every: bool) -> Tensor:
     special = torch.tensor(sorted(subject.special_ids), dtype=held.dtype, device=held.device)
     pool = torch.unique(held)
     pool = pool[~torch.isin(pool, special)]
@@ -47,7 +52,7 @@ def _other_ids(subject: ModelSubject, held: Tensor) -> Tensor:
     place = torch.searchsorted(pool, held.contiguous()).clamp(max=len(pool) - 1)
     moved = pool[(place + 1 + len(pool) // 3) % len(pool)]
     moved = torch.where(moved == held, pool[(place + 1) % len(pool)], moved)
-    return torch.where(torch.isin(held, special), held, moved)
+    return moved if every else torch.where(torch.isin(held, special), held, moved)
 
 
 def rows(subject: ModelSubject, chosen: Sequence[int]) -> ModelSubject:

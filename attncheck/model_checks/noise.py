@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,9 +14,9 @@ from attncheck.model_checks.altering import rows
 from attncheck.model_checks.running import embeddings_of, output
 from attncheck.model_checks.subject import ModelSubject
 
-__all__ = ["NoiseFloor", "distance", "measure_noise", "noise_of"]
+__all__ = ["TIMES", "NoiseFloor", "distance", "jiggling", "measure_noise", "noise_of"]
 
-TIMES: Final = 10
+TIMES: Final = 20
 """A difference counts from this many times the noise: other shapes round in other places."""
 
 ROUNDINGS: Final = 16
@@ -101,8 +103,9 @@ def measure_noise(subject: ModelSubject, rounds: int = 2) -> NoiseFloor:
     )
 
 
-def _jiggled(subject: ModelSubject, seed: int) -> Tensor:
-    """Run the model with what enters it moved by one rounding, up or down at random."""
+@contextmanager
+def jiggling(subject: ModelSubject, seed: int) -> Iterator[ModelSubject]:
+    """Move what enters the model by one rounding, up or down at random."""
     random = torch.Generator().manual_seed(seed)
 
     def jiggle(held: Tensor) -> Tensor:
@@ -117,4 +120,9 @@ def _jiggled(subject: ModelSubject, seed: int) -> Tensor:
         if subject.inputs[s.name].is_floating_point()
     }
     with embeddings_of(subject, ids, jiggle):
-        return output(subject.having(**vectors))
+        yield subject.having(**vectors)
+
+
+def _jiggled(subject: ModelSubject, seed: int) -> Tensor:
+    with jiggling(subject, seed) as moved:
+        return output(moved)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-__all__ = ["OutputChoice", "OutputReader"]
+__all__ = ["OutputChoice", "OutputReader", "tensors_of"]
 
 OutputChoice = str | int | Callable[[Any], Tensor] | None
 """A key, an index, a function, or None: the first fitting tensor."""
@@ -52,7 +52,7 @@ class OutputReader:
             if not isinstance(held, Tensor):
                 raise ValueError(f"output: {self.choice!r} is no tensor in what the model returned")
             return held
-        found = [t for t in _tensors(returned) if t.is_floating_point() and t.ndim]
+        found = [t for t in tensors_of(returned) if t.is_floating_point() and t.ndim]
         follows = [t for t in found if t.ndim > 2 and tuple(t.shape[:2]) == (batch, length)]
         rows = [t for t in found if t.shape[0] == batch]
         if not (follows or rows):
@@ -63,14 +63,14 @@ class OutputReader:
         return (follows or rows)[0]
 
 
-def _tensors(returned: Any) -> Iterator[Tensor]:
+def tensors_of(returned: Any) -> Iterator[Tensor]:
     """Yield the tensors of an output, preferred ones first."""
     if isinstance(returned, Tensor):
         yield returned
     elif isinstance(returned, Mapping):
         keys = [key for key in PREFERRED if key in returned]
         for key in [*keys, *(key for key in returned if key not in keys)]:
-            yield from _tensors(returned[key])
+            yield from tensors_of(returned[key])
     elif isinstance(returned, tuple | list):
         for item in returned:
-            yield from _tensors(item)
+            yield from tensors_of(item)

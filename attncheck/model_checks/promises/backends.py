@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Unpack
@@ -9,13 +10,14 @@ from typing import Any, Final, Unpack
 import torch
 from torch import Tensor, nn
 
+from attncheck.capture import AttentionExtractor
 from attncheck.capture.backends import LayerDifference, compare_backends, unchanged_backend
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.errors import CaptureError
 from attncheck.model_checks.altering import padded, real_positions
 from attncheck.model_checks.conclude import Words, conclude
-from attncheck.model_checks.noise import distance, noise_of
+from attncheck.model_checks.noise import TIMES, distance, jiggling, noise_of
 from attncheck.model_checks.promises.future import variants
 from attncheck.model_checks.registry import register
 from attncheck.model_checks.running import call, output
@@ -157,17 +159,39 @@ def _maps(
         line = (str(error).splitlines() or [""])[0][:70]
         return [], [("maps", f"not compared{label}: {line}")]
     notes = []
-    first: LayerDifference | None = comparison.first
+    departing = [d for d in comparison.layers if d.departs]
+    if departing:
+        noise = _noise_of_maps(subject)
+        departing = [d for d in departing if d.mass_moved > noise.get((d.name, d.call), 0.0)]
+    first: LayerDifference | None = next(iter(departing), None)
     if first is not None:
         text = f"{first.name} departs first in {first.backend}{label}: "
         notes.append(("maps", f"{text}{first.mass_moved:.2g} of a row's mass moved"))
     if comparison.unpaired:
         return [], [*notes, ("maps", f"in one backend only: {comparison.unpaired[0]}")]
-    moved = torch.tensor([[d.mass_moved for d in comparison.layers]])
-    departs = torch.tensor([[d.departs for d in comparison.layers]])
+    moved = torch.tensor([[d.mass_moved if d in departing else 0.0 for d in comparison.layers]])
     what = f"maps in {', '.join(names[1:])} against {names[0]}{label}"
-    held = torch.where(departs, moved, 0.0)
-    return [Trial("maps", what, held, 0.0, held.numel(), axis="layer")], notes
+    return [Trial("maps", what, moved, 0.0, moved.numel(), axis="layer")], notes
+
+
+def _noise_of_maps(subject: ModelSubject) -> dict[tuple[str, int], float]:
+    """How far a row of each layer may move: a multiple of what a rounding of the inputs does."""
+    base = _captured(subject, None)
+    worst = dict.fromkeys(base, 0.0)
+    for seed in range(4):
+        for key, weights in _captured(subject, seed).items():
+            if key in base and base[key].shape == weights.shape:
+                gap = (base[key] - weights).abs().sum(-1).max()
+                worst[key] = max(worst[key], TIMES * float(gap) / 2)
+    return worst
+
+
+def _captured(subject: ModelSubject, seed: int | None) -> dict[tuple[str, int], Tensor]:
+    with contextlib.ExitStack() as stack:
+        if seed is not None:
+            subject = stack.enter_context(jiggling(subject, seed))
+        maps = AttentionExtractor(subject.model, strict=False).get_attention(**subject.inputs)
+    return {(h.name, h.call): h.weights.float().nan_to_num(0) for h in maps.layers}
 
 
 def _asked(subject: ModelSubject, label: str, extra: dict[str, Any]) -> Trial:

@@ -17,11 +17,15 @@ from attncheck.checks.finding import Finding, Offender
 from attncheck.checks.text import VERDICT
 from attncheck.errors import CaptureError
 from attncheck.model_checks.conclude import Words
+from attncheck.model_checks.outputs import tensors_of
 from attncheck.model_checks.registry import register
-from attncheck.model_checks.running import output, random_state
+from attncheck.model_checks.running import call, random_state
 from attncheck.model_checks.subject import ModelSubject, SubjectOptions
 
 __all__ = ["assert_gradients_flow", "attention_of", "judge_gradients"]
+
+CACHE: Final = 4
+"""Axes of a cache: batch, head, position, feature."""
 
 WORDS: Final = Words(
     check="gradients_flow",
@@ -78,19 +82,14 @@ def _applies(subject: ModelSubject) -> str:
 )
 def judge_gradients(subject: ModelSubject) -> Finding:
     """Find heads without gradient; arguments as `assert_gradients_flow`."""
-    layers = attention_of(subject)
+    # With one key, a softmax has nothing to choose, and query and key no gradient.
+    layers = [layer for layer in attention_of(subject) if layer.n_key > 1]
     projections = {
         id(p): (name, p, layer) for layer in layers for name, p in _owned(subject, layer)
     }
     chosen = [(name, p, layer) for name, p, layer in projections.values()]
     with _no_zeros(subject.model):
-        found = output(subject, gradients=True)
-        held: list[Tensor | None] = [None] * len(chosen)
-        if found.requires_grad and chosen:
-            random = torch.Generator().manual_seed(0)
-            weights = torch.randn(found.shape, generator=random, dtype=found.dtype)
-            total = (found.nan_to_num(0) * weights.to(found.device)).sum()
-            held = list(torch.autograd.grad(total, [p for _, p, _ in chosen], allow_unused=True))
+        held = _gradients(subject, [parameter for _, parameter, _ in chosen])
     offenders: list[Offender] = []
     blocks = 0
     for (name, parameter, layer), gradient in zip(chosen, held, strict=True):
@@ -98,6 +97,27 @@ def judge_gradients(subject: ModelSubject) -> Finding:
         blocks += count
         offenders += wrong
     return _finding(subject, offenders, blocks, len(layers))
+
+
+def _gradients(subject: ModelSubject, parameters: list[Tensor]) -> list[Tensor | None]:
+    """Gradient of what the model returns, weighted at random: of all but caches, or what is judged.
+
+    A cache returns keys and values as they are, and would give them a gradient by itself.
+    """
+    returned = call(subject, gradients=True)
+    if subject.reader.choice is None:
+        found = [t for t in tensors_of(returned) if t.is_floating_point() and t.ndim < CACHE]
+    else:
+        found = [subject.reader(returned, subject.batch, subject.length)]
+    found = [t for t in found if t.requires_grad]
+    if not (found and parameters):
+        return [None] * len(parameters)
+    random = torch.Generator().manual_seed(0)
+    total = torch.zeros((), device=found[0].device)
+    for held in found:
+        weights = torch.randn(held.shape, generator=random).to(held.device)
+        total = total + (held.float().nan_to_num(0) * weights).sum()
+    return list(torch.autograd.grad(total, parameters, allow_unused=True))
 
 
 def _finding(subject: ModelSubject, offenders: list[Offender], blocks: int, layers: int) -> Finding:
@@ -140,7 +160,7 @@ def attention_of(subject: ModelSubject) -> list[LayerAttention]:
 def _owned(subject: ModelSubject, layer: LayerAttention) -> Iterator[tuple[str, Tensor]]:
     """Weights of the projections in a module: matrices, no biases (a key's has none by theory)."""
     module = subject.model.get_submodule(layer.name)
-    scores = ("relative", "bias_table", "position", "norm", "sink", "gate", "dist")
+    scores = ("bias", "relative", "position", "norm", "sink", "gate", "dist")
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim == 2 and min(parameter.shape) > 1 and parameter.requires_grad
         if matrix and not any(word in name.lower() for word in scores):

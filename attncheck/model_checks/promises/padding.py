@@ -145,7 +145,7 @@ class _Padded:
 
     def perturbed(self) -> Trial:
         """Replace what padded positions hold."""
-        changed = other_content(self.padded, self.stream, self._where())
+        changed = other_content(self.padded, self.stream, self._where(), special=True)
         one, two = self.first(output(self.padded)), self.first(output(changed))
         moved = distance(self.real(one), self.real(two))
         return self.trial(

@@ -13,7 +13,9 @@ from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.model_checks.altering import other_content, shortened
 from attncheck.model_checks.conclude import Words, conclude
+from attncheck.model_checks.huggingface import text_config
 from attncheck.model_checks.noise import distance, noise_of
+from attncheck.model_checks.promises.gradients import attention_of
 from attncheck.model_checks.registry import register
 from attncheck.model_checks.running import call, input_gradient, output
 from attncheck.model_checks.subject import ModelSubject
@@ -82,6 +84,8 @@ def assert_segments_isolated(
 def _applies(subject: ModelSubject) -> str:
     if subject.segments is None:
         return "no argument of it tells documents apart"
+    if subject.huggingface and _has_other_mixers(subject):
+        return "it mixes tokens by other means than attention too"
     return "" if subject.is_sequence and subject.length > 3 else "fewer than 4 positions"
 
 
@@ -116,6 +120,13 @@ def judge_segments(subject: ModelSubject, segment_ids: Any = None) -> Finding:
         judged = int((~where).sum()) * packed.batch
         trials.append(Trial("gradient", what, moved, 0.0, judged, axis="input"))
     return conclude(subject, WORDS, trials, noise_of(subject), notes)
+
+
+def _has_other_mixers(subject: ModelSubject) -> bool:
+    """Whether some layers are no attention: state spaces read no packed positions."""
+    depth = getattr(text_config(subject.model), "num_hidden_layers", None)
+    held = {layer.name for layer in attention_of(subject) if layer.kind != "cross"}
+    return isinstance(depth, int) and len(held) < depth
 
 
 class _Document:
