@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from attncheck.attention import as_attention
 from attncheck.evaluate import profile_attention
 from attncheck.metrics import (
     METRICS,
+    Metric,
     compute_attention_statistics,
     head_similarity,
     measure_layer,
 )
-from attncheck.patterns import create_synthetic_attention
+from attncheck.patterns import classify_heads, collect_evidence, create_synthetic_attention
 from benchmarks._measure import (
     cuda_available,
     interleave,
@@ -38,6 +39,9 @@ from benchmarks._measure import (
 
 MODEL = (12, 12, 512)
 """Layers, heads, positions: a small language model, 144 heads."""
+
+SUM = "weights.sum()"
+"""One pass over memory, the least that any measure can cost."""
 
 Functions = dict[str, Callable[[], object]]
 
@@ -104,24 +108,35 @@ def compare(
         described[name] = {
             "median_s": median,
             "ratio_to_reference": ratio,
+            "ratio_to_sum": median_ratio(times, name, SUM) if SUM in times else None,
             "peak_bytes": peak or None,
         }
         memory = f"  peak {peak / 2**20:.0f} MiB" if peak else ""
-        print(f"  {name:<44}{median * 1e3:>12.3f} ms{ratio:>11.4f} x{memory}")
+        sums = f"{median_ratio(times, name, SUM):>8.1f} sums" if SUM in times else ""
+        print(f"  {name:<44}{median * 1e3:>12.3f} ms{ratio:>11.4f} x{sums}{memory}")
     return {"device": device, "reference": reference, "rounds": rounds, "functions": described}
 
 
 def model_functions(model: list[Tensor]) -> Functions:
     maps = as_attention(model)
+    unsorted = [metric for metric in METRICS.values() if not metric.sorts]
 
-    def measures() -> None:
+    def measure(metrics: Iterable[Metric]) -> None:
         for layer in maps.layers:
-            measure_layer(layer, METRICS.values())
+            measure_layer(layer, metrics)
+
+    def collect() -> None:
+        for layer in maps.layers:
+            collect_evidence(layer)
 
     return {
+        SUM: lambda: [layer.sum() for layer in model],
         "classic statistics, loop over heads": lambda: classic_loop(model),
         "compute_attention_statistics": lambda: compute_attention_statistics(model),
-        f"the {len(METRICS)} row measures": measures,
+        f"the {len(unsorted)} row measures that do not sort": lambda: measure(unsorted),
+        f"all {len(METRICS)} row measures, Gini with them": lambda: measure(METRICS.values()),
+        "pattern evidence": collect,
+        "classify_heads": lambda: classify_heads(model),
         "profile_attention (measures and patterns)": lambda: profile_attention(model),
         "head_similarity within layers": lambda: head_similarity(model, within_layers=True),
     }
