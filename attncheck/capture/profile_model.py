@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from attncheck.capture.extractor import AttentionExtractor
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
 
-__all__ = ["profile_model"]
+__all__ = ["measure_call", "not_finite_warning", "profile_model"]
 
 
 def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: Any) -> HeadProfile:
@@ -45,6 +46,16 @@ def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: An
         >>> profile["normalized_entropy"].shape  # (layer, head)
         (1, 2)
     """
+    profile = measure_call(model, args, kwargs, tokens)
+    if profile.not_finite:
+        warnings.warn(not_finite_warning(profile), stacklevel=2)
+    return profile
+
+
+def measure_call(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], tokens: Any
+) -> HeadProfile:
+    """Call a model once; see `profile_model`."""
     profiles: list[LayerProfile] = []
     unfit: list[ValueError] = []
 
@@ -61,15 +72,16 @@ def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: An
     extractor.watch(*args, **kwargs)
     if tokens is not None and unfit and len(unfit) == sum(p.kind != "cross" for p in profiles):
         raise unfit[0]
-    profile = HeadProfile(profiles)
-    if profile.not_finite:
-        broken = profile.not_finite
-        warnings.warn(
-            f"NaN or infinite attention weights in {len(broken)} of {len(profile.heads())} heads, "
-            f"first {broken[0]} ({_layer_of(profile, broken[0])}): their measures are no numbers",
-            stacklevel=2,
-        )
-    return profile
+    return HeadProfile(profiles)
+
+
+def not_finite_warning(profile: HeadProfile) -> str:
+    """Say which heads had NaN or infinite weights."""
+    broken = profile.not_finite
+    return (
+        f"NaN or infinite attention weights in {len(broken)} of {len(profile.heads())} heads, "
+        f"first {broken[0]} ({_layer_of(profile, broken[0])}): their measures are no numbers"
+    )
 
 
 def _layer_of(profile: HeadProfile, head: str) -> str:
