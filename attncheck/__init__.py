@@ -13,7 +13,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "attncheck.errors": ("BaselineError", "CaptureError", "CheckFailure"),
+    "attncheck.errors": (
+        "BaselineError",
+        "CaptureError",
+        "CheckFailure",
+        "HeadAlertError",
+        "MonitorWarning",
+    ),
     "attncheck.tolerances": ("TOLERANCES", "tolerance_for"),
     "attncheck.attention": ("AttentionMaps", "LayerAttention", "as_attention"),
     "attncheck.patterns": (
@@ -41,6 +47,7 @@ _PUBLIC = {
         "profile_dataset",
         "profile_model",
     ),
+    "attncheck.monitor": ("HeadHistory", "HeadMonitor"),
     "attncheck.checks": (
         "CHECKS",
         "assert_attention_close",
@@ -50,11 +57,27 @@ _PUBLIC = {
         "assert_mask_respected",
         "assert_pattern",
         "assert_row_stochastic",
-        "assert_segments_isolated",
         "assert_sink_mass",
         "assert_sliding_window",
     ),
     "attncheck.conformance": ("Capabilities", "check_attention", "parametrize_with_checks"),
+    "attncheck.model_checks": (
+        "ModelSubject",
+        "assert_backends_agree",
+        "assert_batch_invariant",
+        "assert_cache_consistent",
+        "assert_deterministic",
+        "assert_dropout_off_in_eval",
+        "assert_gradients_flow",
+        "assert_no_future_leakage",
+        "assert_padding_invariant",
+        "assert_permutation_equivariant",
+        "assert_position_sensitive",
+        "assert_segments_isolated",
+        "assert_window_respected",
+        "check_model",
+        "parametrize_with_model_checks",
+    ),
     "attncheck.plot": (
         "plot_attention_heatmap",
         "plot_head_map",

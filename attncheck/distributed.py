@@ -73,9 +73,9 @@ def gather_profiles(
     """
     if over not in OVER:
         raise ValueError(f"over: {over!r}; expected one of {', '.join(OVER)}")
-    held: _Held = profile
-    if not isinstance(profile, HeadProfile | None):
-        held = _Failure(f"profile: is {type(profile).__name__}; expected a HeadProfile or None")
+    held: Any = profile
+    if not isinstance(held, HeadProfile | None):
+        held = _Failure(f"profile: is {type(held).__name__}; expected a HeadProfile or None")
     return _gather(held, group, over, dst)
 
 

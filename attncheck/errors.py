@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BaselineError", "CaptureError", "CheckFailure"]
+__all__ = ["BaselineError", "CaptureError", "CheckFailure", "HeadAlertError", "MonitorWarning"]
 
 
 class CheckFailure(AssertionError):  # noqa: N818 - the name is the verdict a reader sees
@@ -46,6 +46,33 @@ class BaselineError(ValueError):
     """
 
 
+class HeadAlertError(RuntimeError):
+    """A head went wrong in training; only where a `HeadMonitor` was told to raise.
+
+    Args:
+        message: What happened, one line a head.
+        alerts: The `attncheck.monitor.HeadAlert` behind it.
+
+    Example:
+        >>> raise HeadAlertError("step 150, L1H0: max logit: scores reach 412, over 100")
+        Traceback (most recent call last):
+        attncheck.HeadAlertError: step 150, L1H0: max logit: scores reach 412, over 100
+    """
+
+    def __init__(self, message: str, alerts: Any = ()) -> None:
+        super().__init__(message)
+        self.alerts = tuple(alerts)
+
+
+class MonitorWarning(UserWarning):
+    """A head went wrong in training, or a `HeadMonitor` could not look.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", MonitorWarning)
+    """
+
+
 # Short names in tracebacks and summaries: `attncheck.CheckFailure`.
-for _error in (BaselineError, CheckFailure, CaptureError):
+for _error in (BaselineError, CheckFailure, CaptureError, HeadAlertError, MonitorWarning):
     _error.__module__ = "attncheck"

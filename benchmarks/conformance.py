@@ -1,17 +1,26 @@
 """The conformance battery judged: mutants killed, false alarms, time, and what the rule lets by.
 
-``python -m benchmarks.conformance [--quick]``. The exit code is 1 when a mutant survives, a correct
-implementation fails anything but its known failures, or the battery exceeds its time.
+``python -m benchmarks.conformance [--quick]``. Finished runs are kept in ``build/conformance``,
+under a fingerprint of the battery and of what it is tried on, so that an interrupted sweep goes on
+where it ended: ``--only alarms --minutes 8`` does some, and says so with exit code 3. The exit code
+is 1 when a mutant survives, a correct implementation fails anything but its known failures, or the
+battery exceeds its time.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -22,14 +31,50 @@ from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
 from attncheck.conformance.probe import probe
+from attncheck.conformance.properties.softmax import accuracy_bias
 from attncheck.conformance.subject import Subject, Violation
-from benchmarks._measure import write_results
+from benchmarks._measure import RESULTS, write_results
 from tests.conformance.extended import RIGHT, WRONG
 from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
 from tests.conformance.mutants import MUTANTS, Mutant
 
+SECTIONS: Final = ("errors", "times", "mutants", "alarms")
+DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
+NO_VERDICT: Final = ("report.py", "pytest_door.py", "reproduce.py", "diagnose.py", "mistakes.py")
 LIMITS = {"quick": 10.0, "default": 60.0}
 SLOW = ("flex_attention",)  # not compiled, it takes minutes for what others do in seconds
+
+
+class Ledger:
+    """Results of finished runs, on disk.
+
+    Args:
+        minutes: Time after which no further run is begun.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        root = Path(__file__).parents[1]
+        digest = hashlib.sha256()
+        for folder in ("attncheck/conformance", "tests/conformance"):
+            for path in sorted((root / folder).rglob("*.py")):
+                if path.name not in NO_VERDICT and not path.name.startswith("test_"):
+                    digest.update(path.read_bytes())
+        self.folder = root / "build" / "conformance" / digest.hexdigest()[:12]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.end = time.monotonic() + 60 * minutes
+        self.missing = 0
+
+    def run(self, key: str, work: Callable[[], Any]) -> Any:
+        """Return the result kept under a key, or of the work; None where no time is left."""
+        path = self.folder / f"{key.replace(' ', '-').replace('/', '-')}.json"
+        if not path.exists():
+            if time.monotonic() > self.end:
+                self.missing += 1
+                return None
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(work()))
+            part.replace(path)
+        return json.loads(path.read_text())
 
 
 def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
@@ -46,65 +91,95 @@ def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
     return ""
 
 
-def kill_all(effort: str) -> dict[str, Any]:
-    """Try all mutants; count by family."""
+def kill_all(ledger: Ledger, effort: str, seeds: int) -> dict[str, Any]:
+    """Try all mutants with some seeds; count by family. Killed is who dies with every seed."""
     families: dict[str, dict[str, Any]] = defaultdict(
-        lambda: {"planted": 0, "killed": 0, "survivors": [], "killers": {}}
+        lambda: {"planted": 0, "killed": 0, "runs": 0, "survivors": []}
     )
     for mutant in MUTANTS.values():
-        found = killer(mutant, effort)
         row = families[mutant.family]
-        row["planted"] += 1
-        row["killed"] += bool(found)
-        row["killers"][mutant.id] = found
-        if not found:
-            row["survivors"].append(mutant.id)
+        runs = {
+            seed: ledger.run(f"{mutant.id}-{effort}-{seed}", partial(killer, mutant, effort, seed))
+            for seed in range(seeds)
+        }
+        tried = {seed: found for seed, found in runs.items() if found is not None}
+        row["planted"] += bool(tried)  # those not run yet count as nothing
+        row["killed"] += bool(tried) and all(tried.values())
+        row["runs"] += len(tried)
+        row["survivors"] += [f"{mutant.id}, seed {s}" for s, found in tried.items() if not found]
     for name, wrong in WRONG.items():
         row = families[f"extension {name}"]
         for function in wrong:
-            report = check_attention(function, extension=name, effort="quick", raises=False)
-            row["planted"] += 1
-            row["killed"] += not report.passed
-            row["survivors"] += [function.__name__] if report.passed else []
+            found = ledger.run(f"{function.__name__}-quick", partial(_fails_one, function, name))
+            row["planted"] += found is not None
+            row["killed"] += bool(found)
+            row["runs"] += found is not None
+            row["survivors"] += [function.__name__] if found is False else []
     return dict(families)
 
 
-def alarms(effort: str, seeds: int) -> dict[str, Any]:
-    """Run the correct implementations; list failures that are not known."""
-    rows: dict[str, Any] = {}
-    for name, entry in IMPLEMENTATIONS.items():
-        false: list[str] = []
-        inputs = 0
-        runs = 1 if name in SLOW else seeds
-        for seed in range(runs):
-            report = check_attention(
-                entry.function,
-                returns_weights=entry.returns_weights,
-                capabilities=entry.capabilities,
-                effort="quick" if name in SLOW else effort,
-                seed=seed,
-                expected_failures=entry.known,
-                raises=False,
-            )
-            inputs += sum(outcome.cases for outcome in report.outcomes)
-            false += [f"{failure.id} (seed {seed})" for failure in report.failures]
-            false += [
-                f"{outcome.id} passes (seed {seed})"
-                for outcome in report.outcomes
-                if outcome.status == "unexpected pass"
-            ]
-        rows[name] = {
-            "seeds": runs,
-            "inputs": inputs,
-            "false alarms": false,
-            "known failures": dict(entry.known),
-            "not supported": dict(report.unsupported.most_common(4)),
-        }
-        print(f"  {name}: {inputs} inputs, {len(false)} false alarms", flush=True)
+def _fails_one(function: Callable[..., Any], extension: str) -> bool:
+    return not check_attention(function, extension=extension, effort="quick", raises=False).passed
+
+
+def alarms(ledger: Ledger, efforts: Mapping[str, int], share: tuple[int, int]) -> dict[str, Any]:
+    """Run the correct implementations; list failures that are not known, by implementation.
+
+    Args:
+        ledger: Keeps what is done.
+        efforts: Seeds by effort.
+        share: Which part of the seeds, and of how many, when several processes share the work.
+    """
+    rows: dict[str, Any] = {
+        name: {"seeds": Counter(), "inputs": 0, "false alarms": [],
+               "known failures": dict(entry.known)}
+        for name, entry in IMPLEMENTATIONS.items()
+    }  # fmt: skip
+    for effort, seeds in efforts.items():
+        for seed in range(share[0], seeds, share[1]):
+            for name in IMPLEMENTATIONS:
+                if name in SLOW and (effort != "quick" or seed):
+                    continue
+                work = partial(one_alarm, name, effort, seed)
+                found = ledger.run(f"correct-{name}-{effort}-{seed}", work)
+                if found is None:
+                    continue
+                row = rows[name]
+                row["seeds"][effort] += 1
+                row["inputs"] += found["inputs"]
+                row["false alarms"] += found["false alarms"]
     for name, function in RIGHT.items():
-        report = check_attention(function, extension=name, effort="quick", raises=False)
-        rows[f"extension {name}"] = {"false alarms": [f.id for f in report.failures]}
+        found = ledger.run(f"right-{name}", partial(_extension_alarms, function, name))
+        seeds = {} if found is None else {"quick": 1}
+        rows[f"extension {name}"] = {"seeds": seeds, "false alarms": found or []}
     return rows
+
+
+def one_alarm(name: str, effort: str, seed: int) -> dict[str, Any]:
+    """Run one correct implementation once."""
+    entry = IMPLEMENTATIONS[name]
+    report = check_attention(
+        entry.function,
+        returns_weights=entry.returns_weights,
+        capabilities=entry.capabilities,
+        effort=effort,
+        seed=seed,
+        expected_failures=entry.known,
+        raises=False,
+    )
+    false = [f"{f.id} ({effort}, seed {seed}): {f.violated}; {f.input}" for f in report.failures]
+    false += [
+        f"{outcome.id} passes ({effort}, seed {seed})"
+        for outcome in report.outcomes
+        if outcome.status == "unexpected pass"
+    ]
+    print(f"  {report.summary()}; {effort}, seed {seed}: {len(false)} false alarms", flush=True)
+    return {"inputs": sum(o.cases for o in report.outcomes), "false alarms": false}
+
+
+def _extension_alarms(function: Callable[..., Any], name: str) -> list[str]:
+    report = check_attention(function, extension=name, effort="quick", raises=False)
+    return [failure.id for failure in report.failures]
 
 
 def times(efforts: list[str]) -> dict[str, Any]:
@@ -129,20 +204,30 @@ def times(efforts: list[str]) -> dict[str, Any]:
 
 def passes_unseen(dtype: str) -> dict[str, float]:
     """Find the largest relative error of each kind that no case of a small design notices."""
+
+    def planted(change: Callable[[Any], Any], finish: Callable[[Tensor], Tensor]) -> Any:
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+            call = SimpleNamespace(q=q.to(wide), k=k.to(wide), v=v.to(wide), f=q.shape[-1] ** -0.5)
+            change(call)
+            return finish(einsum_attention(call.q, call.k, call.v, scale=call.f)).to(q.dtype)
+
+        return attention
+
     kinds: dict[str, Callable[[float], Callable[..., Tensor]]] = {
-        "output times 1 + x": lambda x: lambda *a, **k: einsum_attention(*a, **k) * (1 + x),
-        "scale times 1 + x": lambda x: lambda q, *a, **k: einsum_attention(q * (1 + x), *a, **k),
-        "one key's value times 1 + x": lambda x: (
-            lambda q, k, v, **f: einsum_attention(
-                q, k, torch.cat([v[..., :-1, :], v[..., -1:, :] * (1 + x)], -2), **f
-            )
+        "output times 1 + x": lambda x: planted(lambda _: None, lambda out: out * (1 + x)),
+        "scale times 1 + x": lambda x: planted(
+            lambda c: setattr(c, "f", c.f * (1 + x)), lambda out: out
+        ),
+        "one key's value times 1 + x": lambda x: planted(
+            lambda c: c.v[..., -1, :].mul_(1 + x), lambda out: out
         ),
     }
-    base = Case(batch=2, kv_heads=2, n_query=33, n_key=33, size=64, value_size=64, dtype=dtype)
-    cases = [base, replace(base, content="offset values"), replace(base, content="large")]
+    base = Case(batch=2, kv_heads=4, n_query=64, n_key=64, size=64, value_size=64, dtype=dtype)
+    cases = [base, replace(base, content="offset values"), replace(base, content="positive")]
     found = {}
     for name, make in kinds.items():
-        x = 1e-17
+        x = 1e-15
         while x < 1:
             subject = Subject(make(x))
             if any(_fails(subject, case) for case in cases):
@@ -155,6 +240,7 @@ def passes_unseen(dtype: str) -> dict[str, float]:
 def _fails(subject: Subject, case: Case) -> bool:
     try:
         agrees(subject, case)
+        accuracy_bias(subject, case)
     except Violation:
         return True
     return False
@@ -164,32 +250,45 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, write ``results/conformance.json``, print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="quick effort, two seeds")
-    parser.add_argument("--seeds", type=int, help="seeds for each correct implementation")
+    parser.add_argument("--only", choices=SECTIONS, help="measure one section")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after this time")
+    parser.add_argument("--default-seeds", type=int, default=20, help="of correct implementations")
+    parser.add_argument("--share", default="0/1", help="which part of the seeds, as 0/2 or 1/2")
     chosen = parser.parse_args(argv)
+    efforts = {"quick": 2} if chosen.quick else {"quick": 20, "default": chosen.default_seeds}
     effort = "quick" if chosen.quick else "default"
-    data: dict[str, Any] = {"effort": effort}
+    part, parts = (int(number) for number in chosen.share.split("/"))
+    ledger = Ledger(chosen.minutes)
     sections: dict[str, Callable[[], Any]] = {
-        "smallest error noticed": lambda: {
-            d: passes_unseen(d) for d in ("float64", "float32", "float16", "bfloat16")
-        },
+        "errors": lambda: {d: passes_unseen(d) for d in DTYPES},
         "times": lambda: times(["quick"] if chosen.quick else ["quick", "default"]),
-        "mutants": lambda: kill_all(effort),
-        "correct implementations": lambda: alarms(
-            "quick", chosen.seeds or (2 if chosen.quick else 20)
-        ),
+        "mutants": lambda: kill_all(ledger, effort, 1 if chosen.quick else 3),
+        "alarms": lambda: alarms(ledger, efforts, (part, parts)),
     }
-    for name, measure in sections.items():
-        data[name] = measure()
-        path = write_results("conformance", data)  # after each: a long run may be cut short
-    mutants, timed, correct = data["mutants"], data["times"], data["correct implementations"]
-    for family, row in mutants.items():
+    path = RESULTS / "conformance.json"
+    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    data.pop("machine", None)
+    for name in [chosen.only] if chosen.only else SECTIONS:
+        data[name] = sections[name]()
+        write_results("conformance", data)  # after each: a long run may be cut short
+    return verdict(data, ledger.missing)
+
+
+def verdict(data: Mapping[str, Any], missing: int) -> int:
+    """Print the table; return the exit code."""
+    for family, row in data.get("mutants", {}).items():
         print(f"{family:28} {row['killed']:3} / {row['planted']:3}  {', '.join(row['survivors'])}")
+    for name, row in data.get("alarms", {}).items():
+        print(f"{name:28} {dict(row['seeds'])}  {len(row['false alarms'])} false alarms")
+    timed = data.get("times", {})
     for label, row in timed.items():
         print(f"{label:28} {row['wall seconds']:6.1f} s  (limit {row['limit']})")
-    survived = any(row["survivors"] for row in mutants.values())
-    alarmed = any(row["false alarms"] for row in correct.values())
+    survived = any(row["survivors"] for row in data.get("mutants", {}).values())
+    alarmed = any(row["false alarms"] for row in data.get("alarms", {}).values())
     late = any(row["limit"] and row["wall seconds"] > row["limit"] for row in timed.values())
-    print(f"false alarms: {sum(len(row['false alarms']) for row in correct.values())}; {path}")
+    if missing and not (survived or alarmed):
+        print(f"{missing} runs are left: start again")
+        return 3
     return int(survived or alarmed or late)
 
 

@@ -22,9 +22,10 @@ TIERS = (
     ("evaluate",),
     ("models",),
     ("capture",),
+    ("monitor",),
     ("checks",),
     ("strategies",),
-    ("conformance",),
+    ("conformance", "model_checks"),
     ("plot", "regression"),
     ("report",),
     ("cli", "pytest_plugin"),
@@ -37,7 +38,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", 
 ONLY_IN = {
     "matplotlib": {"plot"},
     "hypothesis": {"strategies", "conformance"},
-    "pytest": {"pytest_plugin", "conformance"},
+    "pytest": {"pytest_plugin", "conformance", "model_checks"},
 }
 
 

@@ -16,7 +16,7 @@ from attncheck.capture.extractor import AttentionExtractor
 from attncheck.errors import CaptureError
 from attncheck.tolerances import tolerance_for
 
-__all__ = ["BackendComparison", "LayerDifference", "compare_backends"]
+__all__ = ["BackendComparison", "LayerDifference", "compare_backends", "unchanged_backend"]
 
 SET_BY: Final = "_attn_implementation_internal"
 """Where a transformers configuration keeps the backend that it was set to."""
@@ -154,7 +154,7 @@ def compare_backends(
     if len(dict.fromkeys(backends)) < 2:
         raise ValueError(f"backends: {list(backends)}; expected two different names at least")
     reference, *others = dict.fromkeys(backends)
-    with _unchanged_backend(model):
+    with unchanged_backend(model):
         held = _run(model, reference, inputs, kwargs)
         layers: list[LayerDifference] = []
         unpaired: list[str] = []
@@ -275,7 +275,7 @@ def _future(weights: Tensor, layer: LayerAttention) -> float:
 
 
 @contextmanager
-def _unchanged_backend(model: nn.Module) -> Iterator[None]:
+def unchanged_backend(model: nn.Module) -> Iterator[None]:
     """Put back the backend of every configuration that belongs to the model."""
     configs = {id(config): config for config in _configs(model)}
     before = {key: getattr(config, SET_BY, None) for key, config in configs.items()}

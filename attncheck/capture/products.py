@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Product", "as_product"]
+__all__ = ["Product", "as_product", "is_parameter"]
 
 
 ELLIPSIS_SIGNS: Final = 0x3B1
@@ -100,3 +100,8 @@ def _spelled_out(letters: str, tensor: Tensor) -> tuple[str, str]:
     count = tensor.ndim - len(letters.replace("...", "")) if "..." in letters else 0
     signs = "".join(chr(ELLIPSIS_SIGNS + axis) for axis in reversed(range(count)))
     return letters.replace("...", signs), signs
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter or a view of one: then a product with it is a linear map."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.profile_model import measure_call, not_finite_warning
+from attncheck.capture.profile_model import measure_call
 from attncheck.distributed import announce_failure, gather_profiles, rank_of
 from attncheck.profile import HeadProfile
 from attncheck.progress import Progress, counter
@@ -94,8 +93,6 @@ def profile_dataset(
         whole = gather_profiles(run.profile, group) if gather else run.profile
     if whole is None:
         raise ValueError("loader: gave no batch; is it used up (an iterator runs only once)?")
-    if whole.not_finite:
-        warnings.warn(not_finite_warning(whole), stacklevel=2)
     if gather and save is not None and rank_of(group) == 0:
         whole.save(save)
     return whole

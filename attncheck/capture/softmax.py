@@ -13,49 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.hiding import hiding_in, visible_keys
+from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
+from attncheck.capture.parts import CUTS, Columns, cut, keys_last, sums_to_one
 from attncheck.capture.plain import UnreadableError, require_numbers
-from attncheck.capture.products import Product, as_product
+from attncheck.capture.products import Product, as_product, is_parameter
 from attncheck.capture.shapes import Layout
+from attncheck.capture.steps import EXPONENTIALS, JOINS, QUOTIENTS, RESHAPES, TIMES, Step
 from attncheck.capture.traces import Hiding, Trace, Traces
 from attncheck.capture.whereabouts import kind_of
-from attncheck.tolerances import tolerance_for
 
 __all__ = ["SoftmaxWatcher"]
 
-PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm")
+PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "einsum", "baddbmm", "cdist")
 SOFTMAXES: Final = ("softmax", "_softmax", "special_softmax", "_masked_softmax")
-ENDS: Final = frozenset(
-    {
-        *("linear", "addmm", "mm", "conv1d", "conv2d", "cumsum", "sort", "topk"),
-        *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-        *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
-    }
-)
-"""Functions behind which a tensor is no longer scores or weights, or only has their shape."""
-
-REDUCTIONS: Final = frozenset(
-    {"sum", "mean", "max", "min", "amax", "amin", "norm", "logsumexp", "std", "var", "any", "all"}
-)
-"""Functions that end it too, where they return fewer numbers than they got."""
-
-EXPONENTIALS: Final = ("exp", "exp_")
-QUOTIENTS: Final = ("div", "div_", "true_divide", "__truediv__", "__itruediv__")
-"""Ways to divide by the sum of the raised scores after they multiplied the values."""
-
-RESHAPES: Final = ("view", "reshape", "flatten", "unflatten", "ravel")
-"""Functions that merge or split axes."""
-
-JOINS: Final = ("cat", "concat", "concatenate")
-"""Functions that take their tensors as one list."""
-
-ROWS: Final = 8
 
 
 class SoftmaxWatcher:
@@ -68,14 +46,24 @@ class SoftmaxWatcher:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._traces = Traces()
+        self._columns = Columns()
         self._count = 0
         self._reported: set[int] = set()
+        self._next: Mapping[str, Callable[[Step], None]] = {
+            "pairs": self._after_pairs,
+            "scores": self._after_scores,
+            "raised": self._after_scores,
+            "weights": self._after_weights,
+            "weighted": self._after_weighted,
+            "summed": self._divide,
+        }
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched; the empty name is for all others."""
         return {
             **dict.fromkeys(PRODUCTS, self._multiply),
             **dict.fromkeys(SOFTMAXES, self._normalise),
+            **dict.fromkeys(COMBINATIONS, self._combine),
             "": self._follow,
         }
 
@@ -88,17 +76,34 @@ class SoftmaxWatcher:
             return out
         for operand, is_left in ((product.left, True), (product.right, False)):
             trace = self._traces[operand]
-            if trace is not None and trace.stage in ("weights", "raised"):
-                other = product.right if is_left else product.left
-                if not _is_parameter(other):
-                    self._try_link(product, operand, trace, out, is_left=is_left)
+            if trace is None:
+                continue
+            other = product.right if is_left else product.left
+            if trace.stage in ("weights", "raised"):
+                if not is_parameter(other):
+                    self._try(partial(self._link, product, operand, trace, out, is_left), trace)
                 return out
-        if out.ndim >= 2 and not _is_parameter(product.left) and not _is_parameter(product.right):
+            if trace.stage == "pairs" and scores_from_pairs("matmul", operand, out):
+                self._traces[out] = replace(trace, stage="scores")
+                return out
+        if out.ndim >= 2 and not is_parameter(product.left) and not is_parameter(product.right):
             added: tuple[Hiding, ...] = ()
             if product.added is not None:
                 added = (("added", product.added),)
             self._count += 1
             self._traces[out] = Trace("scores", frozenset(out.shape), added, product=self._count)
+        return out
+
+    def _combine(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if self._traces and self._traces.first(args) is not None:
+            return self._follow(function, args, kwargs)
+        out = function(*args, **kwargs)
+        lengths = lengths_of_pairs(args)
+        if lengths and isinstance(out, Tensor):
+            self._count += 1
+            self._traces[out] = Trace("pairs", lengths, product=self._count)
         return out
 
     def _normalise(
@@ -131,48 +136,89 @@ class SoftmaxWatcher:
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
         found = self._traces.first(given)
         out = function(*args, **kwargs)
-        if found is None or name in ENDS:
-            return out
-        source, trace = found
-        if trace.stage == "summed":
-            self._divide(name, trace, args, out)
-            return out
-        target = args[0] if name == "__setitem__" else out
-        if not isinstance(target, Tensor) or not target.is_floating_point():
-            return out
-        if name in REDUCTIONS and target.numel() < source.numel():
-            return out
-        if trace.stage == "scores":
-            trace = trace.with_hiding(*_hiding(name, source, args, kwargs))
-            if name not in RESHAPES:
-                trace = replace(trace, sizes=trace.sizes | set(target.shape))
-            if name in EXPONENTIALS:
-                trace = replace(trace, stage="raised")
-        elif name == "__getitem__":
-            trace = replace(trace, sliced=True)
-        elif target.numel() < source.numel():
-            return out
-        elif "dropout" in name and _drops(args, kwargs):
-            trace = replace(trace, clean=source.detach())
-        self._traces[target] = trace
+        if found is not None:
+            source, trace = found
+            step = Step(name, args, kwargs, source, trace, out)
+            self._try(partial(self._next[trace.stage], step), trace)
         return out
 
-    def _try_link(
-        self, product: Product, operand: Tensor, trace: Trace, out: Tensor, *, is_left: bool
-    ) -> None:
-        """Link weights and values, if they hold numbers."""
+    def _try(self, read: Callable[[], None], trace: Trace) -> None:
+        """Read a call; tensors that cannot be read are the capture's trouble, not the model's."""
         try:
-            require_numbers(operand)
-            self._link(product, operand, trace, out, is_left=is_left)
+            read()
         except UnreadableError as error:
             place = self._sink.here()
             if place is not None:
                 self._sink.softmax_used(trace.product)
                 self._sink.unreadable(place[1], str(error), error.way_out)
 
+    def _after_pairs(self, step: Step) -> None:
+        made = scores_from_pairs(step.name, step.source, step.out)
+        if made is not None:
+            self._traces[step.out] = replace(step.trace, stage="scores" if made else "pairs")
+
+    def _after_scores(self, step: Step) -> None:
+        trace, target = step.trace, step.target()
+        if target is None or step.ends():
+            return
+        if trace.stage == "raised":
+            if step.name == "__getitem__" and target.numel() < step.source.numel():
+                trace = replace(trace, sliced=True)
+            elif target.numel() < step.source.numel():
+                return
+            self._traces[target] = trace
+            return
+        trace = trace.with_hiding(*hiding_in(step.name, step.source, step.args, step.kwargs))
+        if step.name not in RESHAPES:
+            trace = replace(trace, sizes=trace.sizes | set(target.shape))
+        if step.name in JOINS:
+            known = [self._traces[part] is not None for part in step.args[0]]
+            trace = replace(trace, foreign=trace.foreign or not all(known))
+        elif step.name in EXPONENTIALS:
+            trace = replace(trace, stage="raised")
+        self._traces[target] = trace
+
+    def _after_weights(self, step: Step) -> None:
+        trace, source = step.trace, step.source
+        if step.name in CUTS:
+            for part, cut_trace in cut(source, step.out, trace):
+                self._traces[part] = cut_trace
+            return
+        target = step.target()
+        if target is None or step.ends() or target.numel() < source.numel():
+            return
+        if step.name in TIMES and target.numel() > source.numel():
+            others = step.others()
+            if trace.columns is None and trace.whole is None and not is_parameter(others[0]):
+                rows = source if trace.clean is None else trace.clean.reshape(source.shape)
+                weighted = replace(trace, stage="weighted", clean=rows.detach(), value=others[0])
+                self._traces[target] = weighted
+            return
+        if step.drops():
+            trace = replace(trace, clean=source.detach())
+        self._traces[target] = trace
+
+    def _after_weighted(self, step: Step) -> None:
+        """Values times weights, element by element: summed over the keys, that was attention."""
+        if step.name != "sum":
+            if isinstance(step.out, Tensor) and step.out.numel() == step.source.numel():
+                self._traces[step.out] = step.trace
+            return
+        dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim")
+        dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
+        if isinstance(dim, int):
+            rows = rows_of_sum(step.trace, step.source, dim)
+            if rows is not None and sums_to_one(require_numbers(rows)):
+                self._report(rows, step.trace, step.out)
+
     def _link(
-        self, product: Product, operand: Tensor, trace: Trace, out: Tensor, *, is_left: bool
+        self, product: Product, operand: Tensor, trace: Trace, out: Tensor, is_left: bool
     ) -> None:
+        require_numbers(operand)
+        if trace.columns is not None:
+            if self._columns.completed_by(trace):
+                self._report_whole(trace, out)
+            return
         weights = product.rows_of(operand, is_left=is_left)
         if weights is None:
             return
@@ -186,34 +232,46 @@ class SoftmaxWatcher:
                 self._sink.softmax_used(trace.product)
             return
         if trace.clean is not None:
-            if trace.clean.shape != operand.shape:
-                return
-            weights = product.rows_of(trace.clean, is_left=is_left)
-            assert weights is not None
-        if not _sums_to_one(weights, sliced=trace.sliced):
-            if trace.stage == "raised":
-                self._traces[out] = replace(trace, stage="summed", clean=weights)
-            return
-        self._report(weights, trace, out)
+            same = trace.clean.shape == operand.shape
+            weights = product.rows_of(trace.clean, is_left=is_left) if same else None
+        self._judge(weights, trace, out)
 
-    def _divide(self, name: str, trace: Trace, args: tuple[Any, ...], out: Any) -> None:
+    def _judge(self, weights: Tensor | None, trace: Trace, out: Tensor) -> None:
+        """Report what multiplied values, if its rows are weights or can become them."""
+        if weights is None:
+            return
+        if trace.whole is not None:
+            self._report_whole(trace, out)
+        elif sums_to_one(weights, sliced=trace.sliced):
+            self._report(weights, trace, out)
+        elif trace.stage == "raised":
+            self._traces[out] = replace(trace, stage="summed", clean=weights)
+
+    def _divide(self, step: Step) -> None:
         """Report raised scores that multiplied values, now divided by their own sums."""
-        raised = trace.clean
-        divisor = args[1] if name in QUOTIENTS and len(args) > 1 else None
-        if raised is None or not isinstance(divisor, Tensor):
+        raised = step.trace.clean
+        others = step.others()
+        if raised is None or len(others) != 1 or step.name not in (*QUOTIENTS, *TIMES):
             return
         with torch.no_grad():
+            divisor = others[0] if step.name in QUOTIENTS else others[0].reciprocal()
             sums = raised.sum(-1, keepdim=True)
             if divisor.numel() != sums.numel():
                 return
             if torch.allclose(divisor.flatten(), sums.flatten()):
-                self._report(raised / sums, trace, out)
+                self._report(raised / sums, step.trace, step.out)
+
+    def _report_whole(self, trace: Trace, out: Tensor) -> None:
+        assert trace.whole is not None
+        weights = keys_last(trace.whole, trace.n_key)
+        if weights is not None:
+            self._report(weights, trace, out)
 
     def _report(self, weights: Tensor, trace: Trace, out: Tensor) -> None:
         place = self._sink.here()
         if place is None:
             return
-        if trace.stage == "weights":
+        if trace.stage in ("weights", "weighted"):
             self._sink.softmax_used(trace.product)
             if trace.softmax in self._reported:
                 return
@@ -226,7 +284,7 @@ def _as_call(
     module: nn.Module, name: str, weights: Tensor, trace: Trace, out: Tensor
 ) -> AttentionCall:
     layout = Layout.of(module, weights)
-    seen = _visible(trace, weights)
+    seen = visible_keys(trace, weights)
     mask = None if seen is None else layout.apply(seen)
     weights = layout.apply(weights.detach())
     n_query, n_key = weights.shape[-2:]
@@ -241,74 +299,3 @@ def _as_call(
         causal=causal,
         sink_is_rest=trace.sliced,
     )
-
-
-def _visible(trace: Trace, weights: Tensor) -> Tensor | None:
-    """Merge the masks that the model applied, as far as they fit the weights as they lie."""
-    seen: Tensor | None = None
-    for how, mask in trace.hiding:
-        if how == "added":
-            shown = mask > HIDDEN_BELOW
-            if bool(shown.all()):
-                continue
-        else:
-            shown = mask.bool() if how == "visible" else ~mask.bool()
-        try:
-            shown = shown.broadcast_to(weights.shape)
-        except RuntimeError:
-            return None
-        seen = shown if seen is None else seen & shown
-    return seen
-
-
-def _hiding(
-    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Hiding]:
-    """Read the mask out of a call that masks scores."""
-    plain = name.strip("_").removeprefix("i")
-    values = (*args, *kwargs.values())
-    if plain == "masked_fill" and len(values) > 2 and _is_low(values[2]):
-        return [("hidden", values[1])]
-    if plain == "where" and len(values) > 2 and isinstance(values[0], Tensor):
-        condition, yes, no = values[:3]
-        if yes is source and _is_low(no):
-            return [("visible", condition)]
-        if no is source and _is_low(yes):
-            return [("hidden", condition)]
-        if condition is source and _is_low(no):  # Tensor.where(condition, other)
-            return [("visible", yes)]
-    if plain in ("add", "radd"):
-        others = [value for value in values if isinstance(value, Tensor) and value is not source]
-        return [("added", other.detach()) for other in others if other.is_floating_point()]
-    return []
-
-
-def _is_low(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and float(value) <= HIDDEN_BELOW
-    return isinstance(value, int | float) and value <= HIDDEN_BELOW
-
-
-def _drops(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call of dropout changes anything."""
-    share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
-    return bool(training) and float(share) > 0
-
-
-def _sums_to_one(weights: Tensor, *, sliced: bool) -> bool:
-    """Whether a few rows are weights: the axis that is summed is the axis of the softmax."""
-    with torch.no_grad():
-        count = min(weights.shape[-2], ROWS)
-        rows = torch.linspace(0, weights.shape[-2] - 1, count, device=weights.device).long()
-        sums = weights[..., rows, :].sum(-1, dtype=torch.float64)
-        allowed = tolerance_for(weights.dtype).row_sum
-        fine = (sums - 1).abs() <= allowed
-        if sliced:
-            fine = sums <= 1 + allowed
-        return bool((fine | (sums == 0) | sums.isnan()).all())
-
-
-def _is_parameter(tensor: Tensor) -> bool:
-    """Whether a tensor is a parameter or a view of one: then a product with it is a linear map."""
-    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)

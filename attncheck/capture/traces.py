@@ -20,8 +20,10 @@ class Trace:
     """What is known about a tensor on its way from query and key to value.
 
     Attributes:
-        stage: Before softmax, after it, or on the way there by hand: ``"raised"`` by `exp` and
-            not known to be divided by its sum, ``"summed"`` with the values and not yet divided.
+        stage: Before softmax, after it, or on the way there by hand: ``"pairs"`` of query and key
+            whose features are not yet one number, ``"raised"`` by `exp` and not known to be
+            divided by its sum, ``"weighted"`` values that are not yet summed, ``"summed"`` with
+            the values and not yet divided.
         sizes: Lengths of axes that may be the keys; reshaping makes no new ones.
         hiding: Masks applied to the scores.
         product: Number of the product of query and key in the capture.
@@ -29,11 +31,15 @@ class Trace:
         n_key: Size of the dimension that softmax ran over.
         over_last: Whether that was the last one.
         clean: The weights before dropout, where dropout changed them; of what is ``"summed"``
-            the raised scores.
+            the raised scores, of what is ``"weighted"`` the weights as they were multiplied.
         sliced: A column of weights was cut off, as models with a sink do.
+        foreign: Scores that are no product of query and key were joined to these.
+        columns: Range of the keys that this part of the weights is for; None: all keys.
+        whole: The weights that it is a part of.
+        value: What ``"weighted"`` weights were multiplied with.
     """
 
-    stage: Literal["scores", "raised", "summed", "weights"]
+    stage: Literal["pairs", "scores", "raised", "weighted", "summed", "weights"]
     sizes: frozenset[int]
     hiding: tuple[Hiding, ...] = ()
     product: int = -1
@@ -42,6 +48,10 @@ class Trace:
     over_last: bool = True
     clean: Tensor | None = field(default=None, repr=False)
     sliced: bool = False
+    foreign: bool = False
+    columns: tuple[int, int] | None = None
+    whole: Tensor | None = field(default=None, repr=False)
+    value: Tensor | None = field(default=None, repr=False)
 
     def with_hiding(self, *more: Hiding) -> Trace:
         """Return the trace with further masks."""

@@ -87,6 +87,7 @@ class Finding:
         name: What the caller calls the attention.
         subject: dtype, shape and axes, e.g. ``"f32[2,4,16,16] (batch, head, query, key)"``.
         rule: What was demanded, in code.
+        facts: What was measured besides, as label and text.
         columns: Heads of the table, from the second column on.
         offenders: What breaks the rule, worst first; all of them.
         n_passed: How many heads (or pairs) hold to the rule.
@@ -116,6 +117,7 @@ class Finding:
     unit: str = "heads"
     hints: tuple[str, ...] = ()
     evidence: Evidence | None = None
+    facts: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding without its evidence, ready for strict JSON (NaN becomes text)."""

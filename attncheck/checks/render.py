@@ -46,6 +46,7 @@ def render(finding: Finding) -> str:
           next   add -inf to the scores of later keys before softmax
     """
     labels = [(clip(safe(finding.name), NAME_WIDTH), finding.subject), ("rule", finding.rule)]
+    labels += finding.facts
     lines = [finding.verdict, "", *_labelled(labels)]
     if finding.offenders:
         lines += ["", *_table(finding)]

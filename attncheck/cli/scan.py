@@ -15,6 +15,7 @@ from attncheck.cli.arguments import add_prompt, ids_of, layers_of
 from attncheck.cli.page import Page
 from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError
+from attncheck.cli.promises import add_promises, checked, printed
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
 from attncheck.cli.subject import Request, Subject, asks_the_hub, call_model, load_subject
 from attncheck.errors import CaptureError
@@ -41,6 +42,8 @@ examples:
   attncheck scan gpt2 --text "Mary and John"      a Hugging Face model (attncheck[hf])
   attncheck scan ./checkpoint --layers 0 5 -1     some layers of a local one
   attncheck scan mylib.models:make --tokens "5 8" a factory: () -> model or (model, inputs)
+
+  attncheck scan gpt2 --check                     does the whole model keep its promises?
 
 exit codes: 0 attention is valid, 1 it is not, 2 nothing could be scanned"""
 
@@ -75,12 +78,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--no-plots", action="store_true", help="write no pictures")
     parser.add_argument("--all", action="store_true", help="list every head of a large model")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+    add_promises(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    folder = _folder(args)
+    folder = None if args.check else _folder(args)
     request = Request(args.model, args.text, ids_of(args.tokens), args.max_tokens, args.device)
     progress = Progress()
     try:
@@ -92,22 +96,36 @@ def run(args: argparse.Namespace) -> int:
                 )
             progress.say("loading the model")
             subject = load_subject(request)
-            pictures = None
-            if folder is not None and not args.no_plots:
-                pictures = Pictures(folder, subject.name, subject.tokens)
-            page = Page(args.report) if args.report else None
-            result = _scan(subject, args.layers, pictures, page, progress)
-            if folder is not None:
-                result.files = _write(folder, result, pictures, progress)
-            if page is not None:
-                result.files.append(page.write(result))
+            if args.check:
+                progress.say("trying what the model promises")
+                report = checked(subject, args.kind)
+            else:
+                result = _result(subject, args, folder, progress)
     finally:
         progress.done()
+    if args.check:
+        return printed(report, as_json=args.json)
     if args.json:
         print(json.dumps(to_json(result), indent=2, allow_nan=False))
     else:
         print(render(result, every=args.all))
     return 1 if result.findings else 0
+
+
+def _result(
+    subject: Subject, args: argparse.Namespace, folder: Path | None, progress: Progress
+) -> ScanResult:
+    """Measure, and write what was asked for."""
+    pictures = None
+    if folder is not None and not args.no_plots:
+        pictures = Pictures(folder, subject.name, subject.tokens)
+    page = Page(args.report) if args.report else None
+    result = _scan(subject, args.layers, pictures, page, progress)
+    if folder is not None:
+        result.files = _write(folder, result, pictures, progress)
+    if page is not None:
+        result.files.append(page.write(result))
+    return result
 
 
 def _scan(

@@ -53,6 +53,7 @@ class Subject:
         kwargs: Inputs by name.
         tokens: One list per sequence, one token per position; None where nobody knows them.
         note: What a reader should know about the prompt.
+        kind: What the model promises, where that is known.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Subject:
     kwargs: dict[str, Any] = field(default_factory=dict)
     tokens: list[list[str | int]] | None = None
     note: str = ""
+    kind: str | None = None
 
 
 def load_subject(request: Request) -> Subject:
@@ -123,9 +125,8 @@ def _tiny(request: Request) -> Subject:
         ids = torch.tensor([request.ids])
     ids, note = _fitted(ids, model.max_length, request)
     _require_vocabulary(ids, model.n_tokens)
-    return Subject(
-        TINY_NAME, model, (ids,), tokens=[list(row) for row in tokens_of(ids)], note=note
-    )
+    tokens: list[list[str | int]] = [list(row) for row in tokens_of(ids)]
+    return Subject(TINY_NAME, model, (ids,), tokens=tokens, note=note, kind="decoder")
 
 
 def _from_huggingface(name: str, request: Request) -> Subject:

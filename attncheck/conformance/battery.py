@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def check_attention(
         The report; print it, or save it as JSON.
 
     Raises:
+        TypeError: ``function`` is no callable.
         CheckFailure: A property does not hold. One error lists all of them, worst first; its
             ``finding`` is the report.
         ValueError: An unknown effort, or an id that no property has.
@@ -80,12 +82,7 @@ def check_attention(
         >>> print(report.failures[0].mechanism)
         matches no scale at all (scores are not divided by sqrt of the head size)
     """
-    if effort not in EFFORTS:
-        raise ValueError(f"effort: expected one of {', '.join(EFFORTS)}, got {effort!r}")
-    expected = dict(expected_failures or {})
-    unknown = sorted(set(expected) - set(PROPERTIES))
-    if unknown:
-        raise ValueError(f"expected_failures: no property is called {', '.join(unknown)}")
+    expected = checked_arguments([function], effort, expected_failures)
     declared = capabilities or Capabilities()
     if extension is not None:
         report = _run_extension(function, extension, declared, effort, seed, device, expected)
@@ -96,6 +93,31 @@ def check_attention(
     if raises and not report.passed:
         raise CheckFailure(str(report), report)
     return report
+
+
+def checked_arguments(
+    functions: Iterable[Callable[..., Any]], effort: str, expected: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Return the expected failures, after a look at what both doors are given.
+
+    Raises:
+        TypeError: Something that cannot be called.
+        ValueError: An unknown effort, or an id that no property has.
+    """
+    for function in functions:
+        if not callable(function):
+            raise TypeError(
+                "function: expected a callable (query, key, value, ...), "
+                f"got {type(function).__name__}"
+            )
+    if effort not in EFFORTS:
+        raise ValueError(f"effort: expected one of {', '.join(EFFORTS)}, got {effort!r}")
+    known = set(PROPERTIES)
+    for id in expected or {}:
+        if id not in known:
+            near = ", ".join(get_close_matches(id, known)) or "see attncheck.conformance.PROPERTIES"
+            raise ValueError(f"expected_failures: no property is called {id!r}; {near}")
+    return dict(expected or {})
 
 
 def select_properties(select: Iterable[str] | None, returns_weights: bool) -> list[Property]:
@@ -110,7 +132,9 @@ def select_properties(select: Iterable[str] | None, returns_weights: bool) -> li
     words = {select} if isinstance(select, str) else set(select)
     known = set(PROPERTIES) | {tag for entry in PROPERTIES.values() for tag in entry.tags}
     if words - known:
-        raise ValueError(f"select: nothing is called {', '.join(sorted(words - known))}")
+        near = [name for word in sorted(words - known) for name in get_close_matches(word, known)]
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise ValueError(f"select: nothing is called {', '.join(sorted(words - known))}{hint}")
     return [entry for entry in entries if entry.id in words or entry.tags & words]
 
 
@@ -268,7 +292,7 @@ def explain(
     if repeats:
         evidence += [v for v in (attempt(entry, subject, other)[0] for other in others) if v]
     if again is not None:
-        case, violation = shrink(case, again, lambda other: attempt(entry, subject, other)[0])
+        case, violation = shrink(case, again, lambda other: _simpler_fails(entry, subject, other))
     return Failure(
         id=entry.id,
         reason=entry.reason,
@@ -281,6 +305,14 @@ def explain(
         case=case.to_dict(),
         repeats=repeats,
     )
+
+
+def _simpler_fails(entry: Property, subject: Subject, case: Case) -> Violation | None:
+    """Examine a simpler case; one too small for the property to examine shows nothing."""
+    try:
+        return attempt(entry, subject, case)[0]
+    except (ArithmeticError, LookupError, RuntimeError, ValueError):
+        return None
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -92,7 +92,7 @@ def _likely_gradient(violation: Violation, rules: Rules) -> str:
 
     shape = (*inputs.query.shape[:-1], inputs.value.shape[-1])
     direction = direction_of(torch.empty(shape, dtype=inputs.query.dtype))
-    right = gradients(inputs, direction.double(), torch.float64, rules)[name]
+    right = gradients(inputs, direction, rules)[name]
     got = got.double().cpu()
     if not bool(got.any()):
         return f"the gradient of {name} is zero: cut off"
@@ -109,6 +109,8 @@ def _likely_gradient(violation: Violation, rules: Rules) -> str:
         ("with the factor scale twice", scale),
         ("with the wrong sign", -1.0),
     ):
-        if abs(ratio - factor) < 1e-3 * abs(factor):
+        if abs(factor - 1) > 0.05 and abs(ratio - factor) < 1e-3 * abs(factor):
             return f"the gradient of {name} is computed {text}"
+    if abs(ratio - 1) < 1e-3:
+        return ""
     return f"the gradient of {name} is {ratio:.4g} times the right one"

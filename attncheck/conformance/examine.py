@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncheck.conformance.capabilities import is_refusal
 from attncheck.conformance.case import Case, Inputs
-from attncheck.conformance.numerics import Expected, expect, expect_gradients, worst
+from attncheck.conformance.numerics import Expected, Reference, worst
 from attncheck.conformance.subject import Crash, Refused, Result, Subject, Violation
 
 __all__ = ["agrees", "check_form", "check_values", "compare"]
@@ -25,7 +25,8 @@ def agrees(subject: Subject, case: Case) -> None:
 
 def agrees_on(subject: Subject, inputs: Inputs, grad: bool = False) -> Result:
     """As `agrees`, for tensors; return what the implementation returned."""
-    expected = expect(inputs, subject.rules)
+    reference = Reference(inputs, subject.rules, grad)
+    expected = reference.values()
     asked = requiring_grad(inputs) if grad else inputs
     before = {name: (tensor, tensor._version) for name, tensor in asked.tensors.items()}
     copies = {name: tensor.detach().clone() for name, tensor in inputs.tensors.items()}
@@ -37,7 +38,7 @@ def agrees_on(subject: Subject, inputs: Inputs, grad: bool = False) -> Result:
         if not same and not (copies[name].isnan().any()):
             raise Violation(f"{name} was modified in place", inputs=inputs)
     if grad:
-        check_gradients(subject, asked, result, inputs)
+        check_gradients(subject, asked, result, reference)
     return result
 
 
@@ -110,21 +111,20 @@ def direction_of(output: Tensor) -> Tensor:
     return torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
 
 
-def check_gradients(subject: Subject, asked: Inputs, result: Result, inputs: Inputs) -> None:
+def check_gradients(subject: Subject, asked: Inputs, result: Result, reference: Reference) -> None:
     """Compare gradients with those of the oracle."""
     if not result.output.requires_grad:
         refuse_or_fail_detached(subject, asked)
     direction = direction_of(result.output)
     leaves = {n: t for n, t in asked.tensors.items() if t.requires_grad}
     found = differentiate(result.output, leaves, direction)
-    expected = expect_gradients(inputs, direction, subject.rules)
-    for name, wanted in expected.items():
+    for name, wanted in reference.gradients(direction).items():
         grad = found[name]
         if grad is None:
             grad = torch.zeros_like(leaves[name])
         if grad.shape != leaves[name].shape:
             raise Violation(f"gradient of {name} has shape {tuple(grad.shape)}")
-        compare(grad, wanted, f"gradient of {name}", inputs, argument=name)
+        compare(grad, wanted, f"gradient of {name}", reference.inputs, argument=name)
 
 
 def differentiate(

@@ -150,6 +150,8 @@ def _first_only(axis: int) -> Callable[[Tensor], Tensor]:
 
 def _hidden_then_scaled(inputs: Inputs, rules: Rules) -> Tensor:
     scale = given_scale(inputs)
+    if scale > 0:
+        raise ValueError("-inf times a positive scale is -inf")
     unscaled = {**inputs.flags, "scale": 1.0}
     scores, values = scores_of(replace(inputs, flags=unscaled), torch.float64, rules)
     return torch.softmax(scores * scale, -1) @ values

@@ -25,7 +25,7 @@ from torch import Tensor
 from attncheck.conformance.case import Inputs
 from attncheck.conformance.oracle import PLAIN, Rules, attend
 
-__all__ = ["FLOOR", "NATIVE", "Expected", "expect", "expect_gradients", "worst"]
+__all__ = ["FLOOR", "NATIVE", "Expected", "Reference", "expect", "expect_gradients", "worst"]
 
 NATIVE: Final = 3.0
 """Multiple of the same-dtype reference's largest error."""
@@ -95,77 +95,104 @@ def terms_of(inputs: Inputs) -> float:
 
 def expect(inputs: Inputs, rules: Rules = PLAIN) -> dict[str, Expected]:
     """Return what ``output`` and ``weights`` must be, and the allowance of each element."""
-    dtype = inputs.query.dtype
-    with torch.no_grad():
-        output, weights, scores = attend(inputs, torch.float64, rules)
-        native, native_weights, _ = attend(inputs, dtype, rules)
-        eps = torch.finfo(dtype).eps
-        value = _heads_of(inputs.value.double(), inputs)
-        summing, logits = terms_of(inputs), logit_size(inputs, scores)
-        spread = (weights @ value.square() - output.square()).clamp_min(0).sqrt()
-        magnitudes = {
-            "output": summing * (weights @ value.abs()) + logits * spread,
-            # A weight far below eps is lost in any output: its own digits are not judged.
-            "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01,
-        }
-        pairs = {"output": (output, native), "weights": (weights, native_weights)}
-        return {
-            name: Expected(
-                exact,
-                FLOOR[dtype] * eps * magnitudes[name]
-                + NATIVE * _largest(reference - exact)
-                + _tiny(dtype),
-            )
-            for name, (exact, reference) in pairs.items()
-        }
+    return Reference(inputs, rules).values()
 
 
 def expect_gradients(
     inputs: Inputs, direction: Tensor, rules: Rules = PLAIN
 ) -> dict[str, Expected]:
     """Return what the gradients of ``(output * direction).sum()`` must be, by argument."""
-    dtype = inputs.query.dtype
-    exact = gradients(inputs, direction.double(), torch.float64, rules)
-    native = gradients(inputs, direction, dtype, rules)
-    floors = _gradient_magnitudes(inputs, direction, rules)
-    factor = FLOOR[dtype] * torch.finfo(dtype).eps
-    return {
-        name: Expected(
-            exact[name],
-            factor * floors[name]
-            + NATIVE * _largest(native[name].double() - exact[name])
-            + _tiny(dtype),
-        )
-        for name in exact
-    }
+    return Reference(inputs, rules, grad=True).gradients(direction)
 
 
-def gradients(
-    inputs: Inputs, direction: Tensor, dtype: torch.dtype, rules: Rules
-) -> dict[str, Tensor]:
-    """Return gradients of the oracle's arithmetic in ``dtype``, by argument name."""
-    leaves = {
-        name: tensor.detach().to(dtype, copy=True).requires_grad_()
-        for name, tensor in inputs.tensors.items()
-        if tensor.dtype != torch.bool
-    }
-    mask = leaves.get("attn_mask", inputs.mask)
-    copied = Inputs(leaves["query"], leaves["key"], leaves["value"], mask, inputs.flags)
-    with torch.enable_grad():
-        output, _, _ = attend(copied, dtype, rules)
+class Reference:
+    """Exact and same-dtype arithmetic of one call, each computed once for values and gradients.
+
+    Args:
+        inputs: Tensors and flags of a call.
+        rules: What an extension changes.
+        grad: Whether gradients will be asked for.
+    """
+
+    def __init__(self, inputs: Inputs, rules: Rules = PLAIN, grad: bool = False) -> None:
+        self.inputs, self.rules = inputs, rules
+        self.dtype = inputs.query.dtype
+        self.exact = _Run(inputs, torch.float64, rules, grad)
+        wide = self.dtype == torch.float64  # then the two are the same
+        self.native = self.exact if wide else _Run(inputs, self.dtype, rules, grad)
+
+    def values(self) -> dict[str, Expected]:
+        """Return what ``output`` and ``weights`` must be."""
+        output, weights, scores = self.exact.found
+        with torch.no_grad():
+            value = _heads_of(self.inputs.value.double(), self.inputs)
+            summing, logits = terms_of(self.inputs), logit_size(self.inputs, scores)
+            spread = (weights @ value.square() - output.square()).clamp_min(0).sqrt()
+            magnitudes = {
+                "output": summing * (weights @ value.abs()) + logits * spread,
+                # A weight far below eps is lost in any output: its own digits are not judged.
+                "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01,
+            }
+            native, native_weights, _ = self.native.found
+            return {
+                "output": self._allowing(output, native, magnitudes["output"]),
+                "weights": self._allowing(weights, native_weights, magnitudes["weights"]),
+            }
+
+    def gradients(self, direction: Tensor) -> dict[str, Expected]:
+        """Return what the gradients of ``(output * direction).sum()`` must be, by argument."""
+        exact, native = (run.gradients(direction) for run in (self.exact, self.native))
+        _, weights, scores = self.exact.found
+        floors = _gradient_magnitudes(self.inputs, direction, weights, scores)
+        return {name: self._allowing(exact[name], native[name], floors[name]) for name in exact}
+
+    def _allowing(self, exact: Tensor, native: Tensor, magnitude: Tensor) -> Expected:
+        floor = FLOOR[self.dtype] * torch.finfo(self.dtype).eps * magnitude
+        error = 0.0 if native is exact else NATIVE * _largest(native.double() - exact)
+        return Expected(exact, floor + error + _tiny(self.dtype))
+
+
+class _Run:
+    """The oracle's arithmetic in one dtype: ``found`` is output, weights and scores."""
+
+    def __init__(self, inputs: Inputs, dtype: torch.dtype, rules: Rules, grad: bool) -> None:
+        self.leaves: dict[str, Tensor] = {}
+        if grad:
+            self.leaves = {
+                name: tensor.detach().to(dtype, copy=True).requires_grad_()
+                for name, tensor in inputs.tensors.items()
+                if tensor.dtype != torch.bool
+            }
+            mask = self.leaves.get("attn_mask", inputs.mask)
+            query, key, value = (self.leaves[name] for name in ("query", "key", "value"))
+            inputs = Inputs(query, key, value, mask, inputs.flags)
+        with torch.set_grad_enabled(grad):
+            self.output, weights, scores = attend(inputs, dtype, rules)
+        self.found = (self.output.detach(), weights.detach(), scores.detach())
+
+    def gradients(self, direction: Tensor) -> dict[str, Tensor]:
+        """Return the gradients of ``(output * direction).sum()`` by argument name."""
+        leaves = list(self.leaves.values())
         found = torch.autograd.grad(
-            output, list(leaves.values()), direction.to(dtype), allow_unused=True
-        )
-    return {
-        name: torch.zeros_like(leaf) if grad is None else grad
-        for (name, leaf), grad in zip(leaves.items(), found, strict=True)
-    }
+            self.output, leaves, direction.to(self.output.dtype), allow_unused=True,
+            retain_graph=True,
+        )  # fmt: skip
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(self.leaves.items(), found, strict=True)
+        }
 
 
-def _gradient_magnitudes(inputs: Inputs, direction: Tensor, rules: Rules) -> dict[str, Tensor]:
+def gradients(inputs: Inputs, direction: Tensor, rules: Rules) -> dict[str, Tensor]:
+    """Return gradients of the oracle, by argument name."""
+    return _Run(inputs, torch.float64, rules, grad=True).gradients(direction)
+
+
+def _gradient_magnitudes(
+    inputs: Inputs, direction: Tensor, weights: Tensor, scores: Tensor
+) -> dict[str, Tensor]:
     """Return the running error bound of each gradient: the backward formula in absolute values."""
     with torch.no_grad():
-        _, weights, scores = attend(inputs, torch.float64, rules)
         size = logit_size(inputs, scores) + terms_of(inputs) - 1
         key, value = (_heads_of(x.double(), inputs).abs() for x in (inputs.key, inputs.value))
         scale = inputs.flags.get("scale")
@@ -173,15 +200,26 @@ def _gradient_magnitudes(inputs: Inputs, direction: Tensor, rules: Rules) -> dic
         toward = direction.double().abs()
         through = weights * (toward @ value.mT)
         inner = (through + weights * through.sum(-1, keepdim=True)) * size
+        landing = inner + _landing_on_maxima(inner, scores, inputs.query.dtype)
         found = {
             "query": factor * inner @ key,
-            "key": _fold_heads(factor * inner.mT @ inputs.query.double().abs(), inputs.key),
+            "key": _fold_heads(factor * landing.mT @ inputs.query.double().abs(), inputs.key),
             "value": _fold_heads((weights * size).mT @ toward, inputs.value),
         }
         mask = inputs.mask
         if mask is not None and mask.dtype != torch.bool:
-            found["attn_mask"] = inner.sum_to_size(mask.shape)
+            found["attn_mask"] = landing.sum_to_size(mask.shape)
         return found
+
+
+def _landing_on_maxima(inner: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what a row's rounding adds at one key, where autograd goes through a running maximum.
+
+    The derivative by the maximum is zero, computed as a sum over the row that leaves its rounding.
+    """
+    if dtype in HALF:
+        return torch.zeros_like(inner)  # summed in something wider
+    return (inner.sum(-1, keepdim=True) / 16) * (scores > -torch.inf)
 
 
 def worst(got: Tensor, expected: Expected) -> Worst | None:
@@ -223,7 +261,9 @@ def _fold_heads(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _largest(error: Tensor) -> float:
-    return float(error.abs().amax()) if error.numel() else 0.0
+    """Return the largest error; where the same-dtype reference overflows it excuses nothing."""
+    finite = error.abs().nan_to_num(0.0, posinf=0.0)
+    return float(finite.amax()) if error.numel() else 0.0
 
 
 def _tiny(dtype: torch.dtype) -> float:

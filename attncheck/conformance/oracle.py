@@ -46,8 +46,10 @@ class Rules:
 PLAIN = Rules()
 
 
-def visible_pairs(n_query: int, n_key: int, causal: bool, rules: Rules) -> Tensor:
-    """Return who may see whom before any mask, ``(query, key)`` bool."""
+def visible_pairs(n_query: int, n_key: int, causal: bool, rules: Rules) -> Tensor | None:
+    """Return who may see whom before any mask, ``(query, key)`` bool; None for everyone."""
+    if not causal and rules.window == (None, None):
+        return None
     shift = n_key - n_query if rules.align == "bottom-right" else 0
     distance = torch.arange(n_key)[None, :] - torch.arange(n_query)[:, None] - shift
     left, right = rules.window
@@ -78,12 +80,13 @@ def scores_of(inputs: Inputs, dtype: torch.dtype, rules: Rules = PLAIN) -> tuple
     mask = inputs.mask
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask.to(dtype)
-    seen = visible_pairs(
-        query.shape[-2], key.shape[-2], rules.causal or bool(inputs.flags.get("is_causal")), rules
-    ).to(scores.device)
+    causal = rules.causal or bool(inputs.flags.get("is_causal"))
+    seen = visible_pairs(query.shape[-2], key.shape[-2], causal, rules)
+    if seen is not None:
+        scores = scores.masked_fill(~seen.to(scores.device), -torch.inf)
     if mask is not None and mask.dtype == torch.bool:
-        seen = seen & mask
-    return (scores if bool(seen.all()) else scores.masked_fill(~seen, -torch.inf)), value
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores, value
 
 
 def softmax_of(scores: Tensor, sinks: Tensor | None = None) -> Tensor:

@@ -36,6 +36,9 @@ def probe(subject: Subject, plan: Plan) -> tuple[Plan, Failure | None]:
 
     Only clear refusals narrow; a crash or a wrong answer is left for a property to find.
     """
+    broken = _nothing_usable(subject, plan)
+    if broken is not None:
+        return plan, broken
     dtypes = tuple(
         dtype for dtype in plan.dtypes if not _refuses(subject, replace(PLAIN, dtype=dtype))
     )
@@ -90,16 +93,45 @@ def _refuses(subject: Subject, case: Case) -> bool:
     return False
 
 
+def _nothing_usable(subject: Subject, plan: Plan) -> Failure | None:
+    """Return a failure if no plain call gives a tensor of the right shape: one, and not all."""
+    failure = None
+    for dtype in plan.dtypes:
+        case = replace(PLAIN, dtype=dtype)
+        if subject.capabilities.allows(case):
+            continue
+        inputs = subject.build(case)
+        try:
+            output = subject.call(inputs).output
+        except Refused:
+            continue
+        except Crash as crash:
+            failure = failure or _plain_failure(subject, case, crash.message)
+            continue
+        if output.shape == inputs.query.shape:
+            return None
+        text = f"shape of the output is {tuple(output.shape)}, expected {tuple(inputs.query.shape)}"
+        failure = failure or _plain_failure(subject, case, text)
+    return failure
+
+
 def _refuses_everything(subject: Subject) -> Failure:
     words = next(iter(subject.refusals), "")
+    text = f"refuses plain inputs of every dtype: {words}"
+    if "argument" in words:
+        text += " (it is called as attention(query, key, value), further arguments by name)"
+    return _plain_failure(subject, PLAIN, text)
+
+
+def _plain_failure(subject: Subject, case: Case, text: str) -> Failure:
     return Failure(
         id="plain-input",
-        reason="without one dtype that works there is nothing to check",
-        violated=f"refuses plain inputs of every dtype: {words}",
+        reason="while no plain call works, nothing else is checked",
+        violated=text,
         severity=float("inf"),
-        input=PLAIN.describe(),
+        input=case.describe(),
         evidence={},
         mechanism="",
-        script=oracle_script(PLAIN, subject),
-        case=PLAIN.to_dict(),
+        script=oracle_script(case, subject),
+        case=case.to_dict(),
     )

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from attncheck.conformance.battery import (
-    EFFORTS,
+    checked_arguments,
     name_of,
     render_failure,
     run_property,
@@ -16,7 +16,7 @@ from attncheck.conformance.battery import (
 from attncheck.conformance.capabilities import Capabilities
 from attncheck.conformance.design import Plan
 from attncheck.conformance.probe import probe
-from attncheck.conformance.registry import PROPERTIES, Property
+from attncheck.conformance.registry import Property
 from attncheck.conformance.report import Failure
 from attncheck.conformance.subject import Subject
 from attncheck.errors import CheckFailure
@@ -104,6 +104,7 @@ def parametrize_with_checks(
         expected_failures: Reasons by property id; these items are strict xfails.
 
     Raises:
+        TypeError: Something that is no callable, or one function without a list.
         ValueError: An unknown effort, or an id that no property has.
 
     Example:
@@ -116,12 +117,10 @@ def parametrize_with_checks(
     """
     import pytest
 
-    if effort not in EFFORTS:
-        raise ValueError(f"effort: expected one of {', '.join(EFFORTS)}, got {effort!r}")
-    expected = dict(expected_failures or {})
-    unknown = sorted(set(expected) - set(PROPERTIES))
-    if unknown:
-        raise ValueError(f"expected_failures: no property is called {', '.join(unknown)}")
+    if callable(functions):
+        raise TypeError("functions: expected a list of callables, got one: put it in brackets")
+    functions = list(functions)
+    expected = checked_arguments(functions, effort, expected_failures)
     settings = _Settings(
         returns_weights, capabilities or Capabilities(), Plan(effort, seed), device
     )

@@ -6,9 +6,14 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from textwrap import TextWrapper
+from typing import Any, Final
 
 __all__ = ["ConformanceReport", "Failure", "Outcome", "render_failure"]
+
+WRAPPER: Final = TextWrapper(
+    width=98, initial_indent="  alike     ", subsequent_indent=" " * 12, break_on_hyphens=False
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,15 @@ class ConformanceReport:
         found = [o.failure for o in self.outcomes if o.status == "failed" and o.failure]
         return sorted(found, key=lambda failure: -failure.severity)
 
+    def groups(self) -> list[list[Failure]]:
+        """Return the failures, those together that have one likely cause, or crash alike."""
+        found: dict[str, list[Failure]] = {}
+        for failure in self.failures:
+            crash = failure.violated if failure.violated.startswith("raised ") else ""
+            cause = failure.mechanism or crash or failure.id
+            found.setdefault(cause, []).append(failure)
+        return list(found.values())
+
     @property
     def passed(self) -> bool:
         """Whether nothing failed, and nothing that was expected to fail passed."""
@@ -136,7 +150,11 @@ class ConformanceReport:
         if self.unsupported:
             lines += ["", "not supported:"]
             lines += [f"  {n:5d} x {text}" for text, n in self.unsupported.most_common(12)]
-        lines += [f"\n{render_failure(failure)}" for failure in self.failures]
+        for alike in self.groups():
+            lines.append(f"\n{render_failure(alike[0])}")
+            if alike[1:]:
+                also = ", ".join(failure.id for failure in alike[1:])
+                lines.append(WRAPPER.fill(also))
         for outcome in self.outcomes:
             if outcome.status == "unexpected pass":
                 lines.append(f"\n{outcome.id}: expected to fail ({outcome.note}), but passes")

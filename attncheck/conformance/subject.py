@@ -17,6 +17,9 @@ from attncheck.conformance.oracle import PLAIN, Rules
 __all__ = ["Crash", "Refused", "Result", "Subject", "Violation"]
 
 
+HINT = "; say returns_weights=True if the function returns (output, weights)"
+
+
 class Refused(Exception):  # noqa: N818 - no error: the implementation's right
     """The implementation says that it does not support this input."""
 
@@ -135,7 +138,8 @@ class Subject:
             output, weights = returned
         for name, tensor in (("output", output), ("weights", weights)):
             if not isinstance(tensor, Tensor) and (name == "output" or self.returns_weights):
-                raise Crash(f"{name} is {type(tensor).__name__}, expected a tensor")
+                hint = HINT if isinstance(tensor, tuple | list) else ""
+                raise Crash(f"{name} is {type(tensor).__name__}, expected a tensor{hint}")
         return Result(output, weights)
 
     def build(self, case: Case) -> Inputs:

@@ -118,11 +118,9 @@ def _sums(weights: Tensor, found: Tensor, inside: Tensor, keys: Tensor, mass: Te
 
 def _clear_lines(seen: Tensor, grid: Grid, columns: Tensor, diagonals: Tensor) -> _Clear:
     """Find the columns and diagonals that stand out alone."""
-    column, diagonal = _column_shares(columns, seen), _offset_means(diagonals, seen)
-    first = grid.keys == grid.first[..., None]
-    least = torch.where(first, thresholds.CLEAR_LINE, thresholds.CLEAR_COLUMN)
-    picked = (column > least) & (_two_highest(column) | first)
-    offsets = _two_highest(diagonal) & (diagonal > thresholds.CLEAR_LINE)
+    chance = (seen / seen.sum(-1, keepdim=True).clamp(min=1)).sum(-2)
+    picked = clear_columns(columns, chance, seen.any(-1).sum(-1, keepdim=True), grid.first)
+    offsets = clear_diagonals(diagonals, by_offset(seen.to(diagonals.dtype)).sum(-2))
     batch, head, place = offsets.nonzero(as_tuple=True)
     key = grid.positions - (place - (seen.shape[-2] - 1))[:, None]
     query = torch.arange(seen.shape[-2], device=seen.device).expand_as(key)
@@ -134,21 +132,35 @@ def _clear_lines(seen: Tensor, grid: Grid, columns: Tensor, diagonals: Tensor) -
     return _Clear(picked, (batch[beside], head[beside], query[beside], key[beside]))
 
 
+def clear_columns(mass: Tensor, chance: Tensor, rows: Tensor, first: Tensor) -> Tensor:
+    """Mark the columns that stand out alone: bool ``(batch, head, key)``.
+
+    Args:
+        mass: Weight by key, ``(batch, head, key)``.
+        chance: What even attention would put there, ``(batch or 1, head or 1, key)``.
+        rows: Rows that count, ``(batch or 1, head or 1, 1)``.
+        first: First visible key, ``(batch or 1, head or 1)``.
+    """
+    share = (mass - chance) / rows.clamp(min=1)
+    is_first = torch.arange(mass.shape[-1], device=mass.device) == first[..., None]
+    least = torch.where(is_first, thresholds.CLEAR_LINE, thresholds.CLEAR_COLUMN)
+    return (share > least) & (_two_highest(share) | is_first)
+
+
+def clear_diagonals(mass: Tensor, rows: Tensor) -> Tensor:
+    """Mark the diagonals whose mean weight stands out of their neighbours': bool, as ``mass``.
+
+    Args:
+        mass: Weight by distance, ``(batch, head, offset)``.
+        rows: Rows that see it, ``(batch or 1, head or 1, offset)``.
+    """
+    mean = mass / rows.clamp(min=1)
+    around = F.pad(mean, (1, 1))
+    above = mean - torch.maximum(around[..., 2:], around[..., :-2])
+    return _two_highest(above) & (above > thresholds.CLEAR_LINE)
+
+
 def _two_highest(values: Tensor) -> Tensor:
     """Mark the two highest values of the last dimension."""
     top = values.topk(min(2, values.shape[-1]), -1).values[..., -1:]
     return values >= top
-
-
-def _column_shares(columns: Tensor, seen: Tensor) -> Tensor:
-    """Share of all mass that each column holds above its chance."""
-    chance = (seen / seen.sum(-1, keepdim=True).clamp(min=1)).sum(-2)
-    return (columns - chance) / seen.any(-1).sum(-1, keepdim=True).clamp(min=1)
-
-
-def _offset_means(diagonals: Tensor, seen: Tensor) -> Tensor:
-    """Mean weight of each diagonal above the higher of its neighbours."""
-    rows = by_offset(seen.to(diagonals.dtype)).sum(-2)
-    mean = diagonals / rows.clamp(min=1)
-    around = F.pad(mean, (1, 1))
-    return mean - torch.maximum(around[..., 2:], around[..., :-2])

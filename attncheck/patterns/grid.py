@@ -14,9 +14,11 @@ from attncheck.attention import LayerAttention
 __all__ = [
     "DELIMITERS",
     "Grid",
+    "Marks",
     "encode_tokens",
     "is_delimiter",
     "make_grid",
+    "read_marks",
     "tokens_with_repeats",
 ]
 
@@ -81,6 +83,50 @@ class Grid:
         return of_keys[:, None, None, :]
 
 
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """What is known of the keys beside their places, each ``(batch or 1, key)`` or None.
+
+    Attributes:
+        tokens: A number per distinct token.
+        segments: Number of each key's segment.
+        delimiters: Which keys are delimiters, bool.
+    """
+
+    tokens: Tensor | None = None
+    segments: Tensor | None = None
+    delimiters: Tensor | None = None
+
+    def part(self, batch: slice) -> Marks:
+        """Return the marks of some sequences."""
+
+        def rows(held: Tensor | None) -> Tensor | None:
+            return held if held is None or held.shape[0] == 1 else held[batch]
+
+        return Marks(rows(self.tokens), rows(self.segments), rows(self.delimiters))
+
+
+def read_marks(
+    layer: LayerAttention,
+    tokens: Any = None,
+    segment_ids: Any = None,
+    delimiters: Collection[Any] | None = None,
+) -> Marks:
+    """Read what a caller tells of the keys; the arguments and errors are those of `make_grid`."""
+    held = None if layer.kind == "cross" else _per_key(tokens, layer, "tokens")
+    segments = _per_key(segment_ids, layer, "segment_ids")
+    if delimiters is not None:
+        _as_delimiters(delimiters)
+        if held is None and layer.kind != "cross":
+            raise ValueError("delimiters: a set of tokens says nothing without tokens=; pass both")
+    marks = None if held is None else is_delimiter(held, delimiters)
+    return Marks(
+        tokens=None if held is None else encode_tokens(held).to(layer.device),
+        segments=None if segments is None else encode_tokens(segments).to(layer.device),
+        delimiters=None if marks is None else marks.to(layer.device),
+    )
+
+
 def make_grid(
     layer: LayerAttention,
     tokens: Any = None,
@@ -100,22 +146,15 @@ def make_grid(
     Raises:
         ValueError: A length is not that of the keys, or of the batch.
     """
-    device = layer.weights.device
-    held = None if layer.kind == "cross" else _per_key(tokens, layer, "tokens")
-    segments = _per_key(segment_ids, layer, "segment_ids")
-    if delimiters is not None:
-        _as_delimiters(delimiters)
-        if held is None and layer.kind != "cross":
-            raise ValueError("delimiters: a set of tokens says nothing without tokens=; pass both")
-    marks = None if held is None else is_delimiter(held, delimiters)
+    marks = read_marks(layer, tokens, segment_ids, delimiters)
     return Grid(
         visible=layer.visible(),
         positions=layer.query_positions(),
         positional=layer.positional,
         causal=layer.causal,
-        tokens=None if held is None else encode_tokens(held).to(device),
-        segments=None if segments is None else encode_tokens(segments).to(device),
-        delimiters=None if marks is None else marks.to(device),
+        tokens=marks.tokens,
+        segments=marks.segments,
+        delimiters=marks.delimiters,
     )
 
 

@@ -10,6 +10,7 @@ again at every position.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from attncheck.patterns import thresholds
 
-__all__ = ["find_segments"]
+__all__ = ["Cuts", "cut", "find_segments"]
 
 CELLS: Final = 128
 """Steps of the grid on which long sequences are cut first."""
@@ -81,13 +82,40 @@ def _cut(
     excess: Tensor, row_variance: Tensor, causal: bool, present: Tensor, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return where each key's segment begins, cut at every ``step``, and what the cuts gain."""
-    items, _, n_key = excess.shape
     edges, sums, spread = _prefix_sums(excess, row_variance, step)
-    size, keys = len(edges), F.pad(present.cumsum(-1), (1, 0))[:, edges]
+    found = cut(sums, spread, F.pad(present.cumsum(-1), (1, 0))[:, edges], causal=causal)
+    return edges[found.begin].repeat_interleave(edges.diff(), dim=1), found.gain
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Segments on a grid.
+
+    Attributes:
+        begin: Edge at which each cell's segment begins, ``(item, cell)``.
+        end: Edge at which it ends.
+        gain: Mass that the cuts gained, ``(item,)``.
+    """
+
+    begin: Tensor
+    end: Tensor
+    gain: Tensor
+
+
+def cut(sums: Tensor, spread: Tensor, keys: Tensor, *, causal: bool) -> Cuts:
+    """Cut where most is gained, until nothing is.
+
+    Args:
+        sums: Mass above even attention before two edges, ``(item, edge, edge)``, queries first.
+        spread: Sum of the variances of the rows before an edge, ``(item, edge)``.
+        keys: Number of keys before an edge that anyone sees, ``(item, edge)``.
+        causal: Whether no query sees a later key.
+    """
+    items, size = spread.shape
     flat = sums.flatten(1)
-    place = torch.arange(size, device=excess.device).expand(items, -1)
+    place = torch.arange(size, device=sums.device).expand(items, -1)
     start, end = torch.zeros_like(place), torch.full_like(place, size - 1)
-    total = torch.zeros(items, dtype=sums.dtype, device=excess.device)
+    total = torch.zeros(items, dtype=sums.dtype, device=sums.device)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
         return flat.gather(1, row * size + column)
@@ -95,7 +123,7 @@ def _cut(
     def between(counted: Tensor, first: Tensor, last: Tensor) -> Tensor:
         return counted.gather(1, last) - counted.gather(1, first)
 
-    for _ in range(min(thresholds.MAX_CUTS, n_key // thresholds.MIN_SEGMENT)):
+    for _ in range(min(thresholds.MAX_CUTS, int(keys.max()) // thresholds.MIN_SEGMENT)):
         before, after = between(keys, start, place), between(keys, place, end)
         upper = at(place, end) - at(start, end) - at(place, place) + at(start, place)
         lower = at(end, place) - at(place, place) - at(end, start) + at(place, start)
@@ -114,7 +142,7 @@ def _cut(
             torch.where(inside & (place >= cut), cut, start),
             torch.where(inside & (place < cut), cut, end),
         )
-    return edges[start[:, :-1]].repeat_interleave(edges.diff(), dim=1), total
+    return Cuts(start[:, :-1], end[:, :-1], total)
 
 
 def _prefix_sums(excess: Tensor, row_variance: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,11 +45,16 @@ class Spans:
             positions: Key position of each query, ``(query,)``.
             first: First visible key, ``(batch or 1, head or 1)``.
         """
-        n_query, n_key = visible.shape[-2:]
-        numbers = usable.long()
+        last = visible.shape[-1] - visible.any(-2).byte().flip(-1).argmax(-1)
+        return Spans.within(usable, positions, first, last)
+
+    @staticmethod
+    def within(usable: Tensor, positions: Tensor, first: Tensor, last: Tensor) -> Spans:
+        """Read the spans of a batch whose keys are visible from ``first`` to before ``last``."""
+        numbers = usable.byte()
         begin = positions[numbers.argmax(-1)] - first
-        end = positions[n_query - 1 - numbers.flip(-1).argmax(-1)] + 1 - first
-        keys = n_key - visible.any(-2).long().flip(-1).argmax(-1) - first
+        end = positions[usable.shape[-1] - 1 - numbers.flip(-1).argmax(-1)] + 1 - first
+        keys = last - first
         has = usable.any(-1).cpu().numpy()
         bounds = np.stack([held.expand(has.shape).cpu().numpy() for held in (begin, end, keys)], -1)
         batch, heads = np.nonzero(has)

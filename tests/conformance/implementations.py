@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,6 +142,37 @@ def tiled_attention(
     return (output / total.masked_fill(total == 0, 1)).to(query.dtype)
 
 
+def split_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    *, splits: int = 3,
+) -> Tensor:  # fmt: skip
+    """As decoding kernels: keys in splits, base 2, powers rounded to half, merged by their sums."""
+    key, value = repeat_heads(query, key, value, enable_gqa)
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    base = math.log2(math.e)
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    bias = bias_of(query, key, attn_mask, is_causal, wide)
+    bias = bias.expand(*bias.shape[:-1], key.shape[-2])
+    size = max(-(-key.shape[-2] // splits), 1)
+    outputs = [query.new_zeros((*query.shape[:-1], value.shape[-1]), dtype=wide)]
+    sums = [query.new_zeros((*query.shape[:-1], 1), dtype=wide)]
+    peaks = [query.new_full((*query.shape[:-1], 1), -torch.inf, dtype=wide)]
+    for start in range(0, key.shape[-2], size):
+        part = slice(start, start + size)
+        scores = query.to(wide) @ (key[..., part, :].to(wide) * factor).mT + bias[..., part]
+        peaks.append(scores.amax(-1, keepdim=True))
+        powers = torch.exp2(base * (scores - peaks[-1].masked_fill(peaks[-1] == -torch.inf, 0)))
+        sums.append(powers.sum(-1, keepdim=True))
+        outputs.append(powers.to(query.dtype).to(wide) @ value[..., part, :].to(wide))
+    highest = torch.stack(peaks).amax(0)
+    safe = highest.masked_fill(highest == -torch.inf, 0)
+    shares = torch.exp2(base * (torch.stack(peaks) - safe))
+    total = (shares * torch.stack(sums)).sum(0)
+    merged = (shares * torch.stack(outputs)).sum(0) / total.masked_fill(total == 0, 1)
+    return merged.to(query.dtype)
+
+
 def numpy_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
@@ -266,6 +298,42 @@ def multi_head(
     return output.reshape(n_query, batch, heads, size).permute(1, 2, 0, 3), weights
 
 
+@lru_cache(maxsize=256)
+def _module(width: int, heads: int, dtype: torch.dtype) -> torch.nn.MultiheadAttention:
+    """Return a module whose projections change nothing."""
+    module = torch.nn.MultiheadAttention(
+        width, heads, bias=False, batch_first=True, dtype=dtype, device="meta"
+    )
+    eye = torch.eye(width, dtype=dtype)
+    module.in_proj_weight = torch.nn.Parameter(eye.repeat(3, 1), requires_grad=False)
+    module.out_proj.weight = torch.nn.Parameter(eye, requires_grad=False)
+    return module
+
+
+def multi_head_module(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The module `torch.nn.MultiheadAttention`, whose boolean mask says who is left out."""
+    if query.dim() != 4 or enable_gqa or scale is not None or query.shape[-1] != value.shape[-1]:
+        raise NotImplementedError("4-D, equal heads and sizes, default scale")
+    batch, heads, n_query, size = query.shape
+    if dropout_p or 0 in (*query.shape, *key.shape) or heads * size > 2048:
+        raise NotImplementedError("no dropout, no empty axes, a width of at most 2,048")
+    width, n_key = heads * size, key.shape[2]
+    left_out = bias_of(query, key, attn_mask, is_causal, query.dtype)
+    left_out = left_out.expand(batch, heads, n_query, n_key).flatten(0, 1)
+    if bool((left_out == -torch.inf).all(-1).any()):
+        raise NotImplementedError("rows without keys give NaN")
+    if attn_mask is None or attn_mask.dtype == torch.bool:
+        left_out = left_out == -torch.inf
+    module = _module(width, heads, query.dtype)
+    flat = [x.transpose(1, 2).flatten(2) for x in (query, key, value)]
+    output, weights = module(*flat, attn_mask=left_out, average_attn_weights=False)
+    return output.unflatten(-1, (heads, size)).transpose(1, 2), weights
+
+
 def hugging_face(name: str) -> Callable[..., Any]:
     """transformers' attention functions, which take a module and return (output, weights)."""
 
@@ -310,6 +378,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "float64 accumulation": Implementation(float64_attention),
     "float32 accumulation": Implementation(upcast_attention),
     "tiled online softmax": Implementation(tiled_attention),
+    "split keys, rounded powers": Implementation(split_attention),
     "NumPy": Implementation(numpy_attention),
     "backward by hand": Implementation(by_hand_attention),
     "flex_attention": Implementation(flex, NOT_EMPTY),
@@ -318,6 +387,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         known={"weights-before-dropout": "returns the weights after dropout"},
         returns_weights=True,
     ),
+    "nn.MultiheadAttention": Implementation(multi_head_module, returns_weights=True),
     "transformers eager": Implementation(
         hugging_face("eager"),
         NOT_EMPTY,

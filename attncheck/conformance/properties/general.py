@@ -100,6 +100,10 @@ def long_cases(plan: Plan) -> Sequence[Case]:
             (2, 4097, False, "none"),
             (3, 8193, False, "bool"),
             (2, 16_385, False, "none"),
+            (1, 32_769, False, "none"),
+            (1, 65_537, False, "none"),
+            (32_769, 2, False, "none"),
+            (65_537, 1, False, "none"),
             (4097, 3, True, "none"),
             (8193, 5, False, "float"),
         )
@@ -108,7 +112,7 @@ def long_cases(plan: Plan) -> Sequence[Case]:
     ]
     if "rectangular" in plan.refused:
         turned, longest = [], []
-    return separate(found + turned + longest[: plan.pick(2, 5, 5)], plan)
+    return separate(found + turned + longest[: plan.pick(2, 9, 9)], plan)
 
 
 def square_cases(plan: Plan) -> Sequence[Case]:

@@ -10,6 +10,7 @@ from attncheck import AttentionExtractor, CaptureError
 from tests.capture.plain_torch.case import Case, inputs
 from tests.capture.plain_torch.multihead_cases import MULTIHEAD, STACKS
 from tests.capture.plain_torch.negative_cases import NEGATIVE, WIDTH
+from tests.capture.plain_torch.odd_cases import ODD
 from tests.capture.plain_torch.sdpa_cases import FLEX, SDPA
 from tests.capture.plain_torch.written_cases import WRITTEN
 
@@ -17,6 +18,7 @@ GROUPS = {
     "sdpa": SDPA,
     "flex": FLEX,
     "written": WRITTEN,
+    "odd": ODD,
     "multihead": MULTIHEAD,
     "stack": STACKS,
 }
@@ -57,5 +59,5 @@ def test_what_is_no_attention_stays_out_beside_attention(name: str) -> None:
 
 
 def test_there_are_more_than_sixty_cases() -> None:
-    assert len(CASES) > 60
+    assert len(CASES) > 100
     assert len(NEGATIVE) >= 15

@@ -1,0 +1,108 @@
+"""Weights that are used in parts: some keys, heads or queries at a time.
+
+One softmax may span several sets of keys (global and local ones, a memory and the sequence); each
+share of its columns then multiplies values of its own, and the products are added. Each share alone
+sums to less than 1; together they are the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from attncheck.capture.traces import Trace
+from attncheck.tolerances import tolerance_for
+
+__all__ = ["CUTS", "Columns", "cut", "keys_last", "sums_to_one"]
+
+CUTS: Final = (
+    *("__getitem__", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split"),
+    *("unbind", "unsafe_split", "unsafe_chunk"),
+)
+"""Functions that cut parts out of a tensor."""
+
+ROWS: Final = 8
+
+
+def cut(source: Tensor, out: Any, trace: Trace) -> list[tuple[Tensor, Trace]]:
+    """Return every part that was cut out of weights, with its trace.
+
+    Args:
+        source: The weights.
+        out: What a function of `CUTS` returned.
+        trace: Of the weights.
+    """
+    held = out if isinstance(out, tuple | list) else (out,)
+    return [(part, _part(source, part, trace)) for part in held if isinstance(part, Tensor)]
+
+
+def _part(source: Tensor, part: Tensor, trace: Trace) -> Trace:
+    if part.numel() >= source.numel():
+        return trace
+    columns = _columns(source, part, trace)
+    if columns is not None and trace.foreign and trace.n_key - (columns[1] - columns[0]) == 1:
+        return replace(trace, sliced=True)  # the share of a sink, which is no key
+    if trace.whole is not None:
+        return trace if columns is None else replace(trace, columns=(-1, -1))
+    same = trace.clean is not None and trace.clean.shape == source.shape
+    whole = trace.clean if same else source.detach()
+    return replace(trace, columns=columns, whole=whole, clean=None)
+
+
+def _columns(source: Tensor, part: Tensor, trace: Trace) -> tuple[int, int] | None:
+    """Return the range of keys that a view of weights holds, if it holds not all of them."""
+    if part.ndim != source.ndim or part.stride() != source.stride():
+        return None
+    shorter = [axis for axis in range(source.ndim) if part.shape[axis] != source.shape[axis]]
+    if len(shorter) != 1 or source.shape[shorter[0]] != trace.n_key:
+        return None
+    distance = part.storage_offset() - source.storage_offset()
+    start = distance // max(source.stride(shorter[0]), 1)
+    return start, start + part.shape[shorter[0]]
+
+
+def keys_last(weights: Tensor, n_key: int) -> Tensor | None:
+    """Move the axis that sums to 1 to the end; None: there is no such."""
+    for axis in reversed(range(weights.ndim)):
+        if weights.shape[axis] == n_key:
+            moved = weights.movedim(axis, -1)
+            if sums_to_one(moved):
+                return moved
+    return None
+
+
+def sums_to_one(weights: Tensor, *, sliced: bool = False) -> bool:
+    """Whether a few rows are weights: the axis that is summed is the axis of the softmax.
+
+    Args:
+        weights: Keys in the last axis.
+        sliced: A sink may have a share.
+    """
+    with torch.no_grad():
+        count = min(weights.shape[-2], ROWS) if weights.ndim > 1 else 1
+        if weights.ndim > 1:
+            rows = torch.linspace(0, weights.shape[-2] - 1, count, device=weights.device).long()
+            weights = weights[..., rows, :]
+        sums = weights.sum(-1, dtype=torch.float64)
+        allowed = tolerance_for(weights.dtype).row_sum
+        fine = (sums - 1).abs() <= allowed
+        if sliced:
+            fine = sums <= 1 + allowed
+        return bool((fine | (sums == 0) | sums.isnan()).all())
+
+
+class Columns:
+    """Which columns of each softmax have multiplied values."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, set[int]] = {}
+
+    def completed_by(self, trace: Trace) -> bool:
+        """Add the columns of a part; whether all keys of its softmax are covered now."""
+        assert trace.columns is not None
+        seen = self._seen.setdefault(trace.softmax, set())
+        seen.update(range(*trace.columns))
+        return len(seen) == trace.n_key

@@ -1,0 +1,97 @@
+"""The blocked evaluator: profiles from query and key, at linear memory, block by block."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from functools import reduce
+from typing import Any
+
+from torch import Tensor
+
+from attncheck.attention import LayerAttention
+from attncheck.attention.quiet import quiet
+from attncheck.evaluate.evidence import evidence_of
+from attncheck.evaluate.measures import Totals, join, measures_of
+from attncheck.evaluate.reach import Reach, reach_of
+from attncheck.evaluate.walk import chunks, walk
+from attncheck.patterns import PatternEvidence
+from attncheck.patterns.evidence import join_heads
+from attncheck.patterns.grid import read_marks
+from attncheck.profile import LayerProfile
+
+__all__ = ["profile_blocked"]
+
+
+def profile_blocked(
+    layer: LayerAttention,
+    tokens: Any = None,
+    *,
+    segment_ids: Any = None,
+    delimiters: Collection[Any] | None = None,
+) -> LayerProfile:
+    """Profile the heads of one layer from its query and key; its weights are never held.
+
+    Memory grows with the number of queries and keys, not with their product. What causality, a
+    window or padding hides from a whole block of rows is not computed.
+
+    Args:
+        layer: A layer whose weights are given as a `QueryKey`, all queries of its call.
+        tokens: Strings or ids, ``(key,)`` or ``(batch, key)``; see `profile_layer`.
+        segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
+        delimiters: Tokens that count as delimiters; default: punctuation and separators.
+
+    Raises:
+        ValueError: The layer holds weights, or tokens or segments are of the wrong length.
+
+    Example:
+        >>> import torch
+        >>> from attncheck.attention import QueryKey
+        >>> record = QueryKey(torch.zeros(1, 2, 8, 4), torch.zeros(1, 1, 8, 4), (0, 0), 0.5)
+        >>> profile = profile_blocked(LayerAttention(record, causal=True))
+        >>> profile.value("normalized_entropy").round(6), profile.counts["entropy"]
+        (array([1., 1.]), array([8, 8]))
+    """
+    if layer.query_key is None or layer.queries:
+        raise ValueError("layer: the blocked evaluator needs query and key of a whole call")
+    crosses = layer.kind == "cross"
+    marks = read_marks(
+        layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
+    )
+    evidence: dict[int, list[PatternEvidence]] = defaultdict(list)
+    measured: dict[int, list[dict[str, Totals]]] = defaultdict(list)
+    with quiet(layer.device.type):
+        reach = reach_of(layer)
+        valid = _valid(layer, reach)
+        for batch, head in chunks(layer):
+            own = reach.part(batch, head), marks.part(batch), valid[batch, head]
+            tally = walk(layer, *own, batch, head)
+            evidence[head.start].append(evidence_of(tally, causal=layer.causal))
+            measured[head.start].append(measures_of(tally))
+    totals = join(list(measured.values()))
+    merged = [reduce(PatternEvidence.merge, parts) for parts in evidence.values()]
+    return LayerProfile(
+        name=layer.name,
+        index=layer.index,
+        call=layer.call,
+        kind=layer.kind,
+        backend=layer.backend,
+        causal=layer.causal,
+        dtype=str(layer.dtype).removeprefix("torch."),
+        heads=layer.heads,
+        n_kv_heads=layer.n_key_value_heads,
+        sums={name: held.sums for name, held in totals.items()},
+        counts={name: held.counts for name, held in totals.items()},
+        maxima={name: held.maxima for name, held in totals.items()},
+        evidence=merged[0] if len(merged) == 1 else join_heads(merged),
+    )
+
+
+def _valid(layer: LayerAttention, reach: Reach) -> Tensor:
+    """Which rows carry attention, as `LayerAttention.sighted_rows` has it, from stretches alone."""
+    valid = layer.sighted
+    if valid is None:
+        valid = reach.seen > 0
+        if layer.positional and layer.mask is not None:
+            valid = valid & reach.seen_keys()[..., reach.positions.clamp(min=0)]
+    return valid.expand(layer.shape[:3])

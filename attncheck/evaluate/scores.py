@@ -1,0 +1,158 @@
+"""Scores of a block, and of chosen pairs, by the rules that attention backends share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from attncheck.attention import QueryKey
+from attncheck.attention.masks import HIDDEN_BELOW
+from attncheck.evaluate.reach import Reach
+
+__all__ = ["HIDDEN", "Scores", "hide"]
+
+HIDDEN: Final = -1e30
+"""Score of a hidden key: finite, so that 0 times it is 0."""
+
+POINTS: Final = 1 << 13
+"""Pairs of query and key whose scores are computed together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Query and key of some heads, ready to multiply.
+
+    Attributes:
+        query: ``(batch, head, query, size)``, as the layer has it.
+        key: ``(batch * key-value head, key, size)``, float32 at least.
+        group: Heads that share a key head here.
+        factor: Factor on the scores.
+        softcap: Bound of the scores, or None.
+        sinks: Scores of learned sinks, ``(batch or 1, head or 1, query or 1)``, or None.
+        added: Added to the scores, each ``(batch or 1, head or 1, query or 1, key)``.
+    """
+
+    query: Tensor
+    key: Tensor
+    group: int
+    factor: float
+    softcap: float | None
+    added: tuple[Tensor, ...]
+    sinks: Tensor | None
+
+    @classmethod
+    def of(cls, record: QueryKey, batch: slice, head: slice) -> Scores:
+        """Take some sequences and heads of a layer."""
+        sequences, _, _, n_key = record.shape
+        query = record.query.expand(sequences, -1, -1, -1)[batch, head]
+        shared = list(dict.fromkeys(record.key_heads[head]))
+        even = [one for one in shared for _ in range(query.shape[1] // len(shared))]
+        if even != list(record.key_heads[head]):
+            shared = list(record.key_heads[head])
+        chosen = slice(shared[0], shared[-1] + 1)
+        first = record.key.expand(sequences, -1, -1, -1)[batch]
+        key = (
+            first[:, chosen]
+            if shared == list(range(chosen.start, chosen.stop))
+            else first[:, shared]
+        )
+        return cls(
+            query,
+            key.to(record.computed_in).reshape(-1, n_key, key.shape[-1]),
+            query.shape[1] // len(shared),
+            record.scale,
+            record.softcap,
+            tuple(_cut(held, batch, head) for held in added(record)),
+            None if record.sinks is None else _cut(record.sinks, batch, head)[..., 0],
+        )
+
+    def block(self, rows: slice, keys: slice, valid: Tensor | None, out: Tensor) -> Tensor:
+        """Compute a block into the front of ``out``: ``(batch, head, query, key)``.
+
+        Args:
+            rows: Which queries.
+            keys: Which keys.
+            valid: Rows that count, bool ``(batch, head, query)``; others get a score of 0,
+                whatever they hold. None: all count.
+            out: Flat memory to write to.
+        """
+        query = self.query[:, :, rows].to(self.key.dtype) * self.factor
+        if valid is not None:
+            query = query.masked_fill_(~valid[:, :, rows, None], 0)
+        batch, heads, n_query, size = query.shape
+        query = query.reshape(len(self.key), -1, size)
+        key = self.key[:, keys].transpose(1, 2)
+        flat = out[: query.shape[0] * query.shape[1] * key.shape[2]]
+        scores = torch.bmm(query, key, out=flat.view(*query.shape[:2], key.shape[2]))
+        scores = scores.view(batch, heads, n_query, -1)
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        for bias in self.added:
+            held = bias if bias.shape[2] == 1 else bias[:, :, rows]
+            scores.add_(held[..., keys]).clamp_min_(HIDDEN)
+        return scores
+
+    def points(self, places: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Compute single scores, of visible keys.
+
+        Args:
+            places: Batch, head, query and key of each, ``(point,)``.
+        """
+        parts = [
+            self._points(*part)
+            for part in zip(*(torch.split(p, POINTS) for p in places), strict=True)
+        ]
+        return torch.cat(parts) if parts else self.key.new_zeros(0)
+
+    def _points(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        shared = self.query.shape[1] // self.group
+        rows = self.query[batch, head, query].to(self.key.dtype) * self.factor
+        scores = (rows * self.key[batch * shared + head // self.group, key]).sum(-1)
+        if self.softcap is not None:
+            scores = (scores / self.softcap).tanh() * self.softcap
+        for bias in self.added:
+            at = zip(bias.shape, (batch, head, query, key), strict=True)
+            scores = scores + bias[tuple(p if size > 1 else p * 0 for size, p in at)]
+        return scores
+
+
+def hide(scores: Tensor, reach: Reach, rows: slice, keys: slice, inner: tuple[int, int]) -> None:
+    """Give hidden keys of a block a score that makes no weight.
+
+    Args:
+        scores: ``(batch, head, query, key)``, changed in place.
+        reach: What the rows see.
+        rows: Which queries.
+        keys: Which keys.
+        inner: From where to where every row sees all keys, unless there is a mask.
+    """
+    if reach.mask is not None:
+        scores.masked_fill_(~reach.visible(rows, keys), HIDDEN)
+        return
+    begin, end = inner
+    if begin >= end:
+        begin = end = keys.stop
+    for edge in (slice(keys.start, begin), slice(end, keys.stop)):
+        if edge.stop > edge.start:
+            part = scores[..., edge.start - keys.start : edge.stop - keys.start]
+            part.masked_fill_(~reach.visible(rows, edge), HIDDEN)
+
+
+def added(record: QueryKey) -> Iterator[Tensor]:
+    """Yield what is added to scores: the bias, and a mask that does more than hide."""
+    if record.bias is not None:
+        yield record.bias
+    mask = record.mask
+    if mask is None or mask.dtype == torch.bool:
+        return
+    if bool(((mask != 0) & (mask > HIDDEN_BELOW)).any()):
+        yield mask
+
+
+def _cut(held: Tensor, batch: slice, head: slice) -> Tensor:
+    held = held if held.shape[0] == 1 else held[batch]
+    return held if held.shape[1] == 1 else held[:, head]

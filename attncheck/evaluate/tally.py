@@ -1,0 +1,142 @@
+"""`Tally`: what one walk over the blocks of a few heads leaves behind, linear in the length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from attncheck.evaluate.reach import Reach
+from attncheck.evaluate.scores import Scores
+from attncheck.evaluate.targets import Targets
+from attncheck.patterns.cells import CellGrid
+from attncheck.patterns.diagonals import by_offset
+
+__all__ = ["Tally"]
+
+ROWS: Final = (
+    *("peak", "top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Numbers of each row, and sums by key, by distance and by cell, of some heads.
+
+    Attributes:
+        scores: Where single scores can be had again.
+        targets: What tokens and segments select; what the rows see.
+        valid: Rows that carry attention, bool ``(batch, head, query)``.
+        usable: Those of them that see two keys or more; patterns are judged on these.
+        first: First key that any query sees, ``(batch or 1, head or 1)``.
+        rows: Numbers of each row by name, ``(batch, head, query)``: the largest score (``peak``),
+            the largest weight (``top``), the sum of the weights (``mass``), of weights times
+            scores less the peak (``inner``), their ``norm``, the weight of the ``first`` key, the
+            mean distance (``far``), the mass on ``later`` keys, the ``overlap`` with even
+            attention, and for each pattern of tokens or segments the weight on its targets and,
+            as ``"induction keys"``, the number of visible ones. Weights sum to 1 over the keys,
+            but for ``overlap``; ``share`` is what a learned sink leaves to them.
+        columns: Mass by key over usable rows, ``(batch, head, key)``, float64.
+        offsets: Mass by distance over usable rows, farthest ahead last, float64; None if distance
+            means nothing.
+        cells: Mass by cell of a coarse grid over usable rows; None if distance means nothing.
+        grid: The coarse grid.
+    """
+
+    scores: Scores
+    targets: Targets
+    valid: Tensor
+    usable: Tensor
+    first: Tensor
+    rows: Mapping[str, Tensor]
+    columns: Tensor
+    offsets: Tensor | None
+    cells: Tensor | None
+    grid: CellGrid
+
+    @classmethod
+    def empty(cls, scores: Scores, targets: Targets, valid: Tensor, usable: Tensor) -> Tally:
+        """Make room for a walk."""
+        reach, dtype = targets.reach, scores.key.dtype
+        grid = CellGrid(reach.n_query, reach.n_key)
+
+        def room(*size: int, of: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(*valid.shape[:2], *size, dtype=of, device=valid.device)
+
+        names = [*ROWS, *targets.names, *(f"{name} keys" for name in targets.names)]
+        rows = {name: room(reach.n_query, of=dtype) for name in names}
+        rows["share"] += 1
+        rows["top"] += 1
+        positional = targets.positional
+        return cls(
+            scores,
+            targets,
+            valid,
+            usable,
+            first=reach.seen_keys().byte().argmax(-1),
+            rows=rows,
+            columns=room(reach.n_key),
+            offsets=room(reach.n_key + reach.n_query - 1) if positional else None,
+            cells=room(grid.n_rows, grid.n_keys, of=dtype) if positional else None,
+            grid=grid,
+        )
+
+    @property
+    def reach(self) -> Reach:
+        """What the rows see."""
+        return self.targets.reach
+
+    def add_block(self, weights: Tensor, rows: slice, keys: slice, *, ends: bool) -> None:
+        """Add the sums by key, distance and cell of a block of weights of usable rows.
+
+        Args:
+            weights: ``(batch, head, query, key)``, contiguous; 0 in rows that do not count.
+            rows: Which queries.
+            keys: Which keys.
+            ends: No weight lies beyond the diagonal that ends in the block's last corner.
+        """
+        if self.cells is None or self.offsets is None:
+            self.columns[..., keys] += weights.sum(-2)
+            return
+        partial = self.grid.sum_rows(weights)
+        self.columns[..., keys] += partial.sum(-2)
+        row, key, found = self.grid.sum_keys(partial, rows, keys)
+        self.cells[..., row, key] += found
+        self._add_offsets(weights, rows, keys, ends=ends)
+
+    def _add_offsets(self, weights: Tensor, rows: slice, keys: slice, *, ends: bool) -> None:
+        """Sum the diagonals of a block, reading them in place."""
+        assert self.offsets is not None
+        n_query, n_key = weights.shape[-2:]
+        # Place of the diagonal that starts in the block's first corner, nearest keys first.
+        place = self.reach.n_query - 1 - rows.start + keys.start
+        if n_key <= n_query:
+            found = by_offset(weights).sum(-2).flip(-1)
+            self.offsets[..., place - n_query + 1 : place + n_key] += found
+            return
+        inner = n_key - n_query + 1  # diagonals that cross every row
+        flat = weights.flatten(-2)
+        if ends:
+            # One element more than a row apart lie the elements of a diagonal; those before the
+            # first key end up behind the last one of the row above, where nothing else is.
+            skew = flat[..., : (n_query - 1) * (n_key + 1)]
+            found = skew.reshape(*flat.shape[:-1], n_query - 1, n_key + 1).sum(-2)
+            self.offsets[..., place : place + inner] += found[..., :inner]
+            self.offsets[..., place : place + inner] += weights[..., -1, n_query - 1 :]
+            self.offsets[..., place - n_query + 1 : place] += found[..., inner + 1 :]
+            return
+        strides = (*weights.stride()[:-2], n_key + 1, 1)
+        skew = weights.as_strided((*weights.shape[:-1], inner), strides, weights.storage_offset())
+        self.offsets[..., place : place + inner] += skew.sum(-2)
+        left, right = weights[..., :n_query], weights[..., -n_query:]
+        corners = by_offset(left.tril(-1) + right.triu(1)).sum(-2).flip(-1)
+        self.offsets[..., place - n_query + 1 : place] += corners[..., : n_query - 1]
+        self.offsets[..., place + inner : place + n_key] += corners[..., n_query:]
+
+    def by_offset(self) -> Tensor:
+        """Mass by distance as `attncheck.patterns.diagonals.by_offset` lays it."""
+        assert self.offsets is not None
+        return self.offsets.flip(-1)

@@ -1,0 +1,109 @@
+"""What was found on a model: data first, text from it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from attncheck.checks.finding import Finding
+from attncheck.checks.render import render
+
+__all__ = ["ModelReport", "Outcome"]
+
+BROKEN: Final = ("failed", "error", "unexpected pass")
+WIDTH: Final = 78
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one promise came out.
+
+    Attributes:
+        id: The promise.
+        status: ``"passed"``, ``"failed"``, ``"error"`` (the model raised), ``"not applicable"``,
+            ``"expected failure"`` or ``"unexpected pass"``.
+        seconds: Time spent.
+        note: Why it does not apply, what was raised, or why it was expected to fail.
+        finding: What was found; None where nothing was judged.
+    """
+
+    id: str
+    status: str
+    seconds: float
+    note: str = ""
+    finding: Finding | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        held = {"id": self.id, "status": self.status, "seconds": self.seconds, "note": self.note}
+        return {**held, "finding": None if self.finding is None else self.finding.to_dict()}
+
+
+@dataclass
+class ModelReport:
+    """The verdict on a model.
+
+    Attributes:
+        model: Its name.
+        subject: Its dtype, inputs, kind and backend.
+        outcomes: One for each promise, in the order in which they were tried.
+
+    Example:
+        >>> ModelReport("Decoder", "f32").passed
+        True
+    """
+
+    model: str
+    subject: str
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Promises that are broken, or could not be tried because the model raised."""
+        return [outcome for outcome in self.outcomes if outcome.status in BROKEN]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise that applies is kept."""
+        return not self.failures
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in all."""
+        return sum(outcome.seconds for outcome in self.outcomes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data for JSON."""
+        return {
+            "model": self.model,
+            "subject": self.subject,
+            "passed": self.passed,
+            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def summary(self) -> str:
+        """Return the verdict in one line."""
+        counts = Counter(outcome.status for outcome in self.outcomes)
+        return f"{self.model}: " + ", ".join(f"{n} {status}" for status, n in counts.most_common())
+
+    def __str__(self) -> str:
+        lines = [self.summary(), f"  {self.subject}", ""]
+        wide = max((len(outcome.id) for outcome in self.outcomes), default=0)
+        for outcome in self.outcomes:
+            text = outcome.note or (outcome.finding.verdict if outcome.finding else "")
+            start = f"  {outcome.id:{wide}}  {outcome.status:14}  "
+            lines += textwrap.wrap(
+                start + text, WIDTH, subsequent_indent=" " * len(start), break_long_words=False
+            )
+        for outcome in self.failures:
+            if outcome.finding is not None and not outcome.finding.passed:
+                lines += ["", f"{outcome.id}: {render(outcome.finding)}"]
+        return "\n".join(lines)
