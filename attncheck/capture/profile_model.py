@@ -24,9 +24,12 @@ def profile_model(
 ) -> HeadProfile:
     """Call a model once and profile every head of every attention layer.
 
-    Each layer is measured on the model's device as soon as it is captured, and dropped: the
-    largest thing held is one layer's ``(batch, head, query, key)`` weights. The model runs in eval
-    mode without gradients, in the backend it is set to.
+    Each layer is measured on the model's device as soon as it is captured, and dropped. Where its
+    backend got query and key, they are all that is read, a block of rows at a time, and no weights
+    are ever held: memory grows with the length, not with its square. Where a model makes weights
+    itself, the largest thing held is one layer's ``(batch, head, query, key)``.
+    ``profile.evaluators`` says which layer was which. The model runs in eval mode without
+    gradients, in the backend it is set to.
 
     Args:
         model: Any module that `AttentionExtractor` captures.
