@@ -80,6 +80,7 @@ _PUBLIC = {
         "plot_attention_heatmap",
         "plot_head_map",
         "plot_heads",
+        "plot_history",
         "plot_statistics",
     ),
 }

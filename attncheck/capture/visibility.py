@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,9 +29,15 @@ class Visibility:
     mask: Tensor | None
     causal: bool
 
+    @cached_property
     def rows(self) -> Tensor | None:
         """Bool ``(batch or 1, head or 1, query or 1)``: rows that see any key; None: all do."""
         return None if self.mask is None else self.mask.any(-1)
+
+    @cached_property
+    def keys(self) -> Tensor | None:
+        """Bool ``(batch or 1, head or 1, key)``: keys that any query sees; None: all are."""
+        return None if self.mask is None else self.mask.any(-2)
 
 
 class VisibilityReader:

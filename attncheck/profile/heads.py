@@ -57,6 +57,11 @@ class HeadProfile:
         return tuple(layer.name for layer in self.layers)
 
     @property
+    def evaluators(self) -> dict[str, str]:
+        """Which evaluator measured each layer, by its name, and why."""
+        return {layer.name: layer.evaluator for layer in self.layers}
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """Measures that some layer has: metrics, then patterns."""
         return tuple(dict.fromkeys(name for layer in self.layers for name in layer.measures))

@@ -53,6 +53,7 @@ class LayerProfile:
         counts: Number of rows with a value by metric, each ``(head,)``, int64.
         maxima: Largest value of a row by metric, each ``(head,)``; ``-inf`` without a row.
         evidence: What patterns are scored from.
+        evaluator: Which evaluator measured it, and why: ``"blocked: query and key are held"``.
     """
 
     name: str
@@ -68,6 +69,7 @@ class LayerProfile:
     counts: Mapping[str, Counts]
     maxima: Mapping[str, Array]
     evidence: PatternEvidence
+    evaluator: str = ""
 
     @property
     def n_heads(self) -> int:
@@ -142,6 +144,7 @@ class LayerProfile:
             counts=_combine(np.add, self.counts, other.counts),
             maxima=_combine(np.maximum, self.maxima, other.maxima),
             evidence=self.evidence.merge(other.evidence),
+            evaluator=_both(self.evaluator, other.evaluator),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +162,7 @@ class LayerProfile:
             }
             for name in self.sums
         }
+        described["evaluator"] = self.evaluator
         described["evidence"] = plain(self.evidence.to_dict())
         return described
 
@@ -186,6 +190,7 @@ class LayerProfile:
             counts={name: _counts(m["count"]) for name, m in metrics.items()},
             maxima={name: _maxima(m["max"]) for name, m in metrics.items()},
             evidence=PatternEvidence.from_dict(held["evidence"]),
+            evaluator=str(held.get("evaluator", "")),
         )
         profile._require_lengths()
         return profile
@@ -195,6 +200,12 @@ class LayerProfile:
         shapes = {array.shape for array in arrays} | {(self.evidence.n_heads,)}
         if shapes != {(self.n_heads,)}:
             raise ValueError(f"{self.name} names {self.n_heads} heads but holds {sorted(shapes)}")
+
+
+def _both(mine: str, theirs: str) -> str:
+    """Name each evaluator once."""
+    named = [*mine.split("; "), *theirs.split("; ")]
+    return "; ".join(dict.fromkeys(name for name in named if name))
 
 
 def _combine(operation: Any, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
