@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from attncheck.conformance import Capabilities, check_attention
-from attncheck.conformance.battery import attempt, select_properties
+from attncheck.conformance.battery import select_properties
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
 from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.softmax import accuracy_bias
+from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
 from benchmarks._measure import RESULTS, write_results
 from tests.conformance.extended import RIGHT, WRONG
@@ -50,10 +51,10 @@ class Ledger:
 
     Args:
         minutes: Time after which no further run is begun.
+        root: Where the sources are, and ``build``.
     """
 
-    def __init__(self, minutes: float) -> None:
-        root = Path(__file__).parents[1]
+    def __init__(self, minutes: float, root: Path = Path(__file__).parents[1]) -> None:
         digest = hashlib.sha256()
         for folder in ("attncheck/conformance", "tests/conformance"):
             for path in sorted((root / folder).rglob("*.py")):
