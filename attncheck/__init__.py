@@ -38,11 +38,13 @@ _PUBLIC = {
         "head_similarity",
     ),
     "attncheck.profile": ("HeadProfile",),
+    "attncheck.distributed": ("gather_profiles",),
     "attncheck.evaluate": ("profile_attention",),
     "attncheck.capture": (
         "AttentionExtractor",
         "compare_backends",
         "extract_huggingface_attention",
+        "profile_dataset",
         "profile_model",
     ),
     "attncheck.monitor": ("HeadHistory", "HeadMonitor"),
@@ -80,6 +82,7 @@ _PUBLIC = {
         "plot_attention_heatmap",
         "plot_head_map",
         "plot_heads",
+        "plot_history",
         "plot_statistics",
     ),
 }

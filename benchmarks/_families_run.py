@@ -178,7 +178,7 @@ def _verdict(row: dict[str, Any]) -> tuple[str, str]:
             continue
         if run["status"] in ("none", "refused"):
             return "refused", run["why"]
-        if attentions == 0 and not run.get("returned"):
+        if attentions == 0 and not any(each.get("returned") for each in runs):
             return "wrong", f"captured {run['layers']} where no kernel computed attention"
         if run["layers"] < attentions:
             return "wrong", f"{attentions} attentions in the kernels, {run['layers']} captured"

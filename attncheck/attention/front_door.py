@@ -200,9 +200,9 @@ def _with_context(layer: LayerAttention, mask: Any, causal: bool | None, *, bare
     """Add the caller's mask and causality to a layer; find causality where nobody said."""
     if mask is not None:
         seen = as_visible(mask, layer.shape).to(layer.device)
-        layer = replace(layer, weights=layer.held, mask=seen, sighted=None)
+        layer = layer.changed(mask=seen, sighted=None)
     if causal is not None:
-        return replace(layer, weights=layer.held, causal=causal)
+        return layer.changed(causal=causal)
     return replace(layer, causal=_looks_causal(layer)) if bare else layer
 
 

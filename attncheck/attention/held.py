@@ -10,7 +10,7 @@ from torch import Tensor
 from attncheck.attention.query_key import QueryKey
 from attncheck.attention.quiet import quiet
 
-__all__ = ["SinkMass", "Weights", "held_by", "state_of"]
+__all__ = ["SinkMass", "Weights", "held_by", "held_fields", "state_of"]
 
 WEIGHTS: Final = "weights"
 SINK_MASS: Final = "sink_mass"
@@ -22,6 +22,11 @@ def held_by(layer: Any) -> Tensor | QueryKey:
     """Return a layer's weights or what they are made from, without making them."""
     held: Tensor | QueryKey = vars(layer)[WEIGHTS]
     return held
+
+
+def held_fields(layer: Any) -> dict[str, Any]:
+    """Return the fields of this kind as they are, made or not."""
+    return {name: vars(layer)[name] for name in (WEIGHTS, SINK_MASS)}
 
 
 def state_of(layer: Any) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from attncheck.attention.held import SinkMass, Weights, held_by, state_of
+from attncheck.attention.held import SinkMass, Weights, held_by, held_fields, state_of
 from attncheck.attention.query_key import QueryKey
 from attncheck.tolerances import TOLERANCES, tolerance_for
 
@@ -102,6 +101,10 @@ class LayerAttention:
         """The weights, or what they are to be made from; makes none."""
         return held_by(self)
 
+    def changed(self, **changes: Any) -> LayerAttention:
+        """Return the layer with other fields, as `dataclasses.replace`, but make no weights."""
+        return replace(self, **{**held_fields(self), **changes})
+
     @property
     def query_key(self) -> QueryKey | None:
         """What the weights are made from, where that is held; see `QueryKey`."""
@@ -157,11 +160,6 @@ class LayerAttention:
         """Whether query and key positions count the same tokens, so that offsets mean something."""
         return self.kind != "cross" and (self.causal or self.n_query_in_call == self.n_key)
 
-    @property
-    def contiguous(self) -> bool:
-        """Whether the queries held stand one after the other."""
-        return all(b - a == 1 for a, b in pairwise(self.queries))
-
     def query_positions(self) -> Tensor:
         """Key position of each query held, ``(query,)``.
 
@@ -180,6 +178,31 @@ class LayerAttention:
             keys = torch.arange(self.n_key, device=self.device)
             seen = seen & (keys <= self.query_positions()[:, None])
         return seen if self.mask is None else seen & self.mask
+
+    def laid_out(self) -> LayerAttention:
+        """Return a layer whose queries stand one after the other, up to the call's last.
+
+        Queries between and behind those held get rows of zeros that see no key.
+        """
+        first = min(self.queries, default=0)
+        length = self.n_query_in_call - first
+        everything = tuple(range(first, self.n_query_in_call))
+        if not self.queries or self.queries == everything:
+            return self
+        places = torch.tensor(self.queries, device=self.device) - first
+
+        def spread(rows: Tensor) -> Tensor:
+            size = (*rows.shape[:2], length, *rows.shape[3:])
+            return rows.new_zeros(size).index_copy_(2, places, rows)
+
+        sink_mass, sighted = self.sink_mass, self.sighted
+        return self.changed(
+            weights=spread(self.weights),
+            mask=spread(self.visible()),
+            sink_mass=None if sink_mass is None else spread(sink_mass),
+            sighted=None if sighted is None else spread(sighted),
+            queries=everything,
+        )
 
     def sighted_rows(self) -> Tensor:
         """Which query rows see a key that matters: bool ``(batch or 1, head or 1, query)``.
@@ -285,8 +308,7 @@ class AttentionMaps(Sequence[Tensor]):
                 moved = layer.weights.to(*args, **kwargs)
             else:
                 moved = record.to(device, dtype)
-            return replace(
-                layer,
+            return layer.changed(
                 weights=moved,
                 mask=None if layer.mask is None else layer.mask.to(moved.device),
                 sink_mass=None if sink is None else sink.to(*args, **kwargs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -151,20 +152,16 @@ class QueryKey:
             return self.key.expand(-1, len(self.key_heads), -1, -1)
         return self.key[:, torch.tensor(self.key_heads, device=self.key.device)]
 
-    def to(
-        self,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        non_blocking: bool = False,
-    ) -> QueryKey:
+    def moved(self, move: Callable[[Tensor], Tensor]) -> QueryKey:
+        """Return the record with a function applied to each of its tensors."""
+        held = {name: getattr(self, name) for name in TENSORS}
+        changed: dict[str, Any] = {name: move(t) for name, t in held.items() if t is not None}
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> QueryKey:
         """Return the record with its tensors on another device, or for weights of another dtype."""
-        moved: dict[str, Any] = {"dtype": dtype or self.dtype}
-        for name in TENSORS if device is not None else ():
-            tensor = getattr(self, name)
-            if tensor is not None:
-                moved[name] = tensor.to(device, non_blocking=non_blocking)
-        return replace(self, **moved)
+        moved = self if device is None else self.moved(lambda tensor: tensor.to(device))
+        return replace(moved, dtype=dtype or self.dtype)
 
     def _future(self, queries: slice | Tensor | None, dtype: torch.dtype) -> Tensor:
         """``-inf`` at keys behind the row's number, else 0: ``(chosen query, key)``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ __all__ = ["quiet"]
 
 @contextmanager
 def quiet(device_type: str) -> Iterator[None]:
-    """No gradients, no autocast, no function modes; results are ordinary tensors.
+    """No gradients, autocast, function modes or `torch.func`; results are ordinary tensors.
 
     Args:
         device_type: ``"cpu"``, ``"cuda"``, ...: where the computation runs.
@@ -22,5 +23,15 @@ def quiet(device_type: str) -> Iterator[None]:
         torch.no_grad(),
         torch.autocast(device_type, enabled=False),
         torch._C.DisableTorchFunction(),
+        _untransformed(),
     ):
         yield
+
+
+def _untransformed() -> AbstractContextManager[Any]:
+    """Outside `torch.func.grad` and its like, which wrap whatever is computed inside them."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
-from attncheck.capture.session import Session, module_names
+from attncheck.capture.session import Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
@@ -30,6 +30,8 @@ SCRIPTED: Final = "is TorchScript that computes attention, where no Python code 
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
+UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
+WHOLE: Final = "Call the model again, or pass strict=False to get the layers before that"
 SWITCH: Final = (
     "Attention over part of the matrix only, in chunks or sparse blocks, is not supported: switch "
     "the model to full attention, or pass strict=False to keep the other layers"
@@ -47,9 +49,9 @@ class Coverage:
     def __init__(self, model: nn.Module, session: Session) -> None:
         self._root = getattr(model, "_orig_mod", model)
         self._session = session
-        self._names = module_names(model)
+        self._names = session.names
         self._ran: set[int] = set()
-        self._model_calls = 0
+        self._model_calls = self._returned = 0
         self._token_ids: Tensor | None = None
         self._watched = [module for module in model.modules() if _looks_like_attention(module)]
         self._wanted = {id(self._root), *(id(module) for module in self._watched)}
@@ -59,7 +61,7 @@ class Coverage:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note calls of the model and of modules that look like attention."""
-        with called([self._root, *self._watched], self._on_call):
+        with called([self._root, *self._watched], self._on_call, self._root, self._on_return):
             yield
 
     def tokens(self) -> Tokens | None:
@@ -68,12 +70,17 @@ class Coverage:
             return None
         return tuple(tuple(row) for row in self._token_ids.tolist())
 
-    def judge(self) -> None:
-        """Note modules that ran and were missed.
+    def judge(self, *, interrupted: bool = False) -> None:
+        """Note modules that ran and were missed, and a call of the model that did not finish.
+
+        Args:
+            interrupted: An exception ended the capture.
 
         Raises:
             CaptureError: Nothing was captured.
         """
+        if self._model_calls > self._returned or (interrupted and not self._model_calls):
+            self._session.unreadable(self._names[id(self._root)], UNFINISHED, WHOLE)
         for name in self._scripted():
             self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
         self._judge_threads()
@@ -118,6 +125,10 @@ class Coverage:
         self._ran.add(id(module))
         if module is self._root:
             self._on_model(args, kwargs)
+
+    def _on_return(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._returned += 1
 
     def _on_model(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._session.new_model_call()

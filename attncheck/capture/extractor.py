@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -14,11 +15,22 @@ from attncheck.attention import AttentionMaps, LayerAttention
 from attncheck.attention.maps import Tokens
 from attncheck.attention.tokens import as_tokens
 from attncheck.capture.coverage import Coverage
+from attncheck.capture.keeping import (
+    Settings,
+    Store,
+    checked_device,
+    checked_dtype,
+    checked_store,
+)
+from attncheck.capture.memory import SHARE, checked_limit
+from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.capture.recorders import RECORDERS
-from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection, checked_heads
-from attncheck.capture.session import Session, Settings, module_names
+from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection, checked
+from attncheck.capture.session import Session, module_names
 from attncheck.capture.shared import evaluating, uncompiled
 from attncheck.errors import CaptureError
+from attncheck.evaluate import profile_layer
+from attncheck.profile import HeadProfile
 
 __all__ = ["AttentionExtractor"]
 
@@ -42,18 +54,29 @@ class AttentionExtractor:
             a slice or range, module paths (a path selects all below it), patterns such as
             ``"encoder.*"``, or a list of those. Default: all.
         heads: Head numbers to keep in each layer. Default: all.
-        device: Where to keep the weights. ``None`` leaves them on the model's device.
+        queries: Query numbers to keep in each layer, such as ``-1`` for the last token or
+            ``slice(0, 8)``. Only their weights are made. Default: all.
+        store: ``"weights"``. ``"qk"``: what they are made from, see `QueryKey`, linear in the
+            length; weights are made anew whenever nobody holds them. ``"profile"``: each layer is
+            measured and dropped, see `profile`. Layers whose weights the model makes itself from
+            what nobody sees hold those under ``"qk"``, and their ``note`` says so.
+        device: Where to keep them; from CUDA to the CPU they are copied in the background. ``None``
+            leaves them on the model's device.
         dtype: Convert kept weights. Default: weights that the model makes are kept as they are,
             weights rebuilt for a kernel that shows none are float32 at least.
+        memory_limit: What may be held: a share of the free memory (a float up to 1), bytes (an
+            int), or None for any. A capture that would need more is refused at its first layer.
         strict: Raise `CaptureError` if attention ran that was not captured, or whose ``weights @
             value`` is not what the layer returned. ``False``: warn, and say so in the layer's
             ``status``. Capturing nothing at all raises in any case.
         on_layer: Receives each `LayerAttention` as soon as it is captured; nothing is kept then.
+        evaluator: Measures a layer for ``store="profile"``, see `profile_model`.
 
     Raises:
         TypeError: ``model`` is no module, ``layers`` holds neither numbers nor names, or ``heads``
-            no numbers.
-        ValueError: A name in ``layers`` fits no module.
+            or ``queries`` no numbers.
+        ValueError: A name in ``layers`` fits no module; ``device`` does not exist; ``dtype`` is
+            none of float64, float32, float16 and bfloat16; ``store`` or ``memory_limit`` is none.
 
     Example:
         >>> from torch import nn
@@ -72,21 +95,38 @@ class AttentionExtractor:
         layers: LayerChoice = None,
         *,
         heads: HeadChoice = None,
+        queries: HeadChoice = None,
+        store: Store = "weights",
         device: torch.device | str | None = "cpu",
         dtype: torch.dtype | None = None,
+        memory_limit: float | None = SHARE,
         strict: bool = True,
         on_layer: Callable[[LayerAttention], object] | None = None,
+        evaluator: Evaluator = profile_layer,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: is {type(model).__name__}; expected a torch.nn.Module")
         self.model = model
         self.strict = strict
-        self._heads = checked_heads(heads)
-        self._device = None if device is None else torch.device(device)
-        self._dtype = dtype
+        self._store = checked_store(store)
         self._on_layer = on_layer
-        self._selection = self._select(layers)
+        self._evaluator = evaluator
+        measured = store == "profile"
+        self._settings = Settings(
+            self._select(layers),
+            heads=checked(heads, "heads"),
+            queries=checked(queries, "queries"),
+            device=None if measured else checked_device(device),
+            dtype=checked_dtype(dtype),
+            store=self._store,
+            memory_limit=checked_limit(memory_limit),
+            keeps=not measured and on_layer is None,
+            scratch=not measured or queries is not None,
+            compiled=tuple(_compiled(model)),
+        )
         self._layers: list[LayerAttention] = []
+        self._profiler = Profiler(evaluator)
+        self._interrupted = False
         self._session: Session | None = None
         self._coverage: Coverage | None = None
         self._stack = ExitStack()
@@ -99,15 +139,11 @@ class AttentionExtractor:
         Raises:
             CaptureError: Nothing was captured, or ``strict`` and not all of it faithfully.
         """
-        if self._session is None:
-            raise CaptureError(
-                "nothing captured yet: use `with AttentionExtractor(model) as extractor: "
-                "model(...)`, then extractor.maps, or extractor.get_attention(...)"
-            )
-        if self._open:
-            self._judge()
+        self._require_whole()
         if self._on_layer is not None:
             raise CaptureError("maps: layers went to on_layer, none was kept")
+        if self._store == "profile":
+            raise CaptureError("maps: store='profile' keeps none, see extractor.profile")
         if not self._layers:
             raise CaptureError("maps: the capture failed, see its error")
         try:
@@ -115,6 +151,21 @@ class AttentionExtractor:
         except ValueError:
             tokens = None
         return AttentionMaps(self._layers, tokens=tokens)
+
+    @property
+    def profile(self) -> HeadProfile:
+        """The measures of all captured heads, where ``store="profile"``.
+
+        Raises:
+            CaptureError: Nothing was captured, or ``strict`` and not all of it faithfully.
+        """
+        self._require_whole()
+        if self._store != "profile" or self._on_layer is not None:
+            raise CaptureError(
+                f"profile: store={self._store!r} measures nothing; use profile_attention("
+                "extractor.maps), or store='profile' without on_layer"
+            )
+        return self._profiler.profile()
 
     @property
     def attention_weights(self) -> list[Tensor]:
@@ -130,11 +181,9 @@ class AttentionExtractor:
         if self._open:
             raise RuntimeError("this AttentionExtractor is already capturing; make a second one")
         self._layers = []
-        keep = self._layers.append if self._on_layer is None else self._on_layer
-        settings = Settings(
-            self._selection, self._heads, self._device, self._dtype, keeps=self._on_layer is None
-        )
-        self._session = Session(self.model, settings, keep)
+        self._profiler = Profiler(self._evaluator)
+        self._interrupted = False
+        self._session = Session(self.model, self._settings, self._on_layer or self._keep)
         self._coverage = Coverage(self.model, self._session)
         with ExitStack() as stack:
             stack.enter_context(uncompiled())
@@ -152,6 +201,7 @@ class AttentionExtractor:
         traceback: TracebackType | None,
     ) -> None:
         self._stop()
+        self._interrupted = error is not None
         if error is None:
             self._judge()
 
@@ -198,7 +248,7 @@ class AttentionExtractor:
             layer_names: Module paths to keep; None: as the extractor was made.
         """
         if layer_names is not None:
-            self._selection = self._select(list(layer_names))
+            self._settings = replace(self._settings, layers=self._select(list(layer_names)))
         self.__enter__()
 
     def clear_hooks(self) -> None:
@@ -206,6 +256,22 @@ class AttentionExtractor:
         self._stop()
         self._session = self._coverage = None
         self._layers = []
+
+    def _keep(self, layer: LayerAttention) -> None:
+        if self._store == "profile":
+            self._profiler.take(layer, self.tokens)
+        else:
+            self._layers.append(layer)
+
+    def _require_whole(self) -> None:
+        """Raise unless there was a capture, and it was whole or may be less."""
+        if self._session is None:
+            raise CaptureError(
+                "nothing captured yet: use `with AttentionExtractor(model) as extractor: "
+                "model(...)`, then extractor.maps, or extractor.get_attention(...)"
+            )
+        if self._open or self._interrupted:
+            self._judge()
 
     def _stop(self) -> None:
         self._open = False
@@ -217,6 +283,18 @@ class AttentionExtractor:
     def _judge(self) -> None:
         assert self._session is not None
         assert self._coverage is not None
-        self._session.flush()
-        self._coverage.judge()
-        self._session.finish(strict=self.strict)
+        try:
+            self._session.flush()
+            self._coverage.judge(interrupted=self._interrupted)
+            self._session.finish(strict=self.strict)
+        except Exception:
+            self._layers = []  # what a failed capture left is not to be taken for a whole one
+            raise
+
+
+def _compiled(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of modules that `torch.compile` wrapped or compiled in place."""
+    names = module_names(model)
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
+            yield "" if module is model else f"{names[id(module)]}."

@@ -7,16 +7,18 @@ grouping and the alignment.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from attncheck.capture.call import AttentionCall
-from attncheck.capture.rebuild import of_query_heads, per_head
+from attncheck.capture.rebuild import of_query_heads
+from attncheck.capture.select import Chosen
 from attncheck.tolerances import tolerance_for
 
-__all__ = ["unfaithful"]
+__all__ = ["compared_rows", "unfaithful"]
 
 ROWS = 8
 """Query rows compared in each call: first, last, and evenly between."""
@@ -26,7 +28,7 @@ ROUNDINGS = 4
 
 
 def unfaithful(
-    call: AttentionCall, weights: Tensor, heads: Tensor, seen: Tensor | None
+    call: AttentionCall, weights: Tensor, rows: Tensor, heads: Chosen, seen: Tensor | None
 ) -> str | None:
     """Compare a block of rows with the backend's output; None if they agree.
 
@@ -36,7 +38,8 @@ def unfaithful(
 
     Args:
         call: What the backend got and returned.
-        weights: ``(batch, head, query, key)`` of the selected heads.
+        weights: ``(batch, head, row, key)`` of the selected heads in the rows compared.
+        rows: Which queries those are, see `compared_rows`.
         heads: The selected heads.
         seen: Bool, broadcastable to ``(batch, head, query)``: rows that see any key; others may
             hold anything.
@@ -50,18 +53,24 @@ def unfaithful(
         return _verdict(_largest(call.redone, output), output, call, rebuilt_scores=False)
     if call.value is None or (call.dropout and call.without_dropout is None):
         return None
-    rows = _rows(weights.shape[2], weights.device)
     dtype = torch.promote_types(call.value.dtype, torch.float32)
     value = of_query_heads(call.value, heads, call.shape[1]).to(dtype)
-    rebuilt = torch.matmul(weights[:, :, rows].to(dtype), value)
-    returned = per_head(output[:, :, rows], heads).to(dtype)
+    rebuilt = torch.matmul(weights.to(dtype), value)
+    # No mean of values is larger than the largest: what passes by the one passes by the other.
+    allowed = _allowed(call, rebuilt)
+    returned = heads.of(output.index_select(2, rows), 1).to(dtype)
     if seen is not None:
-        hidden = ~seen.expand(*weights.shape[:3])[:, :, rows]
+        hidden = ~seen.expand(*seen.shape[:2], call.shape[2]).index_select(2, rows)
         rebuilt = torch.where(hidden[..., None], returned, rebuilt)
-    return _verdict(_largest(rebuilt, returned), value, call, rebuilt_scores=call.weights is None)
+    error = _largest(rebuilt, returned)
+    if error <= allowed:
+        return None
+    return _verdict(error, value, call, rebuilt_scores=call.weights is None)
 
 
-def _rows(n_query: int, device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=64)
+def compared_rows(n_query: int, device: torch.device) -> Tensor:
+    """Return which queries of a call are compared, int64: first, last, and evenly between."""
     count = min(n_query, ROWS)
     return torch.linspace(0, n_query - 1, count, device=device).long()
 
@@ -92,13 +101,22 @@ def _longest(vectors: Tensor) -> float:
     return float(vectors.float().norm(dim=-1).nan_to_num_(0, posinf=0).amax())
 
 
+def _allowed(call: AttentionCall, reference: Tensor) -> float:
+    """Error that rounding may cause, by the largest finite number of a reference."""
+    if not reference.numel():
+        return 0.0
+    largest = float(reference.abs().amax())
+    if not math.isfinite(largest):
+        largest = float(reference.nan_to_num(0).abs().amax())
+    return tolerance_for(call.output.dtype).row_sum * largest
+
+
 def _verdict(
     error: float, reference: Tensor, call: AttentionCall, *, rebuilt_scores: bool
 ) -> str | None:
-    largest = float(reference.nan_to_num(0).abs().amax()) if reference.numel() else 0.0
-    allowed = tolerance_for(call.output.dtype).row_sum * largest
+    allowed = _allowed(call, reference)
     if error > allowed and rebuilt_scores:
-        allowed += _score_rounding(call) * largest
+        allowed *= 1 + _score_rounding(call) / tolerance_for(call.output.dtype).row_sum
     if error <= allowed:
         return None
     return (

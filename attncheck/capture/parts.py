@@ -16,7 +16,7 @@ from torch import Tensor
 from attncheck.capture.traces import Trace
 from attncheck.tolerances import tolerance_for
 
-__all__ = ["CUTS", "Columns", "cut", "keys_last", "sums_to_one"]
+__all__ = ["CUTS", "Columns", "after_mixing", "cut", "keys_last", "sums_to_one"]
 
 CUTS: Final = (
     *("__getitem__", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split"),
@@ -62,6 +62,26 @@ def _columns(source: Tensor, part: Tensor, trace: Trace) -> tuple[int, int] | No
     distance = part.storage_offset() - source.storage_offset()
     start = distance // max(source.stride(shorter[0]), 1)
     return start, start + part.shape[shorter[0]]
+
+
+def after_mixing(trace: Trace, source: Tensor, *, heads_last: bool = False) -> Trace:
+    """Return the trace of scores or weights whose heads were mixed by a linear map.
+
+    Mixed weights sum to anything: those that are reported are the softmax's own.
+
+    Args:
+        trace: Before.
+        source: What was mixed.
+        heads_last: Its last axis is the heads'; else its keys must be last.
+    """
+    if trace.stage != "weights" or trace.whole is not None:
+        return trace
+    if not heads_last and source.shape[-1] != trace.n_key:
+        return replace(trace, columns=(0, 0))  # never complete: where its heads are is not known
+    same = trace.clean is not None and trace.clean.shape == source.shape
+    whole = trace.clean if same else source.detach()
+    assert whole is not None
+    return replace(trace, whole=whole.movedim(-1, 1) if heads_last else whole, clean=None)
 
 
 def keys_last(weights: Tensor, n_key: int) -> Tensor | None:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from attncheck.attention import LayerAttention, head_name
-from attncheck.attention.tokens import as_tokens
 from attncheck.capture.extractor import AttentionExtractor
+from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.evaluate import profile_layer
-from attncheck.profile import HeadProfile, LayerProfile
+from attncheck.profile import HeadProfile
 
-__all__ = ["profile_model"]
+__all__ = ["measure_call", "profile_model"]
 
 
-def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: Any) -> HeadProfile:
+def profile_model(
+    model: nn.Module,
+    *args: Any,
+    tokens: Any = None,
+    evaluator: Evaluator = profile_layer,
+    **kwargs: Any,
+) -> HeadProfile:
     """Call a model once and profile every head of every attention layer.
 
-    Each layer is measured on the model's device as soon as it is captured, and dropped: the
-    largest thing held is one layer's ``(batch, head, query, key)`` weights. The model runs in eval
-    mode without gradients, in the backend it is set to.
+    Each layer is measured on the model's device as soon as it is captured, and dropped. Where its
+    backend got query and key, they are all that is read, a block of rows at a time, and no weights
+    are ever held: memory grows with the length, not with its square. Where a model makes weights
+    itself, the largest thing held is one layer's ``(batch, head, query, key)``.
+    ``profile.evaluators`` says which layer was which. The model runs in eval mode without
+    gradients, in the backend it is set to.
 
     Args:
         model: Any module that `AttentionExtractor` captures.
@@ -29,6 +37,8 @@ def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: An
         tokens: Strings or ids, one per key, for the token patterns (induction, duplicate token,
             delimiter). Default: the ``input_ids`` of the call. Layers over a sequence of another
             length, such as a decoder beside an encoder, do without.
+        evaluator: Measures a layer, ``(layer, tokens) -> LayerProfile``. One that reads
+            ``layer.query_key``, see `QueryKey`, needs no weights, and none are made.
         kwargs: For the model.
 
     Warns:
@@ -45,37 +55,24 @@ def profile_model(model: nn.Module, *args: Any, tokens: Any = None, **kwargs: An
         >>> profile["normalized_entropy"].shape  # (layer, head)
         (1, 2)
     """
-    profiles: list[LayerProfile] = []
-    unfit: list[ValueError] = []
-
-    def measure(layer: LayerAttention) -> None:
-        held = extractor.tokens if tokens is None else tokens
-        try:
-            fitting = None if layer.kind == "cross" else as_tokens(held, [layer])
-        except ValueError as error:
-            fitting = None
-            unfit.append(error)
-        profiles.append(profile_layer(layer, fitting))
-
-    extractor = AttentionExtractor(model, device=None, on_layer=measure)
-    extractor.watch(*args, **kwargs)
-    if tokens is not None and unfit and len(unfit) == sum(p.kind != "cross" for p in profiles):
-        raise unfit[0]
-    profile = HeadProfile(profiles)
-    if profile.not_finite:
-        broken = profile.not_finite
-        warnings.warn(
-            f"NaN or infinite attention weights in {len(broken)} of {len(profile.heads())} heads, "
-            f"first {broken[0]} ({_layer_of(profile, broken[0])}): their measures are no numbers",
-            stacklevel=2,
-        )
-    return profile
+    return measure_call(model, args, kwargs, tokens, evaluator)
 
 
-def _layer_of(profile: HeadProfile, head: str) -> str:
-    """Name of the layer that a head belongs to."""
-    return next(
-        layer.name
-        for layer in profile.layers
-        if head in (head_name(layer.index, number) for number in layer.heads)
+def measure_call(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    tokens: Any,
+    evaluator: Evaluator = profile_layer,
+) -> HeadProfile:
+    """Call a model once; see `profile_model`."""
+    profiler = Profiler(evaluator, tokens)
+    extractor = AttentionExtractor(
+        model,
+        device=None,
+        store="profile",
+        evaluator=evaluator,
+        on_layer=lambda layer: profiler.take(layer, extractor.tokens),
     )
+    extractor.watch(*args, **kwargs)
+    return profiler.profile()

@@ -1,55 +1,109 @@
-"""The weights that a kernel never shows, rebuilt from its query and key by its own rules."""
+"""From what a kernel got to a `QueryKey`: the weights that it never shows, by its own rules."""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from attncheck.attention import QueryKey
 from attncheck.capture.call import AttentionCall
+from attncheck.capture.select import Chosen
 
-__all__ = ["of_query_heads", "per_head", "rebuild_weights"]
+__all__ = ["Snapshots", "copied", "of_queries", "of_query_heads", "record_of"]
+
+REMEMBERED = 4
+"""How many shared tensors are kept: layers share their masks, a model has one or two of them."""
 
 
-def rebuild_weights(call: AttentionCall, heads: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return weights ``(batch, head, query, key)`` and sink mass ``(batch, head, query)`` or None.
+class Snapshots:
+    """Copies of tensors that several layers share, each made once, without what is repeated."""
 
-    Scores are computed in float32 (float64 for float64 inputs), in the order that backends share:
-    scale, softcap, bias, mask, sink, softmax. A row that may see no key is all zero.
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """Return a copy that nobody changes; axes that only repeat an entry have length 1."""
+        if tensor is None:
+            return None
+        counted = not tensor.is_inference()  # inference tensors count no versions
+        key = id(tensor), tensor._version if counted else -1
+        if key not in self._known or not counted:
+            # The tensor itself is kept with its copy: its id must stay taken.
+            self._known[key] = tensor, _once(tensor.detach()).clone()
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return self._known[key][1]
+
+
+def _once(tensor: Tensor) -> Tensor:
+    for axis in range(tensor.ndim - 1):
+        if tensor.shape[axis] > 1 and tensor.stride(axis) == 0:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
+def record_of(call: AttentionCall, heads: Chosen) -> QueryKey:
+    """Describe a call's scores; its tensors are the call's own, not copies.
 
     Args:
         call: Query and key, and what the backend did with them.
-        heads: Which query heads, ``(selected,)``, int64.
+        heads: Which query heads to hold.
     """
     assert call.query is not None
     assert call.key is not None
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
-    query = per_head(call.query, heads).to(dtype)
-    key = of_query_heads(call.key, heads, call.query.shape[1]).to(dtype)
-    scale = 1 / math.sqrt(query.shape[-1]) if call.scale is None else call.scale
-    scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scale)
-    if call.softcap is not None:
-        scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)
-    if call.bias is not None:
-        scores = scores + per_head(call.bias, heads).to(dtype)
-    scores = _masked(scores, call, heads)
-    if call.sinks is None:
-        return _softmax(scores, blind=call.mask is not None), None
-    sinks = call.sinks.view(1, -1, 1, 1) if call.sinks.ndim == 1 else call.sinks
-    sinks = per_head(sinks, heads).to(dtype).expand(*scores.shape[:3], 1)
-    weights = _softmax(torch.cat([scores, sinks], dim=-1), blind=False)
-    return weights[..., :-1].contiguous(), weights[..., -1].clone()
+    n_heads, n_shared = call.query.shape[1], call.key.shape[1]
+    group = max(n_heads // n_shared, 1)
+    reads = [head // group for head in heads.numbers]
+    key = call.key.detach()
+    if heads.index is not None and n_shared > 1:
+        used = sorted(set(reads))
+        key = key[:, used]
+        reads = [used.index(number) for number in reads]
+    sinks = call.sinks
+    if sinks is not None:
+        sinks = heads.of(sinks.detach().view(1, -1, 1, 1) if sinks.ndim == 1 else sinks.detach(), 1)
+    return QueryKey(
+        query=heads.of(call.query.detach(), 1),
+        key=key,
+        key_heads=tuple(reads),
+        scale=1 / math.sqrt(call.query.shape[-1]) if call.scale is None else call.scale,
+        softcap=call.softcap,
+        bias=None if call.bias is None else heads.of(call.bias.detach(), 1),
+        mask=None if call.mask is None else heads.of(call.mask.detach(), 1),
+        causal=call.causal,
+        sinks=sinks,
+    )
 
 
-def per_head(tensor: Tensor, heads: Tensor) -> Tensor:
-    """Select heads along axis 1, unless that axis is one entry for all or nothing is left out."""
-    if tensor.shape[1] == 1 or len(heads) == tensor.shape[1]:
-        return tensor
-    return tensor[:, heads]
+def of_queries(record: QueryKey, queries: Chosen) -> QueryKey:
+    """Narrow a record of all queries to the chosen ones."""
+    if queries.index is None:
+        return record
+    return replace(
+        record,
+        query=queries.of(record.query, 2),
+        bias=None if record.bias is None else queries.of(record.bias, 2),
+        mask=None if record.mask is None else queries.of(record.mask, 2),
+        sinks=None if record.sinks is None else queries.of(record.sinks, 2),
+        rows=queries.index,
+    )
 
 
-def of_query_heads(tensor: Tensor, heads: Tensor, n_heads: int) -> Tensor:
+def copied(record: QueryKey) -> QueryKey:
+    """Copy what the model may change after the call; mask and bias are `Snapshots` already."""
+    return replace(
+        record,
+        query=record.query.clone(),
+        key=record.key.clone(),
+        sinks=None if record.sinks is None else record.sinks.clone(),
+    )
+
+
+def of_query_heads(tensor: Tensor, heads: Chosen, n_heads: int) -> Tensor:
     """Give each selected query head its key or value, which a group of heads may share.
 
     Args:
@@ -58,33 +112,6 @@ def of_query_heads(tensor: Tensor, heads: Tensor, n_heads: int) -> Tensor:
         n_heads: How many query heads there are.
     """
     group = max(n_heads // tensor.shape[1], 1)
-    if group == 1 and len(heads) == n_heads:
-        return tensor
-    return tensor[:, heads // group]
-
-
-def _masked(scores: Tensor, call: AttentionCall, heads: Tensor) -> Tensor:
-    n_query, n_key = scores.shape[-2:]
-    if call.causal:
-        # Adding -inf costs a tenth of filling by a mask.
-        future = torch.full((n_query, n_key), -math.inf, dtype=scores.dtype, device=scores.device)
-        scores = scores.add_(future.triu_(1))
-    if call.mask is None:
-        return scores
-    mask = per_head(call.mask, heads)
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, -math.inf)
-    return scores + mask.to(scores.dtype)
-
-
-def _softmax(scores: Tensor, *, blind: bool) -> Tensor:
-    """Softmax over keys; a row of -inf becomes zero, as `scaled_dot_product_attention` has it.
-
-    Args:
-        scores: ``(batch, head, query, key)``.
-        blind: Whether there may be such rows.
-    """
-    weights = torch.softmax(scores, dim=-1)
-    if blind and bool(weights[..., 0].isnan().any()):
-        weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0)
-    return weights
+    if group == 1:
+        return heads.of(tensor, 1)
+    return tensor[:, torch.tensor([head // group for head in heads.numbers], device=tensor.device)]

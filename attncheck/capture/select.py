@@ -1,24 +1,25 @@
-"""Which layers and heads to keep: indices, slices, names, patterns."""
+"""Which layers, heads and queries to keep: indices, slices, names, patterns."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["HeadChoice", "LayerChoice", "LayerSelection", "checked_heads", "select_heads"]
+__all__ = ["Chosen", "HeadChoice", "LayerChoice", "LayerSelection", "checked", "choose"]
 
 LayerChoice: TypeAlias = int | str | slice | range | Iterable[int | str] | None
 """An index (negative counts from the end), a slice or range, a module path (that module and all
 below it), a pattern such as ``"encoder.*"``, a list of those, or None for all."""
 
 HeadChoice: TypeAlias = int | slice | Iterable[int] | None
-"""Head numbers (negative counts from the end), or None for all."""
+"""Numbers of heads, or of queries (negative counts from the end), or None for all."""
 
 
 class LayerSelection:
@@ -101,37 +102,65 @@ class LayerSelection:
             raise ValueError("layers: is empty; pass None for all layers")
 
 
-def checked_heads(heads: HeadChoice) -> slice | tuple[int, ...] | None:
-    """Return the choice as plain integers.
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some entries of an axis.
+
+    Attributes:
+        numbers: Which, in the order given.
+        index: The same as int64 tensor; None: all of the axis, in its order.
+    """
+
+    numbers: tuple[int, ...]
+    index: Tensor | None
+
+    def of(self, tensor: Tensor, axis: int) -> Tensor:
+        """Select along an axis, unless that axis is one entry for all."""
+        if self.index is None or tensor.shape[axis] == 1:
+            return tensor
+        return tensor.index_select(axis, self.index)
+
+
+def checked(choice: HeadChoice, argument: str) -> slice | tuple[int, ...] | None:
+    """Return a choice of heads or queries as plain integers.
 
     Raises:
         TypeError: An entry is no integer.
     """
-    if heads is None:
+    if choice is None:
         return None
-    if isinstance(heads, slice):
-        return _span("heads", heads)
-    return tuple(_index("heads", entry, "head numbers") for entry in _entries(heads))
+    if isinstance(choice, slice):
+        return _span(argument, choice)
+    expected = f"{argument.removesuffix('s').replace('querie', 'query')} numbers"
+    return tuple(_index(argument, entry, expected) for entry in _entries(choice))
 
 
-def select_heads(heads: HeadChoice, n_heads: int, device: torch.device) -> Tensor:
-    """Return the chosen head numbers, ``(selected,)``, int64, in the order given.
+def choose(
+    choice: slice | tuple[int, ...] | None, count: int, device: torch.device, argument: str
+) -> Chosen:
+    """Apply a choice to an axis of a layer.
 
     Raises:
-        ValueError: A head does not exist, or none is chosen.
+        ValueError: An entry does not exist, or none is chosen.
     """
-    if heads is None:
-        return torch.arange(n_heads, device=device)
-    if isinstance(heads, slice):
-        chosen = list(range(*heads.indices(n_heads)))
-    else:
-        chosen = [heads] if isinstance(heads, int) else [int(head) for head in heads]
-    for head in chosen:
-        if not -n_heads <= head < n_heads:
-            raise ValueError(f"heads: no head {head}; the layer has {n_heads}, 0 to {n_heads - 1}")
-    if not chosen:
-        raise ValueError(f"heads: selects none of {n_heads}; pass None for all heads")
-    return torch.tensor([head % n_heads for head in chosen], device=device)
+    everything = tuple(range(count))
+    if choice is None:
+        return Chosen(everything, None)
+    numbers = everything[choice] if isinstance(choice, slice) else choice
+    one = {"heads": "head", "queries": "query"}[argument]
+    for number in numbers:
+        if not -count <= number < count:
+            raise ValueError(
+                f"{argument}: no {one} {number}; the layer has {count}, 0 to {count - 1}"
+            )
+    if not numbers:
+        raise ValueError(f"{argument}: selects none of {count}; pass None for all {argument}")
+    numbers = tuple(number % count for number in numbers)
+    if argument == "queries" and len(set(numbers)) < len(numbers):
+        raise ValueError("queries: names a query twice, which would be measured twice")
+    if numbers == everything:
+        return Chosen(everything, None)
+    return Chosen(numbers, torch.tensor(numbers, device=device))
 
 
 def _entries(choice: Any) -> list[Any]:

@@ -8,40 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall
-from attncheck.capture.fidelity import unfaithful
+from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.plain import UnreadableError, as_plain
 from attncheck.capture.quiet import in_backward, quiet
-from attncheck.capture.rebuild import per_head, rebuild_weights
-from attncheck.capture.select import HeadChoice, LayerSelection, select_heads
-from attncheck.capture.visibility import Visibility, VisibilityReader
 from attncheck.capture.whereabouts import innermost
 from attncheck.errors import CaptureError
 
-__all__ = ["Failure", "Session", "Settings", "module_names"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to keep of each layer.
-
-    Attributes:
-        layers: Which layers.
-        heads: Which heads of each.
-        device: Where kept tensors go; None leaves them where they were computed.
-        dtype: Of kept weights; None: as computed, float32 at least where rebuilt.
-        keeps: Layers outlive the call, so that weights which the model made itself are copied.
-    """
-
-    layers: LayerSelection
-    heads: HeadChoice
-    device: torch.device | None
-    dtype: torch.dtype | None
-    keeps: bool = True
+__all__ = ["Failure", "Session", "module_names"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +38,7 @@ class _Numbered:
     call: AttentionCall
     index: int
     repeat: int
+    to_come: int
 
 
 class Session:
@@ -82,10 +60,17 @@ class Session:
         """Names of modules whose attention was seen and understood, wanted or not."""
         self.unused_softmaxes: dict[int, str] = {}
         """Modules that computed a softmax of query and key never seen to multiply values."""
-        self._names = module_names(model)
+        self.names = module_names(model)
+        """Path of every module, by its id."""
+        self._kinds: dict[str, type[nn.Module]] = {}
+        self._peers: dict[type[nn.Module], list[str]] = {}
+        """Paths of the modules of each class."""
+        for module in model.modules():
+            self._kinds[self.names[id(module)]] = type(module)
+            self._peers.setdefault(type(module), []).append(self.names[id(module)])
         self._settings = settings
+        self._keeper = Keeper(settings)
         self._on_layer = on_layer
-        self._reader = VisibilityReader()
         self._depth = 0
         self._order: list[str] = []
         self._calls: Counter[str] = Counter()
@@ -108,11 +93,11 @@ class Session:
 
     def name_of(self, module: object) -> str | None:
         """Module path, or None for a module of another model."""
-        return self._names.get(id(module))
+        return self.names.get(id(module))
 
     def here(self) -> tuple[nn.Module, str] | None:
         """Innermost running module of the model, with its path."""
-        return innermost(self._names)
+        return innermost(self.names)
 
     def new_model_call(self) -> None:
         """Start numbering layers from 0 again."""
@@ -134,7 +119,8 @@ class Session:
         if not layers.relative and not layers.wants(index, name):
             return
         try:
-            numbered = _Numbered(as_plain(build()), index, repeat)
+            to_come = self._expected(name, index)
+            numbered = _Numbered(as_plain(build()), index, repeat, to_come)
         except UnreadableError as error:
             self.unreadable(name, str(error), error.way_out)
             return
@@ -171,6 +157,7 @@ class Session:
             name = numbered.call.name
             if self._settings.layers.wants(numbered.index, name, len(self._order)):
                 self._keep(numbered)
+        self._keeper.finish()
 
     def finish(self, *, strict: bool) -> None:
         """Judge the capture.
@@ -204,54 +191,32 @@ class Session:
         call = numbered.call
         try:
             with quiet(call.output.device.type):
-                layer = self._layer(numbered)
-        except ValueError as error:
+                layer, unfaithful = self._keeper.layer(
+                    call, numbered.index, numbered.repeat, numbered.to_come
+                )
+        except (ValueError, CaptureError) as error:
             self._problem = error
             return
         except Exception as error:
             self.unreadable(call.name, f"its {call.backend} call failed ({error})", REPORT)
             return
+        if unfaithful is not None:
+            self.unreadable(call.name, unfaithful, REPORT)
+        if not self._settings.keeps:
+            self._keeper.finish()
         try:
             self._on_layer(layer)
         except Exception as error:
             self._problem = error
 
-    def _layer(self, numbered: _Numbered) -> LayerAttention:
-        call = numbered.call
-        heads = select_heads(self._settings.heads, call.shape[1], call.output.device)
-        if call.weights is None:
-            weights, sink_mass = rebuild_weights(call, heads)
-        else:
-            weights = per_head(call.weights, heads)
-            sink_mass = _rest(weights) if call.sink_is_rest else None
-        seen = self._reader.read(
-            call.mask, *call.shape[2:], top_left=call.causal, decoding=call.decoding
-        )
-        seen = _of_heads(seen, heads)
-        status = unfaithful(call, weights, heads, seen.rows())
-        if status is not None:
-            self.unreadable(call.name, status, REPORT)
-        device = weights.device if self._settings.device is None else self._settings.device
-        kept = weights.to(device=device, dtype=self._settings.dtype or weights.dtype)
-        shared = call.weights is not None and kept.data_ptr() == call.weights.data_ptr()
-        if shared and self._settings.keeps:
-            kept = kept.clone()
-        return LayerAttention(
-            kept.detach(),
-            name=call.name,
-            index=numbered.index,
-            kind=call.kind,
-            backend=call.backend,
-            n_key_value_heads=call.n_key_value_heads,
-            mask=None if seen.mask is None else seen.mask.to(device),
-            causal=seen.causal,
-            heads=tuple(heads.tolist()),
-            sink_mass=None if sink_mass is None else sink_mass.to(device),
-            call=numbered.repeat,
-            status="exact" if status is None else f"unfaithful: {status}",
-            model_dtype=str(call.output.dtype).removeprefix("torch."),
-            model_device=str(call.output.device),
-        )
+    def _expected(self, name: str, index: int) -> int:
+        """How many wanted layers are still to come in this call: modules of the same class."""
+        ran = set(self._order)
+        others = [other for other in self._peers[self._kinds[name]] if other not in ran]
+        layers = self._settings.layers
+        if layers.tail is not None:
+            return min(len(others), layers.tail - 1)
+        return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
 REPORT = (
@@ -268,13 +233,3 @@ def module_names(model: nn.Module) -> dict[int, str]:
         plain = ".".join(part for part in name.split(".") if part != "_orig_mod")
         names[id(module)] = plain or type(getattr(module, "_orig_mod", module)).__name__
     return names
-
-
-def _rest(weights: Tensor) -> Tensor:
-    return (1 - weights.sum(-1, dtype=torch.float64)).clamp_(min=0).to(weights.dtype)
-
-
-def _of_heads(seen: Visibility, heads: Tensor) -> Visibility:
-    if seen.mask is None:
-        return seen
-    return Visibility(per_head(seen.mask, heads), seen.causal)

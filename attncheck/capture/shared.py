@@ -51,6 +51,8 @@ Listener: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Non
 """Hears of a module that is called, with its arguments."""
 
 _LISTENERS: list[Listener] = []
+_AWAITED: dict[int, tuple[Callable[[], None], ...]] = {}
+"""By id of a module: whom to tell that a call of it has returned."""
 
 
 @contextmanager
@@ -66,7 +68,11 @@ def _heard() -> Iterator[None]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self, args, kwargs)
-        return original(self, *args, **kwargs)
+        returned = original(self, *args, **kwargs)
+        if id(self) in _AWAITED:
+            for ended in _AWAITED[id(self)]:
+                ended()
+        return returned
 
     nn.Module._call_impl = call  # type: ignore[method-assign]
     try:
@@ -83,13 +89,17 @@ _LOCK: Final = threading.Lock()
 
 
 @contextmanager
-def called(modules: Iterable[nn.Module], listen: Listener) -> Iterator[None]:
+def called(
+    modules: Iterable[nn.Module], listen: Listener, root: nn.Module, returned: Callable[[], None]
+) -> Iterator[None]:
     """Tell of every call of a module, whatever thread makes it.
 
     Args:
         modules: Those among them that do not go the common way, since they were compiled in place
             or have a way of their own, get a hook.
         listen: Is told.
+        root: One of the modules.
+        returned: Is told when a call of the root has returned, and did not raise.
     """
     with ExitStack() as stack:
         stack.enter_context(_CALLS.needed())
@@ -98,9 +108,20 @@ def called(modules: Iterable[nn.Module], listen: Listener) -> Iterator[None]:
             if type(module)._call_impl is not common or module._compiled_call_impl is not None:
                 handle = module.register_forward_pre_hook(listen, with_kwargs=True)
                 stack.callback(handle.remove)
+                if module is root:
+                    after = root.register_forward_hook(lambda *_: returned())
+                    stack.callback(after.remove)
+        _AWAITED[id(root)] = (*_AWAITED.get(id(root), ()), returned)
+        stack.callback(_forget, root, returned)
         _LISTENERS.append(listen)
         stack.callback(_LISTENERS.remove, listen)
         yield
+
+
+def _forget(root: nn.Module, returned: Callable[[], None]) -> None:
+    left = [ended for ended in _AWAITED.pop(id(root)) if ended != returned]
+    if left:
+        _AWAITED[id(root)] = tuple(left)
 
 
 def uncompiled() -> AbstractContextManager[None]:

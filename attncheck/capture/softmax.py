@@ -22,11 +22,19 @@ from torch import Tensor, nn
 from attncheck.capture.call import AttentionCall, Sink
 from attncheck.capture.hiding import hiding_in, visible_keys
 from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
-from attncheck.capture.parts import CUTS, Columns, cut, keys_last, sums_to_one
+from attncheck.capture.parts import CUTS, Columns, after_mixing, cut, keys_last, sums_to_one
 from attncheck.capture.plain import UnreadableError, require_numbers
 from attncheck.capture.products import Product, as_product, is_parameter
 from attncheck.capture.shapes import Layout
-from attncheck.capture.steps import EXPONENTIALS, JOINS, QUOTIENTS, RESHAPES, TIMES, Step
+from attncheck.capture.steps import (
+    EXPONENTIALS,
+    JOINS,
+    QUOTIENTS,
+    RESHAPES,
+    TIMES,
+    Step,
+    mixes_heads,
+)
 from attncheck.capture.traces import Hiding, Trace, Traces
 from attncheck.capture.whereabouts import kind_of
 
@@ -79,6 +87,9 @@ class SoftmaxWatcher:
             if trace is None:
                 continue
             other = product.right if is_left else product.left
+            if is_parameter(other) and mixes_heads(operand, out):
+                self._traces[out] = after_mixing(trace, operand)
+                return out
             if trace.stage in ("weights", "raised"):
                 if not is_parameter(other):
                     self._try(partial(self._link, product, operand, trace, out, is_left), trace)
@@ -159,7 +170,7 @@ class SoftmaxWatcher:
 
     def _after_scores(self, step: Step) -> None:
         trace, target = step.trace, step.target()
-        if target is None or step.ends():
+        if target is None or (step.ends() and not step.mixes()):
             return
         if trace.stage == "raised":
             if step.name == "__getitem__" and target.numel() < step.source.numel():
@@ -185,6 +196,10 @@ class SoftmaxWatcher:
                 self._traces[part] = cut_trace
             return
         target = step.target()
+        if target is not None and step.mixes():
+            last = step.name == "linear"
+            self._traces[target] = after_mixing(trace, source, heads_last=last)
+            return
         if target is None or step.ends() or target.numel() < source.numel():
             return
         if step.name in TIMES and target.numel() > source.numel():

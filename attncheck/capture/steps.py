@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncheck.capture.traces import Trace
 
-__all__ = ["EXPONENTIALS", "JOINS", "QUOTIENTS", "RESHAPES", "TIMES", "Step"]
+__all__ = ["EXPONENTIALS", "JOINS", "QUOTIENTS", "RESHAPES", "TIMES", "Step", "mixes_heads"]
 
 ENDS: Final = frozenset(
     {
@@ -67,6 +67,11 @@ class Step:
         smaller = isinstance(self.out, Tensor) and self.out.numel() < self.source.numel()
         return self.name in ENDS or (self.name in REDUCTIONS and smaller)
 
+    def mixes(self) -> bool:
+        """Whether it is a layer that mixes heads."""
+        layer = self.name in ("linear", "conv2d")
+        return layer and isinstance(self.out, Tensor) and mixes_heads(self.source, self.out)
+
     def others(self) -> list[Tensor]:
         """List the other tensors that it got."""
         return [arg for arg in self.args if isinstance(arg, Tensor) and arg is not self.source]
@@ -79,3 +84,13 @@ class Step:
         share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
         return bool(training) and float(share) > 0
+
+
+def mixes_heads(source: Tensor, out: Tensor) -> bool:
+    """Whether a linear map of scores or weights kept their shape: talking heads.
+
+    Args:
+        source: Before, with an axis for heads.
+        out: After.
+    """
+    return source.ndim >= 4 and sorted(out.shape) == sorted(source.shape)

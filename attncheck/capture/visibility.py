@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,9 +29,15 @@ class Visibility:
     mask: Tensor | None
     causal: bool
 
+    @cached_property
     def rows(self) -> Tensor | None:
         """Bool ``(batch or 1, head or 1, query or 1)``: rows that see any key; None: all do."""
         return None if self.mask is None else self.mask.any(-1)
+
+    @cached_property
+    def keys(self) -> Tensor | None:
+        """Bool ``(batch or 1, head or 1, key)``: keys that any query sees; None: all are."""
+        return None if self.mask is None else self.mask.any(-2)
 
 
 class VisibilityReader:
@@ -85,7 +92,10 @@ def _described(seen: Tensor, n_query: int, n_key: int) -> Visibility:
     full = seen.expand(*seen.shape[:2], n_query, n_key)
     if bool(full.all()):
         return Visibility(None, causal=n_query == 1 < n_key)
-    ends_together = n_query <= n_key and bool(full[..., -1, -1].any())
+    if n_query == n_key:  # also where every sequence of the batch ends in padding
+        ends_together = bool(full.diagonal(dim1=-2, dim2=-1)[..., 1:].any())
+    else:
+        ends_together = n_query < n_key and bool(full[..., -1, -1].any())
     if not ends_together or bool(full.triu(1 + n_key - n_query).any()):
         return Visibility(seen, causal=False)
     if n_query == n_key and bool((full == _triangle(n_query, n_key, seen)).all()):

@@ -30,13 +30,14 @@ def check_causal(
     """Find weights on later keys; arguments and errors as `assert_causal`."""
     subject = open_subject(attn, tokens=tokens, mask=mask, heads=heads, name=name)
     layers = require_positions(subject, "call causal")
-    shifts = {layer.n_key - layer.n_query for layer in layers}
+    shifts = {layer.n_key - layer.n_query for layer in layers if not layer.queries}
     shift = f" + {shifts.pop()}" if len(shifts) == 1 and shifts != {0} else ""
+    plain = shifts <= {0} and not any(layer.queries for layer in layers)
     rule = ForbiddenRule(
         check="causal",
         holds="causal",
         noun="future",
-        where=f"key > query{shift}" if shifts <= {0} else "key is later than query",
+        where=f"key > query{shift}" if plain else "key is later than query",
         hint="add -inf to the scores of later keys before softmax",
         vacuous=None if _has_order(layers) else "every row is fully masked; nothing to judge",
     )

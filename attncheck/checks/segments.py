@@ -35,7 +35,7 @@ def check_segments_isolated(
 
     def together(layer: LayerAttention) -> Tensor:
         ids = segments.to(layer.weights.device)
-        own = ids[:, layer.n_key - layer.n_query :]
+        own = ids[:, layer.query_positions()]
         return (own[:, :, None] == ids[:, None, :])[:, None]
 
     rule = ForbiddenRule(

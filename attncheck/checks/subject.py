@@ -55,7 +55,7 @@ class Subject:
     ) -> Position:
         """Describe a place, with tokens where they are known and belong to this layer."""
         tokens = self.tokens[batch] if self.tokens and layer.kind != "cross" else None
-        at_query = None if query is None else query + layer.n_key - layer.n_query
+        at_query = None if query is None else int(layer.query_positions()[query])
         return Position(
             batch=batch if layer.batch > 1 else None,
             query=query,

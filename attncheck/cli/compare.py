@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from attncheck.cli import changes, trajectory
+from attncheck.cli import changes, history, trajectory
 from attncheck.cli.arguments import add_prompt, ids_of, layers_of
 from attncheck.cli.page import require_page, write_report
 from attncheck.cli.problem import CommandError
-from attncheck.cli.progress import Progress
 from attncheck.cli.sides import (
     BACKENDS,
     DTYPES,
@@ -28,6 +27,7 @@ from attncheck.cli.sides import (
     saved_side,
 )
 from attncheck.cli.subject import Request, Subject, load_subject
+from attncheck.progress import Progress
 
 __all__ = ["add_parser", "run"]
 
@@ -38,7 +38,8 @@ further than a measured allowance (see --atol), drifted when it moved further
 than rounding in its dtype can. "moved" is the share of its attention that lies
 elsewhere (mean total variation), where both sides hold weights.
 
-Given one folder of checkpoints, say what every head does at each of them."""
+Given one folder of checkpoints, or the history that a HeadMonitor wrote in
+training (.jsonl), say what every head does at each step, and what went wrong."""
 
 EPILOG: Final = """\
 examples:
@@ -48,6 +49,7 @@ examples:
   attncheck compare old.json new.json               two saved profiles
   attncheck compare a.pt b.pt --into my.models:make two state dicts, one model
   attncheck compare runs/7/ --plot when.png         a folder of checkpoints
+  attncheck compare heads.jsonl --plot run.png      what a HeadMonitor wrote
 
 exit codes: 0 no head changed, 1 some did, 2 nothing could be compared"""
 
@@ -66,7 +68,8 @@ def add_parser(commands: Any) -> None:
         nargs="?",
         metavar="A",
         help="Hugging Face name or folder, package.module:factory, saved profile (.json) or maps "
-        "(.safetensors), or a folder of checkpoints (default: the shipped model)",
+        "(.safetensors), a folder of checkpoints, or a history of training (.jsonl) "
+        "(default: the shipped model)",
     )
     parser.add_argument("b", nargs="?", metavar="B", help="the same (default: A)")
     for side in "ab":
@@ -88,7 +91,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw the trajectory of a folder of checkpoints (png, svg)"
+        "--plot", metavar="FILE", help="draw a folder of checkpoints or a history (png, svg)"
     )
     parser.add_argument("--all", action="store_true", help="list every head that moved")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -102,27 +105,19 @@ def run(args: argparse.Namespace) -> int:
     job = _Job(args, progress)
     try:
         with redirect_stdout(sys.stderr):  # what models print must not mix with the result
-            steps = job.checkpoints()
-            if steps is None:
-                result: Any = job.compare()
-            else:
-                result = trajectory.follow(steps, progress)
+            module, result = job.result()
             if args.plot is not None:
                 result.files.append(_plot(result, args.plot))
             if page is not None:
                 progress.say("writing the page")
-                make = changes.page_of if steps is None else trajectory.page_of
-                result.files.append(write_report(page, make(result)))
+                result.files.append(write_report(page, module.page_of(result)))
     finally:
         progress.done()
-    module = changes if steps is None else trajectory
     if args.json:
         print(json.dumps(module.to_json(result), indent=2, allow_nan=False))
     else:
         print(module.render(result, every=args.all))
-    if steps is not None:
-        return 0
-    return int(_beyond(result, strict=args.strict))
+    return int(module is changes and _beyond(result, strict=args.strict))
 
 
 def _beyond(found: changes.Comparison, *, strict: bool) -> bool:
@@ -136,6 +131,18 @@ class _Job:
     args: argparse.Namespace
     progress: Progress
     first: Subject | None = None
+
+    def result(self) -> tuple[Any, Any]:
+        """Do what was asked; return the module that presents the result, and the result."""
+        histories = [name for name in (self.args.a, self.args.b) if history.is_history(name)]
+        if histories and self.args.b is not None:
+            raise CommandError(f"{histories[0]}: a history is shown alone; two have no same steps")
+        if histories:
+            return history, history.read_history(histories[0])
+        steps = self.checkpoints()
+        if steps is None:
+            return changes, self.compare()
+        return trajectory, trajectory.follow(steps, self.progress)
 
     def checkpoints(self) -> list[tuple[str, Callable[[], Side]]] | None:
         """The checkpoints of a folder, each to be measured by a call; None: two sides."""
@@ -208,12 +215,16 @@ class _Job:
 
 
 def _plot(found: Any, path: str) -> str:
+    from attncheck.plot.history import plot_history
     from attncheck.plot.trajectory import plot_trajectory
 
     if not path:
         raise CommandError("--plot: empty; expected a file such as when.png")
     try:
-        plot_trajectory(found.steps, found.profiles, labels=found.labels, save_path=path)
+        if isinstance(found, history.History):
+            plot_history(found.held, save_path=path)
+        else:
+            plot_trajectory(found.steps, found.profiles, labels=found.labels, save_path=path)
     except OSError as error:
         raise CommandError(f"--plot: cannot write {path}: {error.strerror}") from None
     except ValueError as error:

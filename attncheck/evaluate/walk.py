@@ -176,7 +176,8 @@ class _Reader:
         place = (first - block.keys.start)[..., None, None]
         there = (place >= 0) & (place < weights.shape[-1])
         index = place.clamp(0, weights.shape[-1] - 1).expand(*weights.shape[:3], 1)
-        return weights.gather(-1, index)[..., 0] * there[..., 0]
+        picked: Tensor = weights.gather(-1, index)[..., 0] * there[..., 0]
+        return picked
 
     def _distances(self, weights: Tensor, block: Block, mass: Tensor) -> tuple[Tensor, Tensor]:
         """Mean distance of each row, and its mass on later keys.

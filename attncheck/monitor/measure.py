@@ -11,7 +11,8 @@ from torch import Tensor
 from attncheck.attention import LayerAttention, head_name
 from attncheck.attention.tokens import as_tokens
 from attncheck.capture.call import AttentionCall
-from attncheck.capture.rebuild import of_query_heads, per_head
+from attncheck.capture.rebuild import of_query_heads
+from attncheck.capture.select import choose
 from attncheck.evaluate import profile_layer
 from attncheck.metrics import METRICS
 from attncheck.monitor.sample import EXTRA, MASSES, HeadSample
@@ -128,13 +129,13 @@ def _max_logit(call: AttentionCall, layer: LayerAttention, valid: Tensor) -> Ten
     """Largest scaled score of query and key that may see each other, ``(head,)``."""
     if call.query is None or call.key is None:
         return None
-    heads = torch.tensor(layer.heads, device=call.query.device)
-    query = per_head(call.query.detach(), heads).float()
+    heads = choose(layer.heads, call.query.shape[1], call.query.device, "heads")
+    query = heads.of(call.query.detach(), 1).float()
     key = of_query_heads(call.key.detach(), heads, call.query.shape[1]).float()
     scale = 1 / math.sqrt(query.shape[-1]) if call.scale is None else call.scale
     scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scale)
     if call.bias is not None:
-        scores = scores + per_head(call.bias.detach(), heads).float()
+        scores = scores + heads.of(call.bias.detach(), 1).float()
     scores = scores.masked_fill_(~(layer.visible() & valid[..., None]), -torch.inf)
     return scores.amax((0, 2, 3))
 

@@ -153,7 +153,7 @@ class Judge:
             return
         first, then = self._first_sink.setdefault(sample.heads[place], (now, sample.step))
         if limit is not None and now > 0.5 and now - first > limit:
-            text = f"{now:.2f} of the mass on the first key, was {first:.2f} at step {then}"
+            text = f"{now:.2f} of it on the first key, was {first:.2f} at step {then}"
             yield _alert(sample, place, "sink_growth", now, first + limit, text)
 
     def _dead(self, sample: HeadSample, place: int) -> Iterator[HeadAlert]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall
+from attncheck.capture.keeping import Settings
 from attncheck.capture.quiet import quiet
 from attncheck.capture.recorders import RECORDERS
 from attncheck.capture.select import LayerSelection
-from attncheck.capture.session import Session, Settings
+from attncheck.capture.session import Session
 from attncheck.monitor.measure import Measurement
 
 __all__ = ["Watch"]
@@ -37,7 +38,7 @@ class Watch:
     def __init__(
         self, model: nn.Module, layers: LayerSelection, sequences: int, measurement: Measurement
     ) -> None:
-        settings = Settings(layers, heads=None, device=None, dtype=None, keeps=False)
+        settings = Settings(layers, keeps=False)
         self._session = Session(model, settings, self._measure)
         self._sequences = sequences
         self._measurement = measurement

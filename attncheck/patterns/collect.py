@@ -57,6 +57,7 @@ def collect_evidence(
         >>> collect_evidence(LayerAttention(weights)).lift("previous_token").tolist()
         [0.0, 0.0]
     """
+    layer = layer.laid_out()
     grid = make_grid(layer, tokens, segment_ids, delimiters)
     valid = layer.valid_rows()
     per_head = max(1, layer.n_query * layer.n_key)

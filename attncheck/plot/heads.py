@@ -111,7 +111,9 @@ def plot_heads(  # noqa: PLR0913 - keyword-only, as users of matplotlib expect t
         image = draw_cells(ax, cells, cmap=cmap, vmin=vmin, vmax=vmax)
         ax.set_title(titles[number], fontsize=8, pad=3, **LITERAL)
         carried = _tokens_of(maps, held, element)
-        own = carried[held.n_key - held.n_query :] if carried and held.positional else None
+        own = None
+        if carried and held.positional:
+            own = [carried[place] for place in held.query_positions().tolist()]
         keys = carried if (row + 1, column) not in places else ()
         _label_side(ax, "x", keys, starts_of(held.n_key, cells.key_block), panel[0])
         queries = own if column == 0 else ()

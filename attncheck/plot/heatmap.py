@@ -142,7 +142,7 @@ def _tokens(
     if y is not None:
         y = _listed(y)
     elif x is not None and layer.positional and len(x) == layer.n_key:
-        y = x[layer.n_key - layer.n_query :]
+        y = [x[place] for place in layer.query_positions().tolist()]
     for name, tokens, expected, what in (
         ("x_tokens", x, layer.n_key, "keys"),
         ("y_tokens", y, layer.n_query, "queries"),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncheck.metrics import METRICS
-from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name
+from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name, join_heads
 from attncheck.profile.storage import plain
 
 __all__ = ["LayerProfile"]
@@ -53,6 +53,7 @@ class LayerProfile:
         counts: Number of rows with a value by metric, each ``(head,)``, int64.
         maxima: Largest value of a row by metric, each ``(head,)``; ``-inf`` without a row.
         evidence: What patterns are scored from.
+        evaluator: Which evaluator measured it, and why: ``"blocked: query and key are held"``.
     """
 
     name: str
@@ -68,6 +69,7 @@ class LayerProfile:
     counts: Mapping[str, Counts]
     maxima: Mapping[str, Array]
     evidence: PatternEvidence
+    evaluator: str = ""
 
     @property
     def n_heads(self) -> int:
@@ -128,7 +130,42 @@ class LayerProfile:
         Raises:
             ValueError: The two are not of the same layer.
         """
-        for field in IDENTITY:
+        self._require_same(other, tuple(IDENTITY))
+        return replace(
+            self,
+            sums=_combine(np.add, self.sums, other.sums),
+            counts=_combine(np.add, self.counts, other.counts),
+            maxima=_combine(np.maximum, self.maxima, other.maxima),
+            evidence=self.evidence.merge(other.evidence),
+            evaluator=_both(self.evaluator, other.evaluator),
+        )
+
+    def join_heads(self, other: LayerProfile) -> LayerProfile:
+        """Put other heads of the same layer beside these, measured on the same input.
+
+        Raises:
+            ValueError: The two are not of the same layer, or not of the same input.
+        """
+        self._require_same(other, tuple(set(IDENTITY) - {"heads", "n_kv_heads"}))
+        if _input_of(self.evidence) != _input_of(other.evidence):
+            raise ValueError(
+                f"other: {other.name} saw other input; heads side by side come from one input"
+            )
+        beside = other.heads
+        if not set(beside).isdisjoint(self.heads):
+            beside = tuple(head + max(self.heads) + 1 for head in beside)
+        return replace(
+            self,
+            heads=self.heads + beside,
+            n_kv_heads=self.n_kv_heads + other.n_kv_heads,
+            sums=_combine(_beside, self.sums, other.sums),
+            counts=_combine(_beside, self.counts, other.counts),
+            maxima=_combine(_beside, self.maxima, other.maxima),
+            evidence=join_heads([self.evidence, other.evidence]),
+        )
+
+    def _require_same(self, other: LayerProfile, fields: tuple[str, ...]) -> None:
+        for field in fields:
             mine, theirs = getattr(self, field), getattr(other, field)
             if mine != theirs:
                 way_out = "; pass causal= when profiling parts" if field == "causal" else ""
@@ -136,13 +173,6 @@ class LayerProfile:
                     f"other: {field} of {other.name} is {theirs!r}, here {mine!r}; only profiles "
                     f"of the same layers add up{way_out}"
                 )
-        return replace(
-            self,
-            sums=_combine(np.add, self.sums, other.sums),
-            counts=_combine(np.add, self.counts, other.counts),
-            maxima=_combine(np.maximum, self.maxima, other.maxima),
-            evidence=self.evidence.merge(other.evidence),
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as numbers, lists and dicts, ready for JSON; exact.
@@ -159,6 +189,7 @@ class LayerProfile:
             }
             for name in self.sums
         }
+        described["evaluator"] = self.evaluator
         described["evidence"] = plain(self.evidence.to_dict())
         return described
 
@@ -186,6 +217,7 @@ class LayerProfile:
             counts={name: _counts(m["count"]) for name, m in metrics.items()},
             maxima={name: _maxima(m["max"]) for name, m in metrics.items()},
             evidence=PatternEvidence.from_dict(held["evidence"]),
+            evaluator=str(held.get("evaluator", "")),
         )
         profile._require_lengths()
         return profile
@@ -197,10 +229,26 @@ class LayerProfile:
             raise ValueError(f"{self.name} names {self.n_heads} heads but holds {sorted(shapes)}")
 
 
+def _both(mine: str, theirs: str) -> str:
+    """Name each evaluator once."""
+    named = [*mine.split("; "), *theirs.split("; ")]
+    return "; ".join(dict.fromkeys(name for name in named if name))
+
+
 def _combine(operation: Any, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     if set(mine) != set(theirs):
         raise ValueError(f"other: measured {sorted(theirs)}, here {sorted(mine)}")
     return {name: operation(array, theirs[name]) for name, array in mine.items()}
+
+
+def _beside(one: Any, other: Any) -> Any:
+    return np.concatenate([one, other])
+
+
+def _input_of(evidence: PatternEvidence) -> tuple[object, ...]:
+    """What all heads have in common that saw one input: sizes, sequences, patterns of tokens."""
+    sizes = evidence.offsets.mass.shape[1], evidence.offsets.zero, evidence.columns.mass.shape[1]
+    return (*sizes, evidence.sequences.max(initial=0), sorted(evidence.templates))
 
 
 def _require_types(identity: Mapping[str, Any]) -> None:

@@ -94,12 +94,14 @@ def _failure(
         if number
     )
     heads = f'<p class="links">heads {links}</p>' if links else ""
+    # A message of one line stands in the title already.
+    text = f"<pre>{escaped(failure['text'])}</pre>" if "\n" in failure["text"].strip() else ""
+    evidence = f'<div class="evidence">{pictures}{text}</div>' if pictures or text else ""
     return (
         f'<article class="failure" id="{escaped(place)}"><h3>'
         f'<a href="#{quote(safe(place))}">{escaped(verdict)}</a></h3>'
         f'<p class="where"><code>{escaped(failure["where"])}</code></p>'
-        f'<div class="evidence">{pictures}<pre>{escaped(failure["text"])}</pre></div>{heads}'
-        "</article>"
+        f"{evidence}{heads}</article>"
     )
 
 

@@ -13,10 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from attncheck.attention import LayerAttention, QueryKey
+from attncheck.evaluate import choose
+from attncheck.evaluate import profile_layer as profile_layer_by_choice
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.dense import profile_layer
 from attncheck.metrics import METRICS
 from attncheck.patterns import classify_evidence, create_synthetic_attention
+from attncheck.profile import HeadProfile
 from tests.evaluate.agreement import Drawn, assert_agree, layers, with_weights
 
 
@@ -167,3 +170,15 @@ def test_memory_grows_linearly() -> None:
     one_matrix = 4 * 8192 * 8192
     assert long < one_matrix / 8
     assert long < 2.2 * short
+
+
+def test_dispatch_says_which_evaluator_and_why() -> None:
+    layer = _layer(20)
+    blocked, dense = profile_layer_by_choice(layer), profile_layer_by_choice(with_weights(layer))
+    assert blocked.evaluator.startswith("blocked: ")
+    assert dense.evaluator.startswith("dense: ")
+    profile = HeadProfile([blocked])
+    assert profile.evaluators == {"layer 0": blocked.evaluator}
+    assert HeadProfile.from_dict(profile.to_dict()).evaluators == profile.evaluators
+    assert HeadProfile([blocked]).merge(profile).evaluators == profile.evaluators
+    assert choose(layer, also=("gini",)).evaluator == "dense"

@@ -385,3 +385,58 @@ ODD |= {
     "by cdist": _kernel(attending(by_cdist)),
     "query and key normalised": _normed(attending(normed)),
 }
+
+
+class Talking(Attending):
+    """Attention whose heads are mixed by a layer, before or after the softmax."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__(attend)
+        self.mix = nn.Linear(HEADS, HEADS, bias=False)
+        self.one = nn.Conv2d(HEADS, HEADS, 1, bias=False)
+        self.one.weight.data = self.mix.weight.data[:, :, None, None]
+
+
+def by_linear(m: Talking, x: Tensor) -> Tensor:
+    mixed: Tensor = m.mix(x.permute(0, 2, 3, 1))
+    return mixed.permute(0, 3, 1, 2)
+
+
+def by_einsum(m: Talking, x: Tensor) -> Tensor:
+    return torch.einsum("bhij,gh->bgij", x, m.mix.weight)
+
+
+def by_convolution(m: Talking, x: Tensor) -> Tensor:
+    mixed: Tensor = m.one(x)
+    return mixed
+
+
+def talking(mix: Callable[[Talking, Tensor], Tensor], *, before: bool) -> Case:
+    """Make a case of talking heads; its weights are those of the softmax."""
+
+    def attend(m: Talking, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = mix(m, _scores(q, k)) if before else _scores(q, k)
+        weights = scores.softmax(-1)
+        return (weights if before else mix(m, weights)) @ v
+
+    def make() -> tuple[nn.Module, tuple[Any, ...]]:
+        torch.manual_seed(0)
+        return Talking(attend), inputs()
+
+    def expected(model: nn.Module, args: tuple[Any, ...]) -> list[np.ndarray]:
+        assert isinstance(model, Talking)
+        query, key = (tensor.detach().double().numpy() for tensor in model.last)
+        scores = np.einsum("bhid,bhjd->bhij", query, key) / ROOT
+        if before:
+            scores = np.einsum("bhij,gh->bgij", scores, model.mix.weight.detach().double().numpy())
+        raised = np.exp(scores - scores.max(-1, keepdims=True))
+        return [raised / raised.sum(-1, keepdims=True)]
+
+    return Case(make, expected)
+
+
+ODD |= {
+    f"talking heads {mix.__name__} {'before' if before else 'after'}": talking(mix, before=before)
+    for mix in (by_linear, by_einsum, by_convolution)
+    for before in (True, False)
+}

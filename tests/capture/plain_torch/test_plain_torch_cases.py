@@ -8,12 +8,15 @@ import torch
 
 from attncheck import AttentionExtractor, CaptureError
 from tests.capture.plain_torch.case import Case, inputs
+from tests.capture.plain_torch.more_negative_cases import MORE_NEGATIVE
 from tests.capture.plain_torch.multihead_cases import MULTIHEAD, STACKS
-from tests.capture.plain_torch.negative_cases import NEGATIVE, WIDTH
+from tests.capture.plain_torch.negative_cases import NEGATIVE as FIRST_NEGATIVE
+from tests.capture.plain_torch.negative_cases import WIDTH
 from tests.capture.plain_torch.odd_cases import ODD
 from tests.capture.plain_torch.sdpa_cases import FLEX, SDPA
 from tests.capture.plain_torch.written_cases import WRITTEN
 
+NEGATIVE = {**FIRST_NEGATIVE, **MORE_NEGATIVE}
 GROUPS = {
     "sdpa": SDPA,
     "flex": FLEX,
@@ -60,4 +63,4 @@ def test_what_is_no_attention_stays_out_beside_attention(name: str) -> None:
 
 def test_there_are_more_than_sixty_cases() -> None:
     assert len(CASES) > 100
-    assert len(NEGATIVE) >= 15
+    assert len(NEGATIVE) >= 35

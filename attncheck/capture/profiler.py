@@ -1,0 +1,78 @@
+"""Layers measured as they are captured, and dropped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from attncheck.attention import LayerAttention, head_name
+from attncheck.attention.maps import Tokens
+from attncheck.attention.tokens import as_tokens
+from attncheck.evaluate import profile_layer
+from attncheck.profile import HeadProfile, LayerProfile
+
+__all__ = ["Evaluator", "Profiler"]
+
+Evaluator: TypeAlias = Callable[[LayerAttention, Tokens | None], LayerProfile]
+"""Measures a layer, with the tokens of its keys where they are known.
+
+The layer holds its `QueryKey` in ``layer.query_key``, whose tensors are the running model's and
+not to be kept; where that is None, its weights are all there is. ``layer.weights`` would make the
+matrix; shape, mask, positions and visible keys are read without it.
+"""
+
+
+class Profiler:
+    """Collects the profiles of a capture.
+
+    Args:
+        evaluator: Measures each layer.
+        tokens: Strings or ids, one per key, which every self-attention layer of that length takes.
+            Default: those of the captured call.
+    """
+
+    def __init__(self, evaluator: Evaluator = profile_layer, tokens: Any = None) -> None:
+        self._evaluator = evaluator
+        self._given = tokens
+        self._layers: list[LayerProfile] = []
+        self._unfit: list[ValueError] = []
+
+    def take(self, layer: LayerAttention, tokens: Tokens | None) -> None:
+        """Measure a layer; ``tokens`` are those of the call."""
+        held = tokens if self._given is None else self._given
+        try:
+            fitting = None if layer.kind == "cross" else as_tokens(held, [layer])
+        except ValueError as error:
+            fitting = None
+            self._unfit.append(error)
+        self._layers.append(self._evaluator(layer, fitting))
+
+    def profile(self) -> HeadProfile:
+        """Return what was measured.
+
+        Raises:
+            ValueError: Given tokens fit no layer.
+        """
+        selves = sum(layer.kind != "cross" for layer in self._layers)
+        if self._given is not None and self._unfit and len(self._unfit) == selves:
+            raise self._unfit[0]
+        profile = HeadProfile(self._layers)
+        broken = profile.not_finite
+        if broken:
+            warnings.warn(
+                f"NaN or infinite attention weights in {len(broken)} of {len(profile.heads())} "
+                f"heads, first {broken[0]} ({_layer_of(profile, broken[0])}): their measures are "
+                "no numbers",
+                stacklevel=3,
+            )
+        return profile
+
+
+def _layer_of(profile: HeadProfile, head: str) -> str:
+    """Name of the layer that a head belongs to."""
+    return next(
+        layer.name
+        for layer in profile.layers
+        if head in (head_name(layer.index, number) for number in layer.heads)
+    )

@@ -1,0 +1,93 @@
+"""Which evaluator measures a layer, and why: the one place where that is decided.
+
+=========  ================================================  =========================
+evaluator  chosen where                                      largest thing it holds
+=========  ================================================  =========================
+blocked    query and key of the whole call are held          a block of 64 query rows
+dense      only weights are held, queries were left out, or  the weights themselves,
+           a measure is asked for that sorts whole rows      ``query x key`` a head
+=========  ================================================  =========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from attncheck.attention import LayerAttention
+from attncheck.evaluate import dense
+from attncheck.evaluate.blocked import profile_blocked
+from attncheck.profile import LayerProfile
+
+__all__ = ["Choice", "choose", "profile_layer"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An evaluator, and why it was chosen.
+
+    Example:
+        >>> print(Choice("dense", "the model makes its own weights"))
+        dense: the model makes its own weights
+    """
+
+    evaluator: Literal["dense", "blocked"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.evaluator}: {self.why}"
+
+
+def choose(layer: LayerAttention, also: Any = ()) -> Choice:
+    """Choose the evaluator of a layer.
+
+    Args:
+        layer: The layer; no weights are made.
+        also: Measures beyond the usual ones, which sort rows.
+
+    Example:
+        >>> import torch
+        >>> choose(LayerAttention(torch.eye(4)[None, None])).evaluator
+        'dense'
+    """
+    if layer.query_key is None:
+        return Choice("dense", "weights are held, no query and key")
+    if layer.queries:
+        return Choice("dense", "only some queries of the call are held")
+    if also:
+        return Choice("dense", f"{', '.join(also)}: sorts whole rows of weights")
+    return Choice("blocked", "query and key are held; their weights never are")
+
+
+def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> LayerProfile:
+    """Profile the heads of one layer, with the evaluator that `choose` names.
+
+    ``profile.evaluator`` says which it was, and why.
+
+    Args:
+        layer: Weights ``(batch, head, query, key)``, or the `QueryKey` to make them from, with
+            mask and causality.
+        tokens: Strings or ids, ``(key,)`` or ``(batch, key)``; with them token patterns
+            (induction, duplicate token, delimiter) are scored. Cross-attention ignores them.
+        options: ``segment_ids``: segment of each key, ``(key,)`` or ``(batch, key)``.
+            ``delimiters``: tokens that count as delimiters; default: punctuation and separators.
+            Others are those of the dense evaluator alone.
+
+    Raises:
+        ValueError: Tokens or segments of the wrong length.
+
+    Example:
+        >>> import torch
+        >>> profile = profile_layer(LayerAttention(torch.eye(8)[None, None]))
+        >>> profile.value("max_weight"), profile.counts["entropy"]
+        (array([1.]), array([8]))
+        >>> profile.evaluator
+        'dense: weights are held, no query and key'
+    """
+    choice = choose(layer, options.get("also", ()))
+    if choice.evaluator == "blocked":
+        options.pop("also", None)
+        found = profile_blocked(layer, tokens, **options)
+    else:
+        found = dense.profile_layer(layer, tokens, **options)
+    return replace(found, evaluator=str(choice))
