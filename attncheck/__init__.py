@@ -38,11 +38,13 @@ _PUBLIC = {
         "head_similarity",
     ),
     "attncheck.profile": ("HeadProfile",),
+    "attncheck.distributed": ("gather_profiles",),
     "attncheck.evaluate": ("profile_attention",),
     "attncheck.capture": (
         "AttentionExtractor",
         "compare_backends",
         "extract_huggingface_attention",
+        "profile_dataset",
         "profile_model",
     ),
     "attncheck.monitor": ("HeadHistory", "HeadMonitor"),

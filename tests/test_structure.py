@@ -13,11 +13,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "attncheck"
 
 TIERS = (
-    ("errors", "tolerances"),
+    ("errors", "progress", "tolerances"),
     ("attention",),
     ("metrics",),
     ("patterns",),
     ("profile",),
+    ("distributed",),
     ("evaluate",),
     ("models",),
     ("capture",),

@@ -50,7 +50,7 @@ class LayerAttention:
         call: How often this module had been called before, in the same capture.
         status: ``"exact"``, or why the capture is not to be trusted.
         queries: The call's numbers of the queries held here; empty: all of them.
-        n_query_in_call: How many queries the call had. Default: those held.
+        n_query_in_call: How many queries the call had, where `queries` names some of them.
         sighted: Bool, ``(batch or 1, head or 1, query)``: what `sighted_rows` returns, where the
             queries held do not tell; None: they do.
         note: What else is to be known, such as a compiled model that ran eagerly.
@@ -90,8 +90,6 @@ class LayerAttention:
             object.__setattr__(self, "heads", tuple(range(self.n_heads)))
         if not self.n_key_value_heads:
             object.__setattr__(self, "n_key_value_heads", len(self.heads))
-        if not self.n_query_in_call:
-            object.__setattr__(self, "n_query_in_call", self.n_query)
 
     def __getstate__(self) -> dict[str, Any]:
         return state_of(self)
@@ -156,16 +154,20 @@ class LayerAttention:
         return max(names, key=lambda name: tolerance_for(name).row_sum)
 
     @property
+    def _queries_of_call(self) -> int:
+        return self.n_query_in_call if self.queries else self.n_query
+
+    @property
     def positional(self) -> bool:
         """Whether query and key positions count the same tokens, so that offsets mean something."""
-        return self.kind != "cross" and (self.causal or self.n_query_in_call == self.n_key)
+        return self.kind != "cross" and (self.causal or self._queries_of_call == self.n_key)
 
     def query_positions(self) -> Tensor:
         """Key position of each query held, ``(query,)``.
 
         With fewer queries than keys in the call, its queries are the last positions.
         """
-        shift = self.n_key - self.n_query_in_call
+        shift = self.n_key - self._queries_of_call
         if self.queries:
             return torch.tensor(self.queries, device=self.device) + shift
         return torch.arange(self.n_query, device=self.device) + shift
@@ -185,8 +187,8 @@ class LayerAttention:
         Queries between and behind those held get rows of zeros that see no key.
         """
         first = min(self.queries, default=0)
-        length = self.n_query_in_call - first
-        everything = tuple(range(first, self.n_query_in_call))
+        length = self._queries_of_call - first
+        everything = tuple(range(first, self._queries_of_call))
         if not self.queries or self.queries == everything:
             return self
         places = torch.tensor(self.queries, device=self.device) - first

@@ -3,6 +3,7 @@
 from attncheck.capture.backends import BackendComparison, LayerDifference, compare_backends
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.huggingface import extract_huggingface_attention, load_huggingface
+from attncheck.capture.profile_dataset import profile_dataset
 from attncheck.capture.profile_model import profile_model
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "compare_backends",
     "extract_huggingface_attention",
     "load_huggingface",
+    "profile_dataset",
     "profile_model",
 ]

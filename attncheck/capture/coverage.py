@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
-from attncheck.capture.session import Session, module_names
+from attncheck.capture.session import Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
@@ -49,7 +49,7 @@ class Coverage:
     def __init__(self, model: nn.Module, session: Session) -> None:
         self._root = getattr(model, "_orig_mod", model)
         self._session = session
-        self._names = module_names(model)
+        self._names = session.names
         self._ran: set[int] = set()
         self._model_calls = self._returned = 0
         self._token_ids: Tensor | None = None

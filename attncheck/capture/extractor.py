@@ -121,7 +121,7 @@ class AttentionExtractor:
             store=self._store,
             memory_limit=checked_limit(memory_limit),
             keeps=not measured and on_layer is None,
-            scratch=not measured or evaluator is profile_layer,
+            scratch=not measured or queries is not None,
             compiled=tuple(_compiled(model)),
         )
         self._layers: list[LayerAttention] = []

@@ -44,7 +44,7 @@ class Settings:
         store: What is kept.
         memory_limit: See `Budget`.
         keeps: Layers outlive the call, so that weights which the model made itself are copied.
-        scratch: Layers' weights are made whole for whoever measures them.
+        scratch: Layers' weights may be made whole for whoever receives them.
         compiled: Paths of compiled modules; an empty one stands for all.
     """
 

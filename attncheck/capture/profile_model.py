@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile
 
-__all__ = ["profile_model"]
+__all__ = ["measure_call", "profile_model"]
 
 
 def profile_model(
@@ -54,6 +55,17 @@ def profile_model(
         >>> profile["normalized_entropy"].shape  # (layer, head)
         (1, 2)
     """
+    return measure_call(model, args, kwargs, tokens, evaluator)
+
+
+def measure_call(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    tokens: Any,
+    evaluator: Evaluator = profile_layer,
+) -> HeadProfile:
+    """Call a model once; see `profile_model`."""
     profiler = Profiler(evaluator, tokens)
     extractor = AttentionExtractor(
         model,

@@ -60,13 +60,14 @@ class Session:
         """Names of modules whose attention was seen and understood, wanted or not."""
         self.unused_softmaxes: dict[int, str] = {}
         """Modules that computed a softmax of query and key never seen to multiply values."""
-        self._names = module_names(model)
+        self.names = module_names(model)
+        """Path of every module, by its id."""
         self._kinds: dict[str, type[nn.Module]] = {}
         self._peers: dict[type[nn.Module], list[str]] = {}
         """Paths of the modules of each class."""
         for module in model.modules():
-            self._kinds[self._names[id(module)]] = type(module)
-            self._peers.setdefault(type(module), []).append(self._names[id(module)])
+            self._kinds[self.names[id(module)]] = type(module)
+            self._peers.setdefault(type(module), []).append(self.names[id(module)])
         self._settings = settings
         self._keeper = Keeper(settings)
         self._on_layer = on_layer
@@ -92,11 +93,11 @@ class Session:
 
     def name_of(self, module: object) -> str | None:
         """Module path, or None for a module of another model."""
-        return self._names.get(id(module))
+        return self.names.get(id(module))
 
     def here(self) -> tuple[nn.Module, str] | None:
         """Innermost running module of the model, with its path."""
-        return innermost(self._names)
+        return innermost(self.names)
 
     def new_model_call(self) -> None:
         """Start numbering layers from 0 again."""

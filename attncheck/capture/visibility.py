@@ -92,7 +92,10 @@ def _described(seen: Tensor, n_query: int, n_key: int) -> Visibility:
     full = seen.expand(*seen.shape[:2], n_query, n_key)
     if bool(full.all()):
         return Visibility(None, causal=n_query == 1 < n_key)
-    ends_together = n_query <= n_key and bool(full[..., -1, -1].any())
+    if n_query == n_key:  # also where every sequence of the batch ends in padding
+        ends_together = bool(full.diagonal(dim1=-2, dim2=-1)[..., 1:].any())
+    else:
+        ends_together = n_query < n_key and bool(full[..., -1, -1].any())
     if not ends_together or bool(full.triu(1 + n_key - n_query).any()):
         return Visibility(seen, causal=False)
     if n_query == n_key and bool((full == _triangle(n_query, n_key, seen)).all()):

@@ -16,7 +16,6 @@ from attncheck.cli import changes, history, trajectory
 from attncheck.cli.arguments import add_prompt, ids_of, layers_of
 from attncheck.cli.page import require_page, write_report
 from attncheck.cli.problem import CommandError
-from attncheck.cli.progress import Progress
 from attncheck.cli.sides import (
     BACKENDS,
     DTYPES,
@@ -28,6 +27,7 @@ from attncheck.cli.sides import (
     saved_side,
 )
 from attncheck.cli.subject import Request, Subject, load_subject
+from attncheck.progress import Progress
 
 __all__ = ["add_parser", "run"]
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from attncheck.metrics import METRICS
 from attncheck.patterns import HeadLabel, HeadLabels, PatternScore
 from attncheck.profile import HeadProfile
 from attncheck.tolerances import tolerance_for
@@ -120,7 +119,7 @@ def _rows(result: ScanResult) -> list[tuple[HeadLabel, dict[str, float]]]:
     places = [
         (layer, position) for layer in result.profile.layers for position in range(layer.n_heads)
     ]
-    tables = [{name: layer.value(name) for name in METRICS} for layer in result.profile.layers]
+    tables = [{name: layer.value(name) for name in layer.sums} for layer in result.profile.layers]
     table_of = {id(layer): t for layer, t in zip(result.profile.layers, tables, strict=True)}
     return [
         (label, {name: float(values[at]) for name, values in table_of[id(layer)].items()})

@@ -15,13 +15,13 @@ from attncheck.cli.arguments import add_prompt, ids_of, layers_of
 from attncheck.cli.page import Page
 from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError
-from attncheck.cli.progress import Progress
 from attncheck.cli.promises import add_promises, checked, printed
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
 from attncheck.cli.subject import Request, Subject, asks_the_hub, call_model, load_subject
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
+from attncheck.progress import Progress
 
 __all__ = ["add_parser", "run"]
 

@@ -13,11 +13,11 @@ import torch
 from attncheck import __version__
 from attncheck.checks.text import clip, safe
 from attncheck.cli.problem import CommandError
-from attncheck.cli.progress import Progress
 from attncheck.cli.sides import Side, is_profile, is_state
 from attncheck.metrics import METRICS
 from attncheck.patterns import HeadLabels
 from attncheck.profile import HeadProfile
+from attncheck.progress import Progress
 from attncheck.report import Heatmap, Report, describe_model, heatmaps_of
 from attncheck.report.heads import measures_of, plain
 

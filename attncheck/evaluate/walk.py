@@ -171,8 +171,9 @@ class _Reader:
         first = self.tally.first
         if first.numel() == 1:
             place = int(first) - block.keys.start
-            held: Tensor = weights[..., place if place < weights.shape[-1] else 0]
-            return held.clone() if 0 <= place < weights.shape[-1] else torch.zeros_like(held)
+            if 0 <= place < weights.shape[-1]:
+                return weights[..., place].clone()
+            return weights.new_zeros(weights.shape[:-1])
         place = (first - block.keys.start)[..., None, None]
         there = (place >= 0) & (place < weights.shape[-1])
         index = place.clamp(0, weights.shape[-1] - 1).expand(*weights.shape[:3], 1)

@@ -3,7 +3,7 @@
 from attncheck.patterns.catalogue import PATTERNS, VERDICTS, canonical_name
 from attncheck.patterns.classify import classify_evidence
 from attncheck.patterns.collect import collect_evidence
-from attncheck.patterns.evidence import PatternEvidence
+from attncheck.patterns.evidence import PatternEvidence, join_heads
 from attncheck.patterns.grid import DELIMITERS, Grid, make_grid, tokens_with_repeats
 from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
 from attncheck.patterns.noise import NOISES
@@ -35,6 +35,7 @@ __all__ = [
     "collect_evidence",
     "create_synthetic_attention",
     "identify_attention_pattern",
+    "join_heads",
     "make_grid",
     "pattern_scores",
     "tokens_with_repeats",

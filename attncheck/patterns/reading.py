@@ -14,6 +14,9 @@ __all__ = ["counted", "flag", "numbers", "part", "require_parts", "squared", "un
 
 DTYPES: Final = ("<f4", "<f8")
 
+ROUNDING: Final = 1e-6
+"""How far below 0, as a share of the largest, rounding may bring what is never negative."""
+
 
 def require_parts(held: Any, names: tuple[str, ...], what: str) -> Mapping[str, Any]:
     """Return ``held`` if it is a mapping with all of these entries.
@@ -99,7 +102,8 @@ def squared(array: NDArray[np.float64], name: str) -> NDArray[np.float64]:
     Raises:
         ValueError: They are below 0.
     """
-    if (array < 0).any():
+    room = ROUNDING * max(1.0, float(np.nan_to_num(array, posinf=0).max(initial=0)))
+    if (array < -room).any():
         raise ValueError(f"held: {name} goes down to {np.nanmin(array):g}, expected 0 or more")
     return array
 

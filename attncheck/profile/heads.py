@@ -147,6 +147,52 @@ class HeadProfile:
         pairs = zip(self.layers, other.layers, strict=True)
         return HeadProfile(mine.merge(theirs) for mine, theirs in pairs)
 
+    @classmethod
+    def merged(cls, profiles: Iterable[HeadProfile]) -> HeadProfile:
+        """Return the profile of what all have seen, such as files of several processes.
+
+        Raises:
+            TypeError: One is no profile.
+            ValueError: There is none, or they are not of the same layers and heads.
+
+        Example:
+            >>> import torch
+            >>> from attncheck import profile_attention
+            >>> parts = [profile_attention(torch.eye(n)) for n in (8, 10)]
+            >>> HeadProfile.merged(parts)
+            HeadProfile(1 layer, 1 head, 18 rows each, float32)
+        """
+        whole: HeadProfile | None = None
+        for number, profile in enumerate(profiles):
+            try:
+                whole = profile if whole is None else whole.merge(profile)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"profile {number}, counted from 0, does not add to those before")
+                raise
+        if whole is None:
+            raise ValueError("profiles: empty; expected at least one")
+        return whole
+
+    def join_heads(self, other: HeadProfile) -> HeadProfile:
+        """Put other heads of the same layers beside these: halves of a model, of one input.
+
+        Heads of ``other`` are numbered after those held here, unless their numbers are others
+        already.
+
+        Raises:
+            TypeError: ``other`` is no profile.
+            ValueError: The two are not of the same layers on the same input.
+        """
+        _require_profile(other)
+        mine, theirs = ([layer.name for layer in p.layers] for p in (self, other))
+        if mine != theirs:
+            raise ValueError(
+                f"other: holds {_number(len(theirs), 'layer')}, {_span(theirs)}; here "
+                f"{_number(len(mine), 'layer')}, {_span(mine)}; both must be of the same model"
+            )
+        pairs = zip(self.layers, other.layers, strict=True)
+        return HeadProfile(one.join_heads(beside) for one, beside in pairs)
+
     def classify(self) -> HeadLabels:
         """Name what each head does, from the evidence held; see `attncheck.classify_heads`."""
         return classify_evidence(
@@ -231,14 +277,18 @@ class HeadProfile:
                 yield layer, head, place
 
     def _require_same_layers(self, other: HeadProfile) -> None:
-        if not isinstance(other, HeadProfile):
-            raise TypeError(f"other: is {type(other).__name__}; expected a HeadProfile")
+        _require_profile(other)
         if self.heads() != other.heads():
             raise ValueError(
                 f"other: holds {_number(len(other.layers), 'layer')} with heads "
                 f"{_span(other.heads())}, here {_number(len(self.layers), 'layer')} with heads "
                 f"{_span(self.heads())}; both must be of the same model and capture"
             )
+
+
+def _require_profile(other: Any) -> None:
+    if not isinstance(other, HeadProfile):
+        raise TypeError(f"other: is {type(other).__name__}; expected a HeadProfile")
 
 
 def _number(count: int, noun: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncheck.metrics import METRICS
-from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name
+from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name, join_heads
 from attncheck.profile.storage import plain
 
 __all__ = ["LayerProfile"]
@@ -130,14 +130,7 @@ class LayerProfile:
         Raises:
             ValueError: The two are not of the same layer.
         """
-        for field in IDENTITY:
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
-                way_out = "; pass causal= when profiling parts" if field == "causal" else ""
-                raise ValueError(
-                    f"other: {field} of {other.name} is {theirs!r}, here {mine!r}; only profiles "
-                    f"of the same layers add up{way_out}"
-                )
+        self._require_same(other, tuple(IDENTITY))
         return replace(
             self,
             sums=_combine(np.add, self.sums, other.sums),
@@ -146,6 +139,40 @@ class LayerProfile:
             evidence=self.evidence.merge(other.evidence),
             evaluator=_both(self.evaluator, other.evaluator),
         )
+
+    def join_heads(self, other: LayerProfile) -> LayerProfile:
+        """Put other heads of the same layer beside these, measured on the same input.
+
+        Raises:
+            ValueError: The two are not of the same layer, or not of the same input.
+        """
+        self._require_same(other, tuple(set(IDENTITY) - {"heads", "n_kv_heads"}))
+        if _input_of(self.evidence) != _input_of(other.evidence):
+            raise ValueError(
+                f"other: {other.name} saw other input; heads side by side come from one input"
+            )
+        beside = other.heads
+        if not set(beside).isdisjoint(self.heads):
+            beside = tuple(head + max(self.heads) + 1 for head in beside)
+        return replace(
+            self,
+            heads=self.heads + beside,
+            n_kv_heads=self.n_kv_heads + other.n_kv_heads,
+            sums=_combine(_beside, self.sums, other.sums),
+            counts=_combine(_beside, self.counts, other.counts),
+            maxima=_combine(_beside, self.maxima, other.maxima),
+            evidence=join_heads([self.evidence, other.evidence]),
+        )
+
+    def _require_same(self, other: LayerProfile, fields: tuple[str, ...]) -> None:
+        for field in fields:
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                way_out = "; pass causal= when profiling parts" if field == "causal" else ""
+                raise ValueError(
+                    f"other: {field} of {other.name} is {theirs!r}, here {mine!r}; only profiles "
+                    f"of the same layers add up{way_out}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as numbers, lists and dicts, ready for JSON; exact.
@@ -212,6 +239,16 @@ def _combine(operation: Any, mine: Mapping[str, Any], theirs: Mapping[str, Any])
     if set(mine) != set(theirs):
         raise ValueError(f"other: measured {sorted(theirs)}, here {sorted(mine)}")
     return {name: operation(array, theirs[name]) for name, array in mine.items()}
+
+
+def _beside(one: Any, other: Any) -> Any:
+    return np.concatenate([one, other])
+
+
+def _input_of(evidence: PatternEvidence) -> tuple[object, ...]:
+    """What all heads have in common that saw one input: sizes, sequences, patterns of tokens."""
+    sizes = evidence.offsets.mass.shape[1], evidence.offsets.zero, evidence.columns.mass.shape[1]
+    return (*sizes, evidence.sequences.max(initial=0), sorted(evidence.templates))
 
 
 def _require_types(identity: Mapping[str, Any]) -> None:

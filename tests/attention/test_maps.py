@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,9 @@ def test_foreign_and_damaged_files_are_named(tmp_path: Path) -> None:
         AttentionMaps.load(damaged)
     with pytest.raises(FileNotFoundError):
         AttentionMaps.load(tmp_path / "absent.safetensors")
+
+
+def test_other_weights_in_a_layer_are_other_queries() -> None:
+    layer = replace(LayerAttention(torch.eye(3)[None, None]), weights=torch.eye(5)[None, None])
+    assert layer.query_positions().tolist() == [0, 1, 2, 3, 4]
+    assert layer.positional

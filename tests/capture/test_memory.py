@@ -56,10 +56,10 @@ def test_it_refuses_at_the_first_layer_and_makes_nothing(monkeypatch: pytest.Mon
         ({"queries": [5, 6]}, (5 + 2) * LAYER // 32),
         ({"dtype": torch.float16}, 5 * LAYER // 2 + 2 * LAYER),
         ({"store": "qk"}, 5 * 2 * 2 * 64 * 16 * 4),
-        ({"store": "profile"}, 2 * LAYER),
+        ({"store": "profile", "queries": [5, 6]}, 2 * LAYER // 32),
         ({"on_layer": lambda layer: None}, 2 * LAYER),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_the_estimate_is_what_will_be_held(options: dict, need: int) -> None:
     model = stack(causal, 5)
@@ -93,13 +93,11 @@ def test_the_default_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch)
     assert len(AttentionExtractor(model).get_attention(X)) == 5, "unknown: nothing is refused"
 
 
-def test_an_evaluator_of_query_and_key_needs_no_room_for_weights() -> None:
+def test_measuring_query_and_key_needs_no_room_for_weights() -> None:
     model = stack(causal, 2)
-    seen: list[object] = []
-    AttentionExtractor(
-        model, store="profile", memory_limit=1, on_layer=seen.append, evaluator=lambda *_: None
-    ).watch(X)
-    assert len(seen) == 2
+    extractor = AttentionExtractor(model, store="profile", memory_limit=1)
+    extractor.watch(X)
+    assert all(layer.evaluator.startswith("blocked") for layer in extractor.profile.layers)
 
 
 def test_free_memory_is_that_of_this_machine() -> None:

@@ -260,7 +260,7 @@ def test_progress_shows_on_a_terminal_only(
 
 
 def test_long_work_speaks_up_in_a_log(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attncheck.cli.progress.PATIENCE", -1.0)
+    monkeypatch.setattr("attncheck.progress.PATIENCE", -1.0)
     assert main(["scan", "--json"]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "loading the model",

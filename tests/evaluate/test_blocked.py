@@ -51,6 +51,14 @@ def test_agrees_over_several_blocks_of_rows(causal: bool) -> None:
     assert_agree(found, profile_layer(with_weights(layer), tokens), layer)
 
 
+@pytest.mark.parametrize("size", [7, 70])
+def test_agrees_where_a_window_leaves_the_first_key_behind(size: int) -> None:
+    layer = _layer(250, sharpness=4)
+    away = torch.arange(250)[:, None] - torch.arange(250)
+    layer = _masked(layer, ((away >= 0) & (away < size))[None, None])
+    assert_agree(profile_blocked(layer), profile_layer(with_weights(layer)), layer)
+
+
 def test_measures_all_but_gini() -> None:
     assert set(profile_blocked(_layer(10)).sums) == set(METRICS) - {"gini"}
 

@@ -114,6 +114,12 @@ def test_no_mapping_is_no_evidence() -> None:
             PatternEvidence.from_dict(held)  # type: ignore[arg-type]
 
 
+def test_rounding_below_zero_is_no_damage() -> None:
+    held = copy.deepcopy(HELD)
+    held["beside"]["variance"][0] = -2.4e-17
+    assert PatternEvidence.from_dict(held).beside.variance[0] == -2.4e-17
+
+
 def places(held: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in nested dicts and lists."""
     if not isinstance(held, dict | list):

@@ -71,6 +71,13 @@ def test_merging_is_commutative_and_leaves_both_as_they_were(sample: Sample) -> 
     assert (one.to_dict(), other.to_dict()) == before
 
 
+@settings(max_examples=25)
+@given(sample=samples())
+def test_merging_is_associative(sample: Sample) -> None:
+    one, two, three = profile(sample), profile(sample.part([0])), profile(sample.unpadded(0))
+    assert_same(one.merge(two).merge(three), one.merge(two.merge(three)))
+
+
 def test_merging_counts_twice_what_came_twice() -> None:
     one = profile_attention(torch.full((1, 2, 6, 6), 1 / 6))
     both = one.merge(one)
