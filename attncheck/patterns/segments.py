@@ -28,6 +28,13 @@ WORTH: Final = 0.05
 """Share of the mass that blocks on the grid must gain for a search at every position."""
 
 
+LEAST: Final = 1e-4
+"""Share of the mass that a cut must gain in any case: less is rounding in nearly even heads."""
+
+TIE: Final = 1e-4
+"""Cuts whose gains differ by less than this share are equal but for rounding: the first is made."""
+
+
 def find_segments(
     excess: Tensor, row_variance: Tensor, causal: bool = False, present: Tensor | None = None
 ) -> Tensor:
@@ -132,8 +139,10 @@ def cut(sums: Tensor, spread: Tensor, keys: Tensor, *, causal: bool) -> Cuts:
             variance = variance + after * between(spread, start, place)
         gain = -(upper + lower)
         fits = torch.minimum(before, after) >= thresholds.MIN_SEGMENT
-        gain = gain.masked_fill(~fits | (gain <= thresholds.CUT_NOISE * variance.sqrt() + 1e-9), 0)
-        best, cut = gain.max(-1, keepdim=True)
+        least = thresholds.CUT_NOISE * variance.sqrt() + LEAST * keys[:, -1:]
+        gain = gain.masked_fill(~fits | (gain <= least), 0)
+        best = gain.amax(-1, keepdim=True)
+        cut = (gain >= (1 - TIE) * best).byte().argmax(-1, keepdim=True)
         if not bool((best > 0).any()):
             break
         total += best[:, 0]
