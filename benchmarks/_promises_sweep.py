@@ -134,8 +134,6 @@ def _checked(model: nn.Module) -> dict[str, Any]:
             held["why"] = outcome.note
             if outcome.finding is not None:
                 held |= {"verdict": outcome.finding.verdict, "facts": outcome.finding.facts}
-        elif outcome.note:
-            held["why"] = outcome.note
         outcomes[outcome.id] = held
     return {"outcomes": outcomes, "seconds": round(time.perf_counter() - start, 3)}
 

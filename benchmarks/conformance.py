@@ -25,13 +25,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from attncheck.conformance import check_attention
-from attncheck.conformance.battery import attempt, select_properties
+from attncheck.conformance import Capabilities, check_attention
+from attncheck.conformance.battery import select_properties
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
 from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.softmax import accuracy_bias
+from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
 from benchmarks._measure import RESULTS, write_results
 from tests.conformance.extended import RIGHT, WRONG
@@ -50,10 +51,10 @@ class Ledger:
 
     Args:
         minutes: Time after which no further run is begun.
+        root: Where the sources are, and ``build``.
     """
 
-    def __init__(self, minutes: float) -> None:
-        root = Path(__file__).parents[1]
+    def __init__(self, minutes: float, root: Path = Path(__file__).parents[1]) -> None:
         digest = hashlib.sha256()
         for folder in ("attncheck/conformance", "tests/conformance"):
             for path in sorted((root / folder).rglob("*.py")):
@@ -91,30 +92,44 @@ def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
     return ""
 
 
-def kill_all(ledger: Ledger, effort: str, seeds: int) -> dict[str, Any]:
-    """Try all mutants with some seeds; count by family. Killed is who dies with every seed."""
+def kill_all(
+    ledger: Ledger, effort: str, seeds: int, share: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
+    """Try all mutants with some seeds; count by family. Killed is who dies with every seed tried.
+
+    Args:
+        ledger: Keeps what is done.
+        effort: Of the battery.
+        seeds: Every mutant is tried with the first before any with the second.
+        share: Which part of the mutants, and of how many, when several processes share the work.
+    """
     families: dict[str, dict[str, Any]] = defaultdict(
-        lambda: {"planted": 0, "killed": 0, "runs": 0, "survivors": []}
+        lambda: {"planted": 0, "tried": 0, "killed": 0, "runs": 0, "survivors": []}
     )
-    for mutant in MUTANTS.values():
-        row = families[mutant.family]
-        runs = {
-            seed: ledger.run(f"{mutant.id}-{effort}-{seed}", partial(killer, mutant, effort, seed))
-            for seed in range(seeds)
-        }
-        tried = {seed: found for seed, found in runs.items() if found is not None}
-        row["planted"] += bool(tried)  # those not run yet count as nothing
-        row["killed"] += bool(tried) and all(tried.values())
-        row["runs"] += len(tried)
-        row["survivors"] += [f"{mutant.id}, seed {s}" for s, found in tried.items() if not found]
     for name, wrong in WRONG.items():
         row = families[f"extension {name}"]
-        for function in wrong:
+        for function in wrong[share[0] :: share[1]]:
             found = ledger.run(f"{function.__name__}-quick", partial(_fails_one, function, name))
-            row["planted"] += found is not None
+            row["planted"] += 1
+            row["tried"] += found is not None
             row["killed"] += bool(found)
             row["runs"] += found is not None
             row["survivors"] += [function.__name__] if found is False else []
+    mine = list(MUTANTS.values())[share[0] :: share[1]]
+    runs: dict[str, dict[int, str]] = {mutant.id: {} for mutant in mine}
+    for seed in range(seeds):
+        for mutant in mine:
+            work = partial(killer, mutant, effort, seed)
+            found = ledger.run(f"{mutant.id}-{effort}-{seed}", work)
+            if found is not None:
+                runs[mutant.id][seed] = found
+    for mutant in mine:
+        row, tried = families[mutant.family], runs[mutant.id]
+        row["planted"] += 1
+        row["tried"] += bool(tried)
+        row["killed"] += bool(tried) and all(tried.values())
+        row["runs"] += len(tried)
+        row["survivors"] += [f"{mutant.id}, seed {s}" for s, found in tried.items() if not found]
     return dict(families)
 
 
@@ -128,30 +143,29 @@ def alarms(ledger: Ledger, efforts: Mapping[str, int], share: tuple[int, int]) -
     Args:
         ledger: Keeps what is done.
         efforts: Seeds by effort.
-        share: Which part of the seeds, and of how many, when several processes share the work.
+        share: Which part of the runs, and of how many, when several processes share the work.
     """
     rows: dict[str, Any] = {
         name: {"seeds": Counter(), "inputs": 0, "false alarms": [],
                "known failures": dict(entry.known)}
         for name, entry in IMPLEMENTATIONS.items()
     }  # fmt: skip
-    for effort, seeds in efforts.items():
-        for seed in range(share[0], seeds, share[1]):
-            for name in IMPLEMENTATIONS:
-                if name in SLOW and (effort != "quick" or seed):
-                    continue
-                work = partial(one_alarm, name, effort, seed)
-                found = ledger.run(f"correct-{name}-{effort}-{seed}", work)
-                if found is None:
-                    continue
-                row = rows[name]
-                row["seeds"][effort] += 1
-                row["inputs"] += found["inputs"]
-                row["false alarms"] += found["false alarms"]
-    for name, function in RIGHT.items():
+    for name, function in list(RIGHT.items())[share[0] :: share[1]]:
         found = ledger.run(f"right-{name}", partial(_extension_alarms, function, name))
         seeds = {} if found is None else {"quick": 1}
         rows[f"extension {name}"] = {"seeds": seeds, "false alarms": found or []}
+    planned = [(effort, seed) for effort, seeds in efforts.items() for seed in range(seeds)]
+    todo = [(name, "quick", 0) for name in SLOW]
+    todo += [(name, *run) for run in planned for name in IMPLEMENTATIONS if name not in SLOW]
+    for name, effort, seed in todo[share[0] :: share[1]]:
+        found = ledger.run(
+            f"correct-{name}-{effort}-{seed}", partial(one_alarm, name, effort, seed)
+        )
+        if found is not None:
+            row = rows[name]
+            row["seeds"][effort] += 1
+            row["inputs"] += found["inputs"]
+            row["false alarms"] += found["false alarms"]
     return rows
 
 
@@ -182,24 +196,29 @@ def _extension_alarms(function: Callable[..., Any], name: str) -> list[str]:
     return [failure.id for failure in report.failures]
 
 
-def times(efforts: list[str]) -> dict[str, Any]:
+def times(ledger: Ledger, efforts: list[str]) -> dict[str, Any]:
     """Time the battery on a correct CPU implementation: float32 alone, and all dtypes."""
-    from attncheck import Capabilities
-
     rows: dict[str, Any] = {}
     for effort in efforts:
         for label, capabilities in (
             ("float32", Capabilities(dtypes=("float32",))),
             ("all dtypes", Capabilities()),
         ):
-            wall, cpu = time.perf_counter(), time.process_time()
-            check_attention(einsum_attention, effort=effort, capabilities=capabilities)
-            rows[f"{effort}, {label}"] = {
-                "wall seconds": round(time.perf_counter() - wall, 2),
-                "cpu seconds": round(time.process_time() - cpu, 2),
-                "limit": LIMITS.get(effort),
-            }
+            found = ledger.run(f"time-{effort}-{label}", partial(one_time, effort, capabilities))
+            if found is not None:
+                rows[f"{effort}, {label}"] = found | {"limit": LIMITS.get(effort)}
     return rows
+
+
+def one_time(effort: str, capabilities: Capabilities) -> dict[str, float]:
+    """Time one run of the battery."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    check_attention(einsum_attention, effort=effort, capabilities=capabilities)
+    return {
+        "wall seconds": round(time.perf_counter() - wall, 2),
+        "cpu seconds": round(time.process_time() - cpu, 2),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def passes_unseen(dtype: str) -> dict[str, float]:
@@ -253,16 +272,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=SECTIONS, help="measure one section")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after this time")
     parser.add_argument("--default-seeds", type=int, default=20, help="of correct implementations")
-    parser.add_argument("--share", default="0/1", help="which part of the seeds, as 0/2 or 1/2")
+    parser.add_argument("--share", default="0/1", help="which part of the runs, as 0/2 or 1/2")
     chosen = parser.parse_args(argv)
-    efforts = {"quick": 2} if chosen.quick else {"quick": 20, "default": chosen.default_seeds}
+    efforts = {"quick": 2} if chosen.quick else {"default": chosen.default_seeds, "quick": 20}
     effort = "quick" if chosen.quick else "default"
     part, parts = (int(number) for number in chosen.share.split("/"))
     ledger = Ledger(chosen.minutes)
     sections: dict[str, Callable[[], Any]] = {
         "errors": lambda: {d: passes_unseen(d) for d in DTYPES},
-        "times": lambda: times(["quick"] if chosen.quick else ["quick", "default"]),
-        "mutants": lambda: kill_all(ledger, effort, 1 if chosen.quick else 3),
+        "times": lambda: times(ledger, ["quick"] if chosen.quick else ["quick", "default"]),
+        "mutants": lambda: kill_all(ledger, effort, 1 if chosen.quick else 3, (part, parts)),
         "alarms": lambda: alarms(ledger, efforts, (part, parts)),
     }
     path = RESULTS / "conformance.json"
@@ -277,7 +296,8 @@ def main(argv: list[str] | None = None) -> int:
 def verdict(data: Mapping[str, Any], missing: int) -> int:
     """Print the table; return the exit code."""
     for family, row in data.get("mutants", {}).items():
-        print(f"{family:28} {row['killed']:3} / {row['planted']:3}  {', '.join(row['survivors'])}")
+        count = f"{row['killed']:3} / {row['tried']:3} of {row['planted']:3}"
+        print(f"{family:28} {count}  {', '.join(row['survivors'])}")
     for name, row in data.get("alarms", {}).items():
         print(f"{name:28} {dict(row['seeds'])}  {len(row['false alarms'])} false alarms")
     timed = data.get("times", {})

@@ -16,14 +16,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from attncheck.conformance.case import (
+from attncheck.conformance.case import Case
+from attncheck.conformance.kinds import (
     BOOL_PATTERNS,
     CONTENTS,
     FLOAT_PATTERNS,
     LAYOUTS,
     MASK_LAYOUTS,
     SCALES,
-    Case,
 )
 
 __all__ = ["HEADS", "LENGTHS", "MASK_SHAPES", "SIZES", "Plan", "covering", "general_levels"]

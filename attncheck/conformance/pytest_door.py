@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from attncheck.conformance.battery import (
-    checked_arguments,
-    name_of,
-    render_failure,
-    run_property,
-    select_properties,
-)
+from attncheck.conformance.battery import checked_arguments, name_of, select_properties
 from attncheck.conformance.capabilities import Capabilities
 from attncheck.conformance.design import Plan
 from attncheck.conformance.probe import probe
 from attncheck.conformance.registry import Property
-from attncheck.conformance.report import Failure
+from attncheck.conformance.report import Failure, render_failure
+from attncheck.conformance.run import run_property
 from attncheck.conformance.subject import Subject
 from attncheck.errors import CheckFailure
 
@@ -41,13 +35,16 @@ class _Settings:
         self.capabilities = capabilities
         self.plan = plan
         self.device = device
-        self.probed = lru_cache(maxsize=None)(self._probe)
+        self._found: dict[int, tuple[Subject, Plan, Failure | None]] = {}
 
-    def _probe(self, function: Callable[..., Any]) -> tuple[Subject, Plan, Failure | None]:
-        subject = Subject(function, self.returns_weights, self.capabilities, self.device)
-        plan, failure = probe(subject, self.plan)
-        subject.refused, subject.dtypes = plan.refused, plan.dtypes
-        return subject, plan, failure
+    def probed(self, function: Callable[..., Any]) -> tuple[Subject, Plan, Failure | None]:
+        """Return what a function supports, asked once; it need not be hashable."""
+        if id(function) not in self._found:  # the subject keeps it alive
+            subject = Subject(function, self.returns_weights, self.capabilities, self.device)
+            plan, failure = probe(subject, self.plan)
+            subject.refused, subject.dtypes = plan.refused, plan.dtypes
+            self._found[id(function)] = subject, plan, failure
+        return self._found[id(function)]
 
 
 class Check:

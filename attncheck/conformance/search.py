@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncheck.conformance.case import (
+from attncheck.conformance.case import Case
+from attncheck.conformance.design import MASK_SHAPES, Plan, lighten
+from attncheck.conformance.kinds import (
     BOOL_PATTERNS,
     CONTENTS,
     FLOAT_PATTERNS,
     LAYOUTS,
     MASK_LAYOUTS,
     SCALES,
-    Case,
 )
-from attncheck.conformance.design import MASK_SHAPES, Plan, lighten
 from attncheck.conformance.subject import Violation
 
 if TYPE_CHECKING:

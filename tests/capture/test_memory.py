@@ -59,7 +59,7 @@ def test_it_refuses_at_the_first_layer_and_makes_nothing(monkeypatch: pytest.Mon
         ({"store": "profile", "queries": [5, 6]}, 2 * LAYER // 32),
         ({"on_layer": lambda layer: None}, 2 * LAYER),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_the_estimate_is_what_will_be_held(options: dict, need: int) -> None:
     model = stack(causal, 5)

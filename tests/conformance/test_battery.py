@@ -16,7 +16,6 @@ from torch import Tensor
 
 import attncheck
 from attncheck.conformance import Capabilities, check_attention
-from attncheck.conformance.battery import run_property
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.diagnose import MISTAKES, likely_mistake
@@ -24,6 +23,7 @@ from attncheck.conformance.oracle import attend
 from attncheck.conformance.probe import probe
 from attncheck.conformance.registry import PROPERTIES
 from attncheck.conformance.reproduce import oracle_script
+from attncheck.conformance.run import run_property
 from attncheck.conformance.subject import Subject, Violation
 from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
 from tests.conformance.mutants import MUTANTS

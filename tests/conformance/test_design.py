@@ -7,15 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attncheck.conformance.case import (
-    BOOL_PATTERNS,
-    CONTENTS,
-    FLOAT_PATTERNS,
-    LAYOUTS,
-    SCALES,
-    Case,
-)
+from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan, coverage, covering, general_levels, lighten
+from attncheck.conformance.kinds import BOOL_PATTERNS, CONTENTS, FLOAT_PATTERNS, LAYOUTS, SCALES
 from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.general import general_cases, large_cases, small_cases
 from attncheck.conformance.registry import PROPERTIES, register

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 
 from attncheck.conformance import check_attention
-from attncheck.conformance.battery import attempt, select_properties
+from attncheck.conformance.battery import select_properties
 from attncheck.conformance.design import Plan
 from attncheck.conformance.probe import probe
+from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject
 from tests.conformance.extended import RIGHT, WRONG
 from tests.conformance.mutants import MUTANTS

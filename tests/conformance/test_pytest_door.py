@@ -60,3 +60,41 @@ def test_an_expected_failure_that_passes_fails(pytester: pytest.Pytester) -> Non
     )
     result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(["*XPASS(strict)*thought so*"])
+
+
+CALLABLE = """
+from dataclasses import dataclass
+import torch
+import attncheck
+
+@dataclass
+class Attention:  # compares by value, so it cannot be hashed
+    power: float
+
+    def __call__(self, query, key, value):
+        return (query @ key.mT * query.shape[-1] ** self.power).softmax(-1) @ value
+
+@attncheck.parametrize_with_checks(
+    [Attention(-0.5), Attention(-1.0)], effort="quick", select=["scale-default"]
+)
+def test_attention(attention, check):
+    check(attention)
+"""
+
+
+def test_callables_that_cannot_be_hashed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(CALLABLE)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*likely *1/d*"])
+
+
+@pytest.mark.slow
+def test_workers_agree_on_the_items(project: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    result = project.runpytest_inprocess(
+        "-p", "no:cacheprovider", "-n", "2", "-k", "scale-default or scale-given"
+    )
+    result.assert_outcomes(failed=2)  # the diagonal is hidden; who runs it makes no difference
+    listed = project.runpytest_inprocess("-p", "no:cacheprovider", "--collect-only", "-q")
+    listed.stdout.fnmatch_lines(["*test_attention?half_right-scale-default?", "*12 tests*"])

@@ -93,12 +93,12 @@ def test_items_have_names_and_factories_are_called_once() -> None:
 
     marked = attncheck.parametrize_with_model_checks([factory], select=["mask", "state"])
     assert [item.id for item in marked.args[1]] == [
+        "factory-deterministic",
+        "factory-dropout-off-in-eval",
         "factory-no-future-leakage",
         "factory-padding-invariant",
         "factory-window-respected",
         "factory-segments-isolated",
-        "factory-deterministic",
-        "factory-dropout-off-in-eval",
     ]
     for item in marked.args[1]:
         made, check = item.values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attncheck.conformance.case import LAYOUTS, Case
+from attncheck.conformance.case import Case
 from attncheck.conformance.design import (
     MASK_SHAPES,
     SAME,
@@ -15,6 +15,7 @@ from attncheck.conformance.design import (
     lighten_in_turn,
 )
 from attncheck.conformance.examine import agrees
+from attncheck.conformance.kinds import LAYOUTS
 from attncheck.conformance.registry import register
 
 THREE_FACTORS = "Kuhn, Wallace, Gallo 2004, Software Fault Interactions, IEEE TSE 30(6)"

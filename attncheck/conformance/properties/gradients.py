@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from attncheck.conformance.bases import bases, designed
-from attncheck.conformance.case import CONTENTS, LAYOUTS, Case
+from attncheck.conformance.case import Case
 from attncheck.conformance.examine import (
     agrees,
     differentiate,
@@ -13,6 +13,7 @@ from attncheck.conformance.examine import (
     refuse_or_fail_detached,
     requiring_grad,
 )
+from attncheck.conformance.kinds import CONTENTS, LAYOUTS
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
 

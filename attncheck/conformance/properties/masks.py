@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 
 from attncheck.conformance.bases import bases, designed
-from attncheck.conformance.case import BOOL_PATTERNS, FLOAT_PATTERNS, Case
+from attncheck.conformance.case import Case
 from attncheck.conformance.design import MASK_SHAPES
 from attncheck.conformance.examine import agrees, compare
+from attncheck.conformance.kinds import BOOL_PATTERNS, FLOAT_PATTERNS
 from attncheck.conformance.numerics import expect
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from attncheck.conformance.bases import designed
-from attncheck.conformance.case import LAYOUTS, Case
+from attncheck.conformance.case import Case
 from attncheck.conformance.design import SIZES, Plan
 from attncheck.conformance.examine import agrees, check_form
+from attncheck.conformance.kinds import LAYOUTS
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
 

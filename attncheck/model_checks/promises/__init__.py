@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attncheck.model_checks.promises.deterministic import assert_deterministic
+from attncheck.model_checks.promises.dropout import assert_dropout_off_in_eval
 from attncheck.model_checks.promises.future import assert_no_future_leakage
 from attncheck.model_checks.promises.padding import assert_padding_invariant
 from attncheck.model_checks.promises.batch import assert_batch_invariant
@@ -9,8 +11,6 @@ from attncheck.model_checks.promises.cache import assert_cache_consistent
 from attncheck.model_checks.promises.backends import assert_backends_agree
 from attncheck.model_checks.promises.window import assert_window_respected
 from attncheck.model_checks.promises.segments import assert_segments_isolated
-from attncheck.model_checks.promises.deterministic import assert_deterministic
-from attncheck.model_checks.promises.dropout import assert_dropout_off_in_eval
 from attncheck.model_checks.promises.gradients import assert_gradients_flow
 from attncheck.model_checks.promises.positions import (
     assert_permutation_equivariant,

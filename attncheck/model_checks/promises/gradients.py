@@ -105,10 +105,10 @@ def _gradients(subject: ModelSubject, parameters: list[Tensor]) -> list[Tensor |
     A cache returns keys and values as they are, and would give them a gradient by itself.
     """
     returned = call(subject, gradients=True)
+    found = [subject.reader(returned, subject.batch, subject.length)]
     if subject.reader.choice is None:
-        found = [t for t in tensors_of(returned) if t.is_floating_point() and t.ndim < CACHE]
-    else:
-        found = [subject.reader(returned, subject.batch, subject.length)]
+        rest = (t for t in tensors_of(returned) if t.is_floating_point() and t.ndim < CACHE)
+        found += [t for t in rest if t is not found[0]]
     found = [t for t in found if t.requires_grad]
     if not (found and parameters):
         return [None] * len(parameters)

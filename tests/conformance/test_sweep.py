@@ -1,0 +1,137 @@
+"""The sweep behind the published table: it goes on where it ended, and counts what was run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import conformance as sweep
+from benchmarks.conformance import Ledger, alarms, kill_all, verdict
+from tests.conformance.implementations import IMPLEMENTATIONS
+from tests.conformance.mutants import MUTANTS
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    for name in ("attncheck/conformance/case.py", "tests/conformance/implementations.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("first")
+    return tmp_path
+
+
+def refuse() -> None:
+    raise AssertionError("was run again")
+
+
+def test_a_finished_run_is_not_run_again(sources: Path) -> None:
+    assert Ledger(1, sources).run("correct-a/b c", lambda: {"inputs": 3}) == {"inputs": 3}
+    later = Ledger(0, sources)  # no time left
+    assert later.run("correct-a/b c", refuse) == {"inputs": 3}
+    assert later.run("another", refuse) is None
+    assert later.missing == 1
+
+
+def test_false_and_empty_results_count_as_finished(sources: Path) -> None:
+    ledger = Ledger(1, sources)
+    for key, result in (("survivor", ""), ("passes", False), ("none", [])):
+        assert ledger.run(key, type(result)) == result
+        assert Ledger(0, sources).run(key, refuse) == result
+
+
+def test_a_run_that_is_cut_off_leaves_nothing(sources: Path) -> None:
+    ledger = Ledger(1, sources)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.run("cut", _interrupt)
+    assert list(ledger.folder.iterdir()) == []
+    assert ledger.run("cut", lambda: 7) == 7
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_another_battery_starts_anew_but_not_for_words(sources: Path) -> None:
+    first = Ledger(1, sources).folder
+    (sources / "attncheck/conformance/report.py").write_text("words of the verdict")
+    (sources / "tests/conformance/test_report.py").write_text("a test")
+    assert Ledger(1, sources).folder == first
+    (sources / "attncheck/conformance/case.py").write_text("second")
+    assert Ledger(1, sources).folder != first
+
+
+def test_one_seed_of_everything_comes_before_the_second(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def one(name: str, effort: str, seed: int) -> dict[str, Any]:
+        ran.append((name, seed))
+        false = ["cried wolf"] if (name, seed) == ("NumPy", 1) else []
+        return {"inputs": 5, "false alarms": false}
+
+    monkeypatch.setattr(sweep, "IMPLEMENTATIONS", {
+        name: IMPLEMENTATIONS[name] for name in ("einsum", "NumPy")
+    })  # fmt: skip
+    monkeypatch.setattr(sweep, "one_alarm", one)
+    monkeypatch.setattr(sweep, "_extension_alarms", lambda *_: [])
+    monkeypatch.setattr(sweep, "SLOW", ())
+    for part in ((0, 2), (1, 2)):
+        alarms(Ledger(1, sources), {"default": 2}, part)
+    assert [seed for _, seed in ran[:1] + ran[2:3]] == [0, 0]
+    rows = alarms(Ledger(0, sources), {"default": 2, "quick": 1}, (0, 1))
+    assert len(ran) == 4
+    assert rows["NumPy"]["seeds"] == {"default": 2}
+    assert rows["NumPy"]["inputs"] == 10
+    assert rows["NumPy"]["false alarms"] == ["cried wolf"]
+    assert rows["einsum"]["false alarms"] == []
+    assert verdict({"alarms": rows}, 0) == 1
+    assert verdict({"alarms": {"einsum": rows["einsum"]}}, 2) == 3
+    assert verdict({"alarms": {"einsum": rows["einsum"]}}, 0) == 0
+
+
+def test_mutants_not_tried_are_not_counted_as_killed(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ["scale-missing", "scale-ignored", "scale-absolute"]
+    found = {("scale-missing", 0): "scale-default", ("scale-missing", 1): "scale-default",
+             ("scale-ignored", 0): "scale-given", ("scale-ignored", 1): ""}  # fmt: skip
+
+    def killer(mutant: Any, effort: str, seed: int) -> str:
+        if (mutant.id, seed) not in found:
+            ledger.end = 0.0
+            raise KeyboardInterrupt
+        return found[mutant.id, seed]
+
+    monkeypatch.setattr(sweep, "MUTANTS", {id: MUTANTS[id] for id in chosen[:2]})
+    monkeypatch.setattr(sweep, "WRONG", {})
+    monkeypatch.setattr(sweep, "killer", killer)
+    ledger = Ledger(1, sources)
+    kill_all(ledger, "default", 2)
+    monkeypatch.setattr(sweep, "MUTANTS", {id: MUTANTS[id] for id in chosen})
+    row = kill_all(Ledger(0, sources), "default", 2)["scale"]
+    assert row == {
+        "planted": 3, "tried": 2, "killed": 1, "runs": 4, "survivors": ["scale-ignored, seed 1"]
+    }  # fmt: skip
+    assert verdict({"mutants": {"scale": row}}, 0) == 1
+
+
+def test_a_late_battery_fails() -> None:
+    timed = {"quick, float32": {"wall seconds": 11.0, "limit": 10.0}}
+    assert verdict({"times": timed}, 0) == 1
+    timed["quick, float32"]["wall seconds"] = 9.0
+    assert verdict({"times": timed}, 0) == 0
+
+
+def test_the_published_table_is_the_measured_one() -> None:
+    root = Path(__file__).parents[2]
+    data = json.loads((root / "benchmarks/results/conformance.json").read_text())
+    text = (root / "docs/conformance.md").read_text()
+    for family, row in data["mutants"].items():
+        counts = [str(row[name]) for name in ("killed", "tried", "planted", "runs")]
+        assert f"| {family} | {' | '.join(counts)} |" in text
+    for name, row in data["alarms"].items():
+        seeds = [row["seeds"].get(effort, 0) for effort in ("default", "quick")]
+        assert f"| {name} | {seeds[0]} | {seeds[1]} | {len(row['false alarms'])} |" in text
