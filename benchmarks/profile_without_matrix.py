@@ -1,0 +1,120 @@
+"""What a profile from query and key costs, as a ratio to the attention it is about.
+
+* ``layer``: one layer of 12 heads of 64, float32: `profile_layer` against one call of
+  ``scaled_dot_product_attention`` with the same mask; causal, with tokens, with grouped keys (4
+  key-value heads), with left padding, with a window of 256. A mask keeps that call off its causal
+  fast path, so that its ratio is smaller.
+* ``model``: `profile_model` against the plain forward of a random model of GPT-2-small's shape,
+  and the rise of the peak resident size of a fresh process over one call of each.
+
+    python -m benchmarks.profile_without_matrix layer|model [--quick] [--lengths 2048 8192]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attncheck.attention import LayerAttention, QueryKey
+from attncheck.evaluate import profile_layer
+from benchmarks._measure import interleave, median_ratio, write_results
+from benchmarks.extraction import build, peak_of, ways
+
+HEADS, SIZE, WINDOW = 12, 64, 256
+
+
+def layer_ways(n: int) -> dict[str, Callable[[], object]]:
+    """Name both sides of every comparison: the attention, and its profile."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, HEADS, n, SIZE) for _ in range(3))
+    tokens = torch.randint(0, 1000, (n,)).tolist()
+    place = torch.arange(n)
+    behind = place[:, None] - place
+    causal = behind >= 0
+    padding = (causal & (place >= n // 8))[None, None]
+    window = (causal & (behind < WINDOW))[None, None]
+    found: dict[str, Callable[[], object]] = {}
+
+    def add(name: str, shared: int, mask: Tensor | None, given: Any = None) -> None:
+        group = HEADS // shared
+        reads = tuple(head // group for head in range(HEADS))
+        record = QueryKey(query, key[:, :shared], reads, SIZE**-0.5, mask=mask, causal=mask is None)
+        layer = LayerAttention(record, kind="self", mask=mask, causal=True)
+
+        def attend() -> object:
+            return F.scaled_dot_product_attention(
+                query,
+                key[:, :shared],
+                value[:, :shared],
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=group > 1,
+            )
+
+        found[f"sdpa {name}"] = attend
+        found[f"profile {name}"] = lambda: profile_layer(layer, given)
+
+    add("causal", HEADS, None)
+    add("causal, tokens", HEADS, None, tokens)
+    add("grouped keys", 4, None)
+    add("padding", HEADS, padding)
+    add("window", HEADS, window)
+    return found
+
+
+def measure_layer(n: int, rounds: int) -> dict[str, Any]:
+    """Time every pair in turn."""
+    times = interleave(layer_ways(n), rounds)
+    names = [name.removeprefix("profile ") for name in times if name.startswith("profile")]
+    return {
+        name: {
+            "ratio": median_ratio(times, f"profile {name}", f"sdpa {name}"),
+            "sdpa seconds": median(times[f"sdpa {name}"]),
+        }
+        for name in names
+    }
+
+
+def measure_model(n: int, rounds: int) -> dict[str, Any]:
+    """Time and memory of the plain forward and of the profile."""
+    model, ids = build(n, "cpu")
+    all_ways = ways(model, ids)
+    names = ("plain", "profile_model")
+    times = interleave({name: all_ways[name] for name in names}, rounds)
+    return {
+        "ratio": median_ratio(times, "profile_model", "plain"),
+        "plain seconds": median(times["plain"]),
+        "peak bytes": {name: peak_of(name, n, "cpu") for name in names},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["layer", "model"])
+    parser.add_argument("--quick", action="store_true", help="one short length, no file")
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lengths = options.lengths or ([2048, 8192] if options.part == "layer" else [2048])
+    if options.quick:
+        lengths = [128]
+    measure = measure_layer if options.part == "layer" else measure_model
+    results = {}
+    for n in lengths:
+        results[str(n)] = measure(n, 3 if options.quick else options.rounds)
+        for name, found in results[str(n)].items():
+            print(f"n = {n:5}  {name:16} {found}", flush=True)
+    if not options.quick:
+        print(write_results(f"profile_without_matrix_{options.part}", {"lengths": results}))
+
+
+if __name__ == "__main__":
+    main()
