@@ -48,7 +48,13 @@ def test_a_failed_scan_is_2_with_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
     command = [*COMMAND, "scan", "tests.cli.factories:sleeper"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs in the background of a shell are started deaf to Ctrl-C, and so are their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "sleeping\n"
