@@ -94,18 +94,6 @@ def sees_first(tally: Tally) -> Tensor:
     return (tally.reach.low == tally.first[..., None]) & (tally.reach.seen > 0)
 
 
-def join(parts: list[list[dict[str, Totals]]]) -> dict[str, Totals]:
-    """Add the parts of a batch, put heads side by side: ``parts[heads][sequences]``."""
-    merged = [
-        {name: reduce(Totals.merge, (part[name] for part in batch)) for name in batch[0]}
-        for batch in parts
-    ]
-    return {
-        name: Totals(
-            *(
-                np.concatenate([getattr(heads[name], field) for heads in merged])
-                for field in ("sums", "counts", "maxima")
-            )
-        )
-        for name in merged[0]
-    }
+def join(parts: list[dict[str, Totals]]) -> dict[str, Totals]:
+    """Add the parts of a batch."""
+    return {name: reduce(Totals.merge, (part[name] for part in parts)) for name in parts[0]}
