@@ -68,45 +68,26 @@ class AttentionBenchmark:
             TypeError: ``function`` cannot be called, or an amount is no number.
             ValueError: An amount is not positive.
         """
-        try:
-            return self._measured(
-                function,
-                lambda: function(*args, **kwargs),
-                (*args, *kwargs.values()),
-                {"tokens": tokens, "bytes": bytes_moved, "flops": flops},
-                memory,
-            )
-        except Exception:
-            self._benchmark.skipped = True  # else it adds that it was not used
-            raise
-
-    def _measured(
-        self,
-        function: object,
-        call: Callable[[], Any],
-        given: tuple[Any, ...],
-        amounts: dict[str, float | None],
-        memory: bool,
-    ) -> Any:
-        if not callable(function):
-            raise TypeError(
-                f"attention_benchmark: function: got {type(function).__name__}; expected what can "
-                "be called, such as model or lambda: model(ids)"
-            )
-        _require_positive(amounts)
         from attncheck.benchmark import peak_memory, synchroniser
 
-        device, dtype = _where(given, self._device)
+        amounts = {"tokens": tokens, "bytes": bytes_moved, "flops": flops}
+        device, dtype = _where((*args, *kwargs.values()), self._device)
         synchronise = synchroniser(device)
 
         def timed() -> Any:
-            result = call()
+            result = function(*args, **kwargs)
             synchronise()
             return result
 
+        try:
+            _require_callable(function)
+            _require_positive(amounts)
+            if self._benchmark.enabled:
+                timed()
+        except Exception as error:
+            self._benchmark(_raise, error)  # else it complains of not being used, too
         if not self._benchmark.enabled:
             return self._benchmark(timed)
-        timed()
         result = self._benchmark(timed)
         info = self._benchmark.extra_info
         info["device"] = str(device)
@@ -173,6 +154,18 @@ class WithoutPytestBenchmark:
     def attention_benchmark(self) -> None:
         """Say what is missing: an error and no skip, so that no run is green without it."""
         raise pytest.UsageError(MISSING)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _require_callable(function: object) -> None:
+    if not callable(function):
+        raise TypeError(
+            f"attention_benchmark: function: got {type(function).__name__}; expected what can be "
+            "called, such as model or lambda: model(ids)"
+        )
 
 
 def _require_positive(amounts: dict[str, Any]) -> None:

@@ -119,6 +119,7 @@ def test_benchmark_only_and_skip_know_it(run: Run) -> None:
         ("attention_benchmark(3)", "function: got int; expected what can be called"),
         ("attention_benchmark(int, tokens=0)", "tokens: got 0; expected a positive number"),
         ("attention_benchmark(int, bytes_moved='8')", "bytes_moved: got str; expected how many"),
+        ("attention_benchmark(lambda: 1 / 0)", "ZeroDivisionError"),
         ("attention_benchmark(int, flops=float('nan'))", "flops: got nan; expected a positive"),
     ],
 )
