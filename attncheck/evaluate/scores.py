@@ -81,7 +81,8 @@ class Scores:
         """
         heads = self.query.shape[1]
         if most >= self.group:
-            step = most // self.group * self.group
+            groups = heads // self.group
+            step = -(-groups // -(-groups // (most // self.group))) * self.group
         else:
             step = max(size for size in range(1, max(1, most) + 1) if self.group % size == 0)
         for start in range(0, heads, step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -32,7 +33,8 @@ class Tally:
         valid: Rows that carry attention, bool ``(batch, head, query)``.
         usable: Those of them that see two keys or more; patterns are judged on these.
         first: First key that any query sees, ``(batch or 1, head or 1)``.
-        rows: Numbers of each row by name, ``(batch, head, query)``: the largest score (``peak``),
+        table: Numbers of each row, ``(name, batch, head, query)``.
+        rows: The same by name, ``(batch, head, query)``: the largest score (``peak``),
             the largest weight (``top``), the sum of the weights (``mass``), of weights times
             scores less the peak (``inner``), their ``norm``, the weight of the ``first`` key, the
             mean distance (``far``), the mass on ``later`` keys, the ``overlap`` with even
@@ -51,6 +53,7 @@ class Tally:
     valid: Tensor
     usable: Tensor
     first: Tensor
+    table: Tensor
     rows: Mapping[str, Tensor]
     columns: Tensor
     offsets: Tensor | None
@@ -67,7 +70,8 @@ class Tally:
             return torch.zeros(*valid.shape[:2], *size, dtype=of, device=valid.device)
 
         names = [*ROWS, *targets.names, *(f"{name} keys" for name in targets.names)]
-        rows = {name: room(reach.n_query, of=dtype) for name in names}
+        table = torch.zeros(len(names), *valid.shape, dtype=dtype, device=valid.device)
+        rows = dict(zip(names, table.unbind(), strict=True))
         rows["share"] += 1
         rows["top"] += 1
         positional = targets.positional
@@ -77,6 +81,7 @@ class Tally:
             valid,
             usable,
             first=reach.seen_keys().byte().argmax(-1),
+            table=table,
             rows=rows,
             columns=room(reach.n_key),
             offsets=room(reach.n_key + reach.n_query - 1) if positional else None,
@@ -88,6 +93,22 @@ class Tally:
     def reach(self) -> Reach:
         """What the rows see."""
         return self.targets.reach
+
+    def part(self, head: slice, rows: slice) -> dict[str, Tensor]:
+        """Numbers of some rows of some heads, to be written."""
+        parts = self.table[:, :, head, rows].unbind()
+        return dict(zip(self.rows, parts, strict=True))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of each row over its keys, in nats, float64: ``log Z - sum_j a_j s_j``.
+
+        Scores ``s`` count from the row's largest, so that ``Z`` is the inverse of the largest
+        weight and nothing cancels that is large.
+        """
+        entropy = -self.rows["top"].double().log() - self.rows["inner"].double()
+        most = self.reach.seen.clamp(min=1).double().log()
+        return torch.clamp(entropy, torch.zeros_like(entropy), most)
 
     def add_block(
         self, weights: Tensor, rows: slice, keys: slice, head: slice, *, ends: bool

@@ -1,12 +1,11 @@
 """`Targets`: the keys that a row's token or segment selects, read from blocks of weights.
 
-Earlier places of a token are found by sorting, not by comparing all tokens with all: what a row
-selects is looked up in the block weight by weight.
+What a row selects by its token is looked up in the block weight by weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attncheck.evaluate.earlier import Earlier
 from attncheck.evaluate.reach import Reach
 from attncheck.patterns.grid import Marks
 
@@ -87,7 +87,7 @@ class Targets:
         """
         marks, picked = self.marks, Picked({}, [], {})
         if "induction" in self.names:
-            self._earlier(picked, rows, keys, dtype)
+            self._earlier(picked, rows, keys)
         if "delimiter" in self.names:
             assert marks.delimiters is not None
             chosen = marks.delimiters[:, keys, None].to(dtype)
@@ -145,52 +145,32 @@ class Targets:
         at = sequence[:, None, None]
         return below[at, high] - below[at, low]
 
-    def _earlier(self, picked: Picked, rows: slice, keys: slice, dtype: torch.dtype) -> None:
+    def _earlier(self, picked: Picked, rows: slice, keys: slice) -> None:
         """Find earlier places of each row's token, and the places behind those."""
-        place, width = self.reach.positions[rows], keys.stop - keys.start
-        parts: dict[str, list[Tensor]] = {"duplicate_token": [], "induction": []}
-        several = len(self._sorted[0]) > 1
-        for element, (number, earlier) in enumerate(self._pairs(rows)):
-            own = slice(element, element + 1) if several else slice(None)
-            for back, (name, counts) in enumerate(parts.items()):
-                key = earlier + back
-                there = (key >= keys.start) & (key < keys.stop) & (key < place[number])
-                row, key = number[there], key[there]
-                picked.points.append((name, own, row, row * width + key - keys.start))
-                seen = self._sees(own, rows, row, key).to(dtype)
-                count = seen.new_zeros(*seen.shape[:2], len(place))
-                counts.append(count.scatter_add_(-1, row.expand(seen.shape), seen))
-        picked.counts.update({name: torch.cat(counts) for name, counts in parts.items()})
-
-    def _sees(self, batch: slice, rows: slice, row: Tensor, key: Tensor) -> Tensor:
-        """Whether rows see keys, point by point: bool ``(batch or 1, head or 1, point)``."""
-        reach = self.reach.part(batch)
-        row = row + rows.start
-        seen = (key >= reach.low[..., row]) & (key < reach.high[..., row])
-        if reach.mask is not None:
-            seen = seen & reach.mask[:, :, row if reach.mask.shape[2] > 1 else row * 0, key]
-        return seen
-
-    def _pairs(self, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each sequence's pairs of a row and an earlier place of its token."""
-        place = self.reach.positions[rows]
-        own = place.clamp(min=0)
-        number = torch.arange(len(place), device=place.device)
-        for order, begin, rank in zip(*self._sorted, strict=True):
-            many = (rank[own] - begin[own]).masked_fill_(place < 0, 0)
-            row = number.repeat_interleave(many)
-            within = torch.arange(len(row), device=place.device) - (many.cumsum(0) - many)[row]
-            yield row, order[begin[own][row] + within]
+        several = len(self._earlier_tokens) > 1
+        width = keys.stop - keys.start
+        for back, name in enumerate(("duplicate_token", "induction")):
+            counts = []
+            for element, earlier in enumerate(self._earlier_tokens):
+                row, key, count = earlier.pairs(rows, back)
+                counts.append(count)
+                if len(row):
+                    own = slice(element, element + 1) if several else slice(None)
+                    at = (row * width).add_(key).sub_(keys.start)
+                    picked.points.append((name, own, row, at))
+            picked.counts[name] = torch.cat(counts) if several else counts[0]
 
     @cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Places sorted by token; where the run of each place's token begins; its place there."""
-        assert self.marks.tokens is not None
-        tokens = self.marks.tokens.contiguous()
-        order = tokens.argsort(dim=-1, stable=True)
-        place = torch.arange(tokens.shape[-1], device=tokens.device).expand(tokens.shape)
-        rank = torch.empty_like(order).scatter_(-1, order, place)
-        return order, torch.searchsorted(tokens.gather(-1, order), tokens), rank
+    def _earlier_tokens(self) -> list[Earlier]:
+        """Of each sequence; of all if they share their tokens."""
+        tokens = self.marks.tokens
+        assert tokens is not None
+        if len(tokens) == 1:
+            return [Earlier(tokens[0], self.reach)]
+        return [
+            Earlier(own, self.reach.part(slice(element, element + 1)))
+            for element, own in enumerate(tokens)
+        ]
 
 
 def _over_marks(weights: Tensor, marks: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ __all__ = ["chunks", "walk"]
 ROWS: Final = 64
 """Query rows of a block."""
 
-BLOCK_WEIGHTS: Final = {"cpu": 1 << 19, "cuda": 1 << 25}
+BLOCK_WEIGHTS: Final = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Weights in a block, by device: two such buffers stay in cache; what keeps a GPU busy."""
 
 
@@ -180,7 +180,7 @@ class _Reader:
     def read(self, scores: Tensor, memory: Tensor, shared: _Rows, head: slice) -> None:
         """Make weights of scores, which are overwritten, and take all that is wanted of them."""
         tally, block = self.tally, shared.block
-        rows = {name: held[:, head, block.rows] for name, held in tally.rows.items()}
+        rows = tally.part(head, block.rows)
         weights = memory[: scores.numel()].view(scores.shape)
         torch.amax(scores, -1, out=rows["peak"])
         scores.sub_(rows["peak"][..., None])
