@@ -11,6 +11,10 @@ a logit moves an output by at most that times the spread of the values under the
 summing rounds ``weights @ |value|``; ``magnitude`` is the sum of both, and the backward formula in
 absolute values for gradients. A row that looks at one key only gets a small allowance, however
 large its logits.
+
+Where the rounding of a logit is not small against 1 (half precision, logits of hundreds) the first
+order says too little: two keys 3 apart change places when each logit may be off by 2. There the
+floor gets what moving each weight's odds by ``exp(2 eps |logit|)`` adds, see `loosened`.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ FLOOR: Final[Mapping[torch.dtype, float]] = {
     torch.bfloat16: 1.0,
 }
 """Multiple of ``eps * magnitude`` by dtype; half precision relies on the reference's error."""
+
+COARSE: Final = 0.25
+"""Rounding of a logit from which the first order in it is not enough; float32 never gets there."""
 
 HALF: Final = (torch.float16, torch.bfloat16)
 
@@ -93,6 +100,20 @@ def terms_of(inputs: Inputs) -> float:
     return 1.0 if inputs.query.dtype in HALF else 1.0 + 0.5 * n_key**0.5 + n_key / 64
 
 
+def loosened(weights: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what each weight may move by beyond the first order, as logits are rounded.
+
+    A weight's odds ``w / (1 - w)`` change by the factor ``exp(2 eps |logit|)`` at most: its own
+    logit rounded one way and all others the other way.
+    """
+    rounding = torch.finfo(dtype).eps * logits
+    # From the side that moves further: a weight beyond one half falls as its complement rises.
+    small = torch.minimum(weights, 1 - weights).clamp_min(0)
+    grown = 1 / (1 + (1 / small.clamp_min(1e-300) - 1) * torch.exp(-2 * rounding))
+    first = 2 * rounding * weights * (1 - weights)
+    return (grown - small - first).clamp_min(0) * ((rounding > COARSE) & (small > 0))
+
+
 def expect(inputs: Inputs, rules: Rules = PLAIN) -> dict[str, Expected]:
     """Return what ``output`` and ``weights`` must be, and the allowance of each element."""
     return Reference(inputs, rules).values()
@@ -128,11 +149,17 @@ class Reference:
             value = _heads_of(self.inputs.value.double(), self.inputs)
             summing, logits = terms_of(self.inputs), logit_size(self.inputs, scores)
             spread = (weights @ value.square() - output.square()).clamp_min(0).sqrt()
+            loose = loosened(weights, logits, self.dtype)
+            away = loose @ value.square() + output.square() * loose.sum(-1, keepdim=True)
+            away = (away - 2 * output * (loose @ value)).clamp_min(0)
+            floor = FLOOR[self.dtype] * torch.finfo(self.dtype).eps
             magnitudes = {
-                "output": summing * (weights @ value.abs()) + logits * spread,
+                "output": summing * (weights @ value.abs()) + logits * spread
+                + (loose.sum(-1, keepdim=True) * away).sqrt() / floor,
                 # A weight far below eps is lost in any output: its own digits are not judged.
-                "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01,
-            }
+                "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01
+                + loose / floor,
+            }  # fmt: skip
             native, native_weights, _ = self.native.found
             return {
                 "output": self._allowing(output, native, magnitudes["output"]),
@@ -194,6 +221,8 @@ def _gradient_magnitudes(
     """Return the running error bound of each gradient: the backward formula in absolute values."""
     with torch.no_grad():
         size = logit_size(inputs, scores) + terms_of(inputs) - 1
+        loose = loosened(weights, size, inputs.query.dtype)
+        weights = weights + loose / COARSE
         key, value = (_heads_of(x.double(), inputs).abs() for x in (inputs.key, inputs.value))
         scale = inputs.flags.get("scale")
         factor = inputs.query.shape[-1] ** -0.5 if scale is None else abs(float(scale))

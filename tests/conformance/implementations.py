@@ -280,8 +280,8 @@ def multi_head(
         raise NotImplementedError("4-D, equal heads and sizes, default scale")
     batch, heads, n_query, size = query.shape
     n_key, width = key.shape[2], heads * size
-    if 0 in (batch, heads, n_query, n_key, size):
-        raise NotImplementedError("no empty axes")
+    if 0 in (batch, heads, n_query, n_key, size) or width > 2048:
+        raise NotImplementedError("no empty axes, a width of at most 2,048")
     bias = bias_of(query, key, attn_mask, is_causal, query.dtype)
     bias = bias.expand(batch, heads, n_query, n_key).reshape(batch * heads, n_query, n_key)
     if bool((bias == -torch.inf).all(-1).any()):
