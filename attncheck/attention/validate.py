@@ -50,8 +50,9 @@ def require_weights(layer: LayerAttention, name: str) -> None:
     Raises:
         ValueError: NaN or infinite, negative, or rows that do not sum to 1.
     """
-    weights, valid = layer.weights, layer.valid_rows()
+    weights = layer.weights
     highest, lowest = weights.amax(-1), weights.amin(-1)  # NaN comes through both
+    valid = layer.valid_rows((highest, lowest))
     finite = (torch.isfinite(highest) & torch.isfinite(lowest)) | ~valid
     if not finite.all():
         where = _first(~finite)
