@@ -200,20 +200,27 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
     x, y = a.numpy(), b.numpy()
     whole = a.shape[-1] // PIECE * PIECE
     total: Any = 0.0
-    if whole < a.shape[-1] or not whole:
-        total = DOT(x[..., whole:], y[..., whole:]).astype(np.float64)
-    if whole:
-        pieces = (-1, PIECE)
-        x = x[..., :whole].reshape(*x.shape[:-1], *pieces)
-        y = y[..., :whole].reshape(*y.shape[:-1], *pieces)
-        total = total + DOT(x, y).sum(-1, dtype=np.float64)
+    with np.errstate(all="ignore"):  # infinite weights give NaN, which whoever asks looks for
+        if whole < a.shape[-1] or not whole:
+            total = DOT(x[..., whole:], y[..., whole:]).astype(np.float64)
+        if whole:
+            pieces = (-1, PIECE)
+            x = x[..., :whole].reshape(*x.shape[:-1], *pieces)
+            y = y[..., :whole].reshape(*y.shape[:-1], *pieces)
+            total = total + DOT(x, y).sum(-1, dtype=np.float64)
     return torch.from_numpy(np.asarray(total))
 
 
-def row_log_dot(weights: Tensor) -> Tensor:
-    """``sum_j a_ij log a_ij`` of weights that are not negative; 0 log 0 is 0."""
+def row_log_dot(weights: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """``sum_j a_ij log a_ij`` of weights that are not negative; 0 log 0 is 0.
+
+    Args:
+        weights: ``(..., key)``.
+        scratch: Memory of the same shape and dtype to work in; default: some of its own.
+    """
     # Only the logarithm of an exact 0 is kept finite: times 0, it adds exactly 0.
-    return row_dot(_log_(weights.clamp_min(torch.finfo(weights.dtype).tiny)), weights)
+    tiny = torch.finfo(weights.dtype).tiny
+    return row_dot(_log_(torch.clamp_min(weights, tiny, out=scratch)), weights)
 
 
 def _log_(tensor: Tensor) -> Tensor:
