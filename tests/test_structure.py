@@ -23,7 +23,7 @@ TIERS = (
     ("models",),
     ("capture",),
     ("monitor",),
-    ("checks",),
+    ("benchmark", "checks"),
     ("strategies",),
     ("conformance", "model_checks"),
     ("plot", "regression"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from functools import reduce
 from typing import Any
@@ -16,7 +15,6 @@ from attncheck.evaluate.measures import Totals, join, measures_of
 from attncheck.evaluate.reach import Reach, reach_of
 from attncheck.evaluate.walk import chunks, walk
 from attncheck.patterns import PatternEvidence
-from attncheck.patterns.evidence import join_heads
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
 
@@ -58,18 +56,16 @@ def profile_blocked(
     marks = read_marks(
         layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
     )
-    evidence: dict[int, list[PatternEvidence]] = defaultdict(list)
-    measured: dict[int, list[dict[str, Totals]]] = defaultdict(list)
+    evidence: list[PatternEvidence] = []
+    measured: list[dict[str, Totals]] = []
     with quiet(layer.device.type):
         reach = reach_of(layer)
         valid = _valid(layer, reach)
-        for batch, head in chunks(layer):
-            own = reach.part(batch, head), marks.part(batch), valid[batch, head]
-            tally = walk(layer, *own, batch, head)
-            evidence[head.start].append(evidence_of(tally, causal=layer.causal))
-            measured[head.start].append(measures_of(tally))
-    totals = join(list(measured.values()))
-    merged = [reduce(PatternEvidence.merge, parts) for parts in evidence.values()]
+        for batch in chunks(layer):
+            tally = walk(layer, reach.part(batch), marks.part(batch), valid[batch], batch)
+            evidence.append(evidence_of(tally, causal=layer.causal))
+            measured.append(measures_of(tally))
+    totals = join(measured)
     return LayerProfile(
         name=layer.name,
         index=layer.index,
@@ -83,7 +79,7 @@ def profile_blocked(
         sums={name: held.sums for name, held in totals.items()},
         counts={name: held.counts for name, held in totals.items()},
         maxima={name: held.maxima for name, held in totals.items()},
-        evidence=merged[0] if len(merged) == 1 else join_heads(merged),
+        evidence=reduce(PatternEvidence.merge, evidence),
     )
 
 

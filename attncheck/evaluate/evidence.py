@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncheck.evaluate.lines import Counted, as_columns, as_offsets, clear_lines
-from attncheck.evaluate.measures import entropies, sees_first
+from attncheck.evaluate.measures import sees_first
 from attncheck.evaluate.segments import measure_segments
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import PatternEvidence
@@ -48,7 +48,9 @@ def evidence_of(tally: Tally, *, causal: bool) -> PatternEvidence:
             assert tally.targets.marks.segments is not None
             segments = kept(rows["block"]) * share, rows["block keys"], tally.targets.marks.segments
         templates["block"], beside = measure_segments(tally, (mass, square), clear, segments)
-    entropy = share * (entropies(tally).masked_fill(~usable, 0) - share.clamp(min=1e-300).log())
+    entropy = kept(tally.entropy)
+    if tally.scores.sinks is not None:
+        entropy = share * (entropy - share.clamp(min=1e-300).log())
     return PatternEvidence(
         rows=_total(use),
         inverse=_total(use * inverse),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attncheck.evaluate.tally import Tally
 
-__all__ = ["Totals", "entropies", "join", "measures_of"]
+__all__ = ["Totals", "join", "measures_of"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def measures_of(tally: Tally) -> dict[str, Totals]:
     seen = reach.seen.double()
     held = {name: rows[name].double() for name in ("top", "mass", "norm", "first", "share")}
     share, mass = held["share"], held["mass"]
-    entropy = entropies(tally)
+    entropy = tally.entropy
     distant = valid if tally.offsets is not None else torch.zeros_like(valid)
     found = {
         "row_sum_error": ((mass * share + (1 - share) - 1).abs(), valid),
@@ -64,17 +64,6 @@ def measures_of(tally: Tally) -> dict[str, Totals]:
         "future_mass": (rows["later"].double() * share, distant),
     }
     return {name: Totals.of(*measured) for name, measured in found.items()}
-
-
-def entropies(tally: Tally) -> Tensor:
-    """Entropy of each row over its keys, in nats, float64: ``log Z - sum_j a_j s_j``.
-
-    Scores ``s`` count from the row's largest, so that ``Z`` is the inverse of the largest weight
-    and nothing cancels that is large.
-    """
-    entropy = -tally.rows["top"].double().log() - tally.rows["inner"].double()
-    most = tally.reach.seen.clamp(min=1).double().log()
-    return torch.clamp(entropy, torch.zeros_like(entropy), most)
 
 
 def _behind_first(tally: Tally) -> Tensor:
@@ -94,18 +83,6 @@ def sees_first(tally: Tally) -> Tensor:
     return (tally.reach.low == tally.first[..., None]) & (tally.reach.seen > 0)
 
 
-def join(parts: list[list[dict[str, Totals]]]) -> dict[str, Totals]:
-    """Add the parts of a batch, put heads side by side: ``parts[heads][sequences]``."""
-    merged = [
-        {name: reduce(Totals.merge, (part[name] for part in batch)) for name in batch[0]}
-        for batch in parts
-    ]
-    return {
-        name: Totals(
-            *(
-                np.concatenate([getattr(heads[name], field) for heads in merged])
-                for field in ("sums", "counts", "maxima")
-            )
-        )
-        for name in merged[0]
-    }
+def join(parts: list[dict[str, Totals]]) -> dict[str, Totals]:
+    """Add the parts of a batch."""
+    return {name: reduce(Totals.merge, (part[name] for part in parts)) for name in parts[0]}

@@ -50,12 +50,11 @@ class Reach:
         """Whether any query sees a key behind its own position."""
         return bool((self.high > (self.positions + 1).clamp(min=0)).any())
 
-    def part(self, batch: slice, head: slice) -> Reach:
-        """Return the reach of some sequences and heads."""
+    def part(self, batch: slice) -> Reach:
+        """Return the reach of some sequences."""
 
         def cut(held: Tensor) -> Tensor:
-            held = held if held.shape[0] == 1 else held[batch]
-            return held if held.shape[1] == 1 else held[:, head]
+            return held if held.shape[0] == 1 else held[batch]
 
         mask = None if self.mask is None else cut(self.mask)
         low, high, seen = (cut(held) for held in (self.low, self.high, self.seen))

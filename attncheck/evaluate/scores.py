@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from attncheck.attention import QueryKey
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.evaluate.reach import Reach
 
-__all__ = ["HIDDEN", "Scores", "hide"]
+__all__ = ["HIDDEN", "Hidden", "Scores", "hidden", "hide", "of_heads"]
 
 HIDDEN: Final = -1e30
 """Score of a hidden key: finite, so that 0 times it is 0."""
+
+Hidden: TypeAlias = tuple[slice, Tensor]
+"""Keys of a block, counted from its first, and which of them are hidden from which rows."""
 
 POINTS: Final = 1 << 13
 """Pairs of query and key whose scores are computed together."""
@@ -24,7 +27,7 @@ POINTS: Final = 1 << 13
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Query and key of some heads, ready to multiply.
+    """Query and key of some sequences, ready to multiply.
 
     Attributes:
         query: ``(batch, head, query, size)``, as the layer has it.
@@ -45,14 +48,14 @@ class Scores:
     sinks: Tensor | None
 
     @classmethod
-    def of(cls, record: QueryKey, batch: slice, head: slice) -> Scores:
-        """Take some sequences and heads of a layer."""
+    def of(cls, record: QueryKey, batch: slice) -> Scores:
+        """Take some sequences of a layer."""
         sequences, _, _, n_key = record.shape
-        query = record.query.expand(sequences, -1, -1, -1)[batch, head]
-        shared = list(dict.fromkeys(record.key_heads[head]))
+        query = record.query.expand(sequences, -1, -1, -1)[batch]
+        shared = list(dict.fromkeys(record.key_heads))
         even = [one for one in shared for _ in range(query.shape[1] // len(shared))]
-        if even != list(record.key_heads[head]):
-            shared = list(record.key_heads[head])
+        if even != list(record.key_heads):
+            shared = list(record.key_heads)
         chosen = slice(shared[0], shared[-1] + 1)
         first = record.key.expand(sequences, -1, -1, -1)[batch]
         key = (
@@ -66,33 +69,57 @@ class Scores:
             query.shape[1] // len(shared),
             record.scale,
             record.softcap,
-            tuple(_cut(held, batch, head) for held in added(record)),
-            None if record.sinks is None else _cut(record.sinks, batch, head)[..., 0],
+            tuple(of_sequences(held, batch) for held in added(record)),
+            None if record.sinks is None else of_sequences(record.sinks, batch)[..., 0],
         )
 
-    def block(self, rows: slice, keys: slice, valid: Tensor | None, out: Tensor) -> Tensor:
+    def parts(self, most: int) -> Iterator[slice]:
+        """Yield heads to be computed together: whole groups where they fit, else part of one.
+
+        Args:
+            most: How many heads fit.
+        """
+        heads = self.query.shape[1]
+        if most >= self.group:
+            groups = heads // self.group
+            step = -(-groups // -(-groups // (most // self.group))) * self.group
+        else:
+            step = max(size for size in range(1, max(1, most) + 1) if self.group % size == 0)
+        for start in range(0, heads, step):
+            yield slice(start, min(start + step, heads))
+
+    def block(
+        self, rows: slice, keys: slice, head: slice, valid: Tensor | None, out: Tensor
+    ) -> Tensor:
         """Compute a block into the front of ``out``: ``(batch, head, query, key)``.
 
         Args:
             rows: Which queries.
             keys: Which keys.
+            head: Which heads, as `parts` has them.
             valid: Rows that count, bool ``(batch, head, query)``; others get a score of 0,
                 whatever they hold. None: all count.
             out: Flat memory to write to.
         """
-        query = self.query[:, :, rows].to(self.key.dtype) * self.factor
+        query = self.query[:, head, rows].to(self.key.dtype)
         if valid is not None:
-            query = query.masked_fill_(~valid[:, :, rows, None], 0)
+            query = query.masked_fill(~valid[:, head, rows, None], 0)
         batch, heads, n_query, size = query.shape
-        query = query.reshape(len(self.key), -1, size)
-        key = self.key[:, keys].transpose(1, 2)
+        key = self.key
+        if heads < self.query.shape[1]:
+            first, last = head.start // self.group, -(-head.stop // self.group)
+            key = key.view(batch, -1, *key.shape[1:])[:, first:last].flatten(0, 1)
+        query = query.reshape(len(key), -1, size)
+        key = key[:, keys].transpose(1, 2)
         flat = out[: query.shape[0] * query.shape[1] * key.shape[2]]
-        scores = torch.bmm(query, key, out=flat.view(*query.shape[:2], key.shape[2]))
+        flat = flat.view(*query.shape[:2], key.shape[2])
+        scores = flat.baddbmm_(query, key, beta=0, alpha=self.factor)
         scores = scores.view(batch, heads, n_query, -1)
         if self.softcap is not None:
             scores.div_(self.softcap).tanh_().mul_(self.softcap)
         for bias in self.added:
-            held = bias if bias.shape[2] == 1 else bias[:, :, rows]
+            held = of_heads(bias, head)
+            held = held if held.shape[2] == 1 else held[:, :, rows]
             scores.add_(held[..., keys]).clamp_min_(HIDDEN)
         return scores
 
@@ -120,26 +147,34 @@ class Scores:
         return scores
 
 
-def hide(scores: Tensor, reach: Reach, rows: slice, keys: slice, inner: tuple[int, int]) -> None:
-    """Give hidden keys of a block a score that makes no weight.
+def hidden(reach: Reach, rows: slice, keys: slice, inner: tuple[int, int]) -> Iterator[Hidden]:
+    """Yield the stretches of a block in which keys are hidden.
 
     Args:
-        scores: ``(batch, head, query, key)``, changed in place.
         reach: What the rows see.
         rows: Which queries.
         keys: Which keys.
         inner: From where to where every row sees all keys, unless there is a mask.
     """
-    if reach.mask is not None:
-        scores.masked_fill_(~reach.visible(rows, keys), HIDDEN)
-        return
     begin, end = inner
-    if begin >= end:
+    if begin >= end or reach.mask is not None:
         begin = end = keys.stop
     for edge in (slice(keys.start, begin), slice(end, keys.stop)):
         if edge.stop > edge.start:
-            part = scores[..., edge.start - keys.start : edge.stop - keys.start]
-            part.masked_fill_(~reach.visible(rows, edge), HIDDEN)
+            place = slice(edge.start - keys.start, edge.stop - keys.start)
+            yield place, ~reach.visible(rows, edge)
+
+
+def hide(scores: Tensor, stretches: Iterable[Hidden], head: slice) -> None:
+    """Give hidden keys of a block a score that makes no weight.
+
+    Args:
+        scores: ``(batch, head, query, key)``, changed in place.
+        stretches: What `hidden` found.
+        head: Which heads these are.
+    """
+    for place, held in stretches:
+        scores[..., place].masked_fill_(of_heads(held, head), HIDDEN)
 
 
 def added(record: QueryKey) -> Iterator[Tensor]:
@@ -153,6 +188,11 @@ def added(record: QueryKey) -> Iterator[Tensor]:
         yield mask
 
 
-def _cut(held: Tensor, batch: slice, head: slice) -> Tensor:
-    held = held if held.shape[0] == 1 else held[batch]
+def of_sequences(held: Tensor, batch: slice) -> Tensor:
+    """Take some sequences, unless all share one."""
+    return held if held.shape[0] == 1 else held[batch]
+
+
+def of_heads(held: Tensor, head: slice) -> Tensor:
+    """Take some heads, unless all share one."""
     return held if held.shape[1] == 1 else held[:, head]

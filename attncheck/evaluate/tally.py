@@ -1,9 +1,10 @@
-"""`Tally`: what one walk over the blocks of a few heads leaves behind, linear in the length."""
+"""`Tally`: what one walk over the blocks of a layer leaves behind, linear in the length."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -24,7 +25,7 @@ ROWS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Numbers of each row, and sums by key, by distance and by cell, of some heads.
+    """Numbers of each row, and sums by key, by distance and by cell, of some sequences.
 
     Attributes:
         scores: Where single scores can be had again.
@@ -32,7 +33,8 @@ class Tally:
         valid: Rows that carry attention, bool ``(batch, head, query)``.
         usable: Those of them that see two keys or more; patterns are judged on these.
         first: First key that any query sees, ``(batch or 1, head or 1)``.
-        rows: Numbers of each row by name, ``(batch, head, query)``: the largest score (``peak``),
+        table: Numbers of each row, ``(name, batch, head, query)``.
+        rows: The same by name, ``(batch, head, query)``: the largest score (``peak``),
             the largest weight (``top``), the sum of the weights (``mass``), of weights times
             scores less the peak (``inner``), their ``norm``, the weight of the ``first`` key, the
             mean distance (``far``), the mass on ``later`` keys, the ``overlap`` with even
@@ -51,6 +53,7 @@ class Tally:
     valid: Tensor
     usable: Tensor
     first: Tensor
+    table: Tensor
     rows: Mapping[str, Tensor]
     columns: Tensor
     offsets: Tensor | None
@@ -67,7 +70,8 @@ class Tally:
             return torch.zeros(*valid.shape[:2], *size, dtype=of, device=valid.device)
 
         names = [*ROWS, *targets.names, *(f"{name} keys" for name in targets.names)]
-        rows = {name: room(reach.n_query, of=dtype) for name in names}
+        table = torch.zeros(len(names), *valid.shape, dtype=dtype, device=valid.device)
+        rows = dict(zip(names, table.unbind(), strict=True))
         rows["share"] += 1
         rows["top"] += 1
         positional = targets.positional
@@ -77,6 +81,7 @@ class Tally:
             valid,
             usable,
             first=reach.seen_keys().byte().argmax(-1),
+            table=table,
             rows=rows,
             columns=room(reach.n_key),
             offsets=room(reach.n_key + reach.n_query - 1) if positional else None,
@@ -89,54 +94,76 @@ class Tally:
         """What the rows see."""
         return self.targets.reach
 
-    def add_block(self, weights: Tensor, rows: slice, keys: slice, *, ends: bool) -> None:
+    def part(self, head: slice, rows: slice) -> dict[str, Tensor]:
+        """Numbers of some rows of some heads, to be written."""
+        parts = self.table[:, :, head, rows].unbind()
+        return dict(zip(self.rows, parts, strict=True))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of each row over its keys, in nats, float64: ``log Z - sum_j a_j s_j``.
+
+        Scores ``s`` count from the row's largest, so that ``Z`` is the inverse of the largest
+        weight and nothing cancels that is large.
+        """
+        entropy = -self.rows["top"].double().log() - self.rows["inner"].double()
+        most = self.reach.seen.clamp(min=1).double().log()
+        return torch.clamp(entropy, torch.zeros_like(entropy), most)
+
+    def add_block(
+        self, weights: Tensor, rows: slice, keys: slice, head: slice, *, ends: bool
+    ) -> None:
         """Add the sums by key, distance and cell of a block of weights of usable rows.
 
         Args:
             weights: ``(batch, head, query, key)``, contiguous; 0 in rows that do not count.
             rows: Which queries.
             keys: Which keys.
+            head: Which heads.
             ends: No weight lies beyond the diagonal that ends in the block's last corner.
         """
+        columns = self.columns[:, head, keys]
         if self.cells is None or self.offsets is None:
-            self.columns[..., keys] += weights.sum(-2)
+            columns.add_(weights.sum(-2))
             return
         partial = self.grid.sum_rows(weights)
-        self.columns[..., keys] += partial.sum(-2)
+        columns.add_(partial[..., 0, :] if partial.shape[-2] == 1 else partial.sum(-2))
         row, key, found = self.grid.sum_keys(partial, rows, keys)
-        self.cells[..., row, key] += found
-        self._add_offsets(weights, rows, keys, ends=ends)
-
-    def _add_offsets(self, weights: Tensor, rows: slice, keys: slice, *, ends: bool) -> None:
-        """Sum the diagonals of a block, reading them in place."""
-        assert self.offsets is not None
-        n_query, n_key = weights.shape[-2:]
+        self.cells[:, head, row, key].add_(found)
         # Place of the diagonal that starts in the block's first corner, nearest keys first.
         place = self.reach.n_query - 1 - rows.start + keys.start
-        if n_key <= n_query:
-            found = by_offset(weights).sum(-2).flip(-1)
-            self.offsets[..., place - n_query + 1 : place + n_key] += found
-            return
-        inner = n_key - n_query + 1  # diagonals that cross every row
-        flat = weights.flatten(-2)
-        if ends:
-            # One element more than a row apart lie the elements of a diagonal; those before the
-            # first key end up behind the last one of the row above, where nothing else is.
-            skew = flat[..., : (n_query - 1) * (n_key + 1)]
-            found = skew.reshape(*flat.shape[:-1], n_query - 1, n_key + 1).sum(-2)
-            self.offsets[..., place : place + inner] += found[..., :inner]
-            self.offsets[..., place : place + inner] += weights[..., -1, n_query - 1 :]
-            self.offsets[..., place - n_query + 1 : place] += found[..., inner + 1 :]
-            return
-        strides = (*weights.stride()[:-2], n_key + 1, 1)
-        skew = weights.as_strided((*weights.shape[:-1], inner), strides, weights.storage_offset())
-        self.offsets[..., place : place + inner] += skew.sum(-2)
-        left, right = weights[..., :n_query], weights[..., -n_query:]
-        corners = by_offset(left.tril(-1) + right.triu(1)).sum(-2).flip(-1)
-        self.offsets[..., place - n_query + 1 : place] += corners[..., : n_query - 1]
-        self.offsets[..., place + inner : place + n_key] += corners[..., n_query:]
+        _add_diagonals(self.offsets[:, head], weights, place, ends=ends)
 
     def by_offset(self) -> Tensor:
         """Mass by distance as `attncheck.patterns.diagonals.by_offset` lays it."""
         assert self.offsets is not None
         return self.offsets.flip(-1)
+
+
+def _add_diagonals(offsets: Tensor, weights: Tensor, place: int, *, ends: bool) -> None:
+    """Add the sums of the diagonals of a block, read in place."""
+    n_query, n_key = weights.shape[-2:]
+    if n_key <= n_query:
+        found = by_offset(weights).sum(-2).flip(-1)
+        offsets[..., place - n_query + 1 : place + n_key].add_(found)
+        return
+    inner = n_key - n_query + 1  # diagonals that cross every row
+    flat = weights.flatten(-2)
+    if ends and n_query > 1:
+        # One element more than a row apart lie the elements of a diagonal; those before the
+        # first key end up behind the last one of the row above, where nothing else is.
+        skew = flat.view(-1, flat.shape[-1])[:, : (n_query - 1) * (n_key + 1)]
+        skew = skew.view(len(skew), n_query - 1, n_key + 1)
+        found = torch.bmm(skew.new_ones(len(skew), 1, n_query - 1), skew)
+        found = found.view(*flat.shape[:-1], n_key + 1)
+        found[..., :inner].add_(weights[..., -1, n_query - 1 :])
+        offsets[..., place : place + inner].add_(found[..., :inner])
+        offsets[..., place - n_query + 1 : place].add_(found[..., inner + 1 :])
+        return
+    strides = (*weights.stride()[:-2], n_key + 1, 1)
+    skew = weights.as_strided((*weights.shape[:-1], inner), strides, weights.storage_offset())
+    offsets[..., place : place + inner].add_(skew.sum(-2))
+    left, right = weights[..., :n_query], weights[..., -n_query:]
+    corners = by_offset(left.tril(-1) + right.triu(1)).sum(-2).flip(-1)
+    offsets[..., place - n_query + 1 : place].add_(corners[..., : n_query - 1])
+    offsets[..., place + inner : place + n_key].add_(corners[..., n_query:])

@@ -1,12 +1,11 @@
 """`Targets`: the keys that a row's token or segment selects, read from blocks of weights.
 
-Earlier places of a token are found by sorting, not by comparing all tokens with all: what a row
-selects is looked up in the block weight by weight.
+What a row selects by its token is looked up in the block weight by weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,13 +13,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attncheck.evaluate.earlier import Earlier
 from attncheck.evaluate.reach import Reach
 from attncheck.patterns.grid import Marks
 
-__all__ = ["Targets"]
+__all__ = ["Picked", "Targets"]
 
-Found = tuple[Tensor, Tensor]
-"""Weight on the targets of each row, and number of its visible ones, ``(batch, head, query)``."""
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """What the rows of a block select among its keys; the same for all heads.
+
+    Attributes:
+        counts: Number of visible targets of each row, by pattern, ``(batch or 1, head or 1,
+            query)``.
+        points: Pattern, sequences, and row and place in the flat block of each target.
+        marks: By pattern, 1 or 0 for keys and marks, ``(batch or 1, key, mark)``, and the mark of
+            each row, ``(batch or 1, 1, query, 1)``, or None where there is one.
+    """
+
+    counts: dict[str, Tensor]
+    points: list[tuple[str, slice, Tensor, Tensor]]
+    marks: dict[str, tuple[Tensor, Tensor | None]]
+
+    def read(self, weights: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Sum the weights of each row's targets.
+
+        Args:
+            weights: ``(batch, head, query, key)``, contiguous.
+            rows: Where to add them, by pattern, ``(batch, head, query)``.
+        """
+        for name, own, row, at in self.points:
+            found = weights[own].flatten(2).index_select(2, at)
+            rows[name][own].scatter_add_(2, row.expand(found.shape), found)
+        for name, (marks, own_mark) in self.marks.items():
+            held = _over_marks(weights, marks)
+            held = held[..., 0] if own_mark is None else _pick(held, own_mark)
+            rows[name].copy_(held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,25 +77,31 @@ class Targets:
             *(("block",) if marks.segments is not None and self.positional else ()),
         )
 
-    def read(self, weights: Tensor, rows: slice, keys: slice) -> dict[str, Found]:
-        """Read a block of weights ``(batch, head, query, key)``; by pattern."""
-        found: dict[str, Found] = {}
+    def pick(self, rows: slice, keys: slice, dtype: torch.dtype) -> Picked:
+        """Find what some rows select among some keys.
+
+        Args:
+            rows: Which queries.
+            keys: Which keys.
+            dtype: Of the weights to come.
+        """
+        marks, picked = self.marks, Picked({}, [], {})
         if "induction" in self.names:
-            found["duplicate_token"], found["induction"] = self._earlier(weights, rows, keys)
+            self._earlier(picked, rows, keys)
         if "delimiter" in self.names:
-            assert self.marks.delimiters is not None
-            marks = self.marks.delimiters[:, keys, None].to(weights.dtype)
-            held, count = self._marked(weights, marks, rows, keys)
-            found["delimiter"] = held[..., 0], count[..., 0]
+            assert marks.delimiters is not None
+            chosen = marks.delimiters[:, keys, None].to(dtype)
+            picked.marks["delimiter"] = chosen, None
+            picked.counts["delimiter"] = self._count(chosen, rows, keys)[..., 0]
         if "block" in self.names:
-            assert self.marks.segments is not None
-            segment = self.marks.segments[:, self.reach.positions[rows].clamp(min=0)]
+            assert marks.segments is not None
+            segment = marks.segments[:, self.reach.positions[rows].clamp(min=0)]
             kinds, index = torch.unique(segment, return_inverse=True)
-            marks = (self.marks.segments[:, keys, None] == kinds).to(weights.dtype)
+            chosen = (marks.segments[:, keys, None] == kinds).to(dtype)
             own = index[:, None, :, None]
-            held, count = self._marked(weights, marks, rows, keys)
-            found["block"] = _pick(held, own), _pick(count, own)
-        return found
+            picked.marks["block"] = chosen, own
+            picked.counts["block"] = _pick(self._count(chosen, rows, keys), own)
+        return picked
 
     def first_is_target(self, name: str, first: Tensor) -> Tensor:
         """Whether the first key is a target of each row: bool ``(batch, head or 1, query)``.
@@ -91,84 +126,61 @@ class Targets:
         own = tokens[:, None, place.clamp(min=0)]
         return (same == own) & (first >= back)[..., None] & (first[..., None] < place)
 
-    def _marked(
-        self, weights: Tensor, marks: Tensor, rows: slice, keys: slice
-    ) -> tuple[Tensor, Tensor]:
-        """Sum weights and count visible keys over marked keys.
+    def _count(self, marks: Tensor, rows: slice, keys: slice) -> Tensor:
+        """Count visible keys over marked keys: ``(batch or 1, head or 1, query, mark)``.
 
         Args:
-            weights: ``(batch, head, query, key)``.
             marks: 1 or 0, ``(batch or 1, key, mark)``.
             rows: Which queries.
             keys: Which keys.
         """
-        batch, heads, n_query, n_key = weights.shape
-        if len(marks) == 1 and marks.shape[-1] == 1:
-            held = torch.mv(weights.view(-1, n_key), marks.view(-1))
-        else:
-            per_sequence = weights.view(batch, -1, n_key)
-            held = torch.bmm(per_sequence, marks.expand(batch, -1, -1))
-        held = held.view(batch, heads, n_query, -1)
         if self.reach.mask is not None:
-            return held, self.reach.visible(rows, keys).to(marks.dtype) @ marks[:, None]
+            return self.reach.visible(rows, keys).to(marks.dtype) @ marks[:, None]
         below = F.pad(marks.cumsum(1), (0, 0, 1, 0))
         low, high = (
-            (side[..., rows] - keys.start).clamp(0, n_key)
+            (side[..., rows] - keys.start).clamp(0, marks.shape[1])
             for side in (self.reach.low, self.reach.high)
         )
         sequence = torch.arange(max(len(low), len(below)), device=low.device) % len(below)
         at = sequence[:, None, None]
-        return held, below[at, high] - below[at, low]
+        return below[at, high] - below[at, low]
 
-    def _earlier(self, weights: Tensor, rows: slice, keys: slice) -> tuple[Found, Found]:
-        """Read earlier places of each row's token, and the places behind those."""
-        found = []
-        several = len(self._sorted[0]) > 1
-        for back in (0, 1):
-            mass = torch.zeros_like(weights[..., 0])
-            count = torch.zeros_like(mass)
-            for element, (row, key) in enumerate(self._pairs(rows)):
-                own = slice(element, element + 1) if several else slice(None)
-                key = key + back
-                there = (key >= keys.start) & (key < keys.stop)
-                there &= key < self.reach.positions[rows][row]
-                row, key = row[there], key[there]
-                at = row * weights.shape[-1] + key - keys.start
-                mass[own] = mass[own].index_add_(2, row, weights[own].flatten(2)[..., at])
-                seen = self._sees(own, rows, row, key).to(weights.dtype)
-                count[own] = count[own].index_add_(2, row, seen.expand(*mass[own].shape[:2], -1))
-            found.append((mass, count))
-        return found[0], found[1]
-
-    def _sees(self, batch: slice, rows: slice, row: Tensor, key: Tensor) -> Tensor:
-        """Whether rows see keys, point by point: bool ``(batch or 1, head or 1, point)``."""
-        reach = self.reach.part(batch, slice(None))
-        row = row + rows.start
-        seen = (key >= reach.low[..., row]) & (key < reach.high[..., row])
-        if reach.mask is not None:
-            seen = seen & reach.mask[:, :, row if reach.mask.shape[2] > 1 else row * 0, key]
-        return seen
-
-    def _pairs(self, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each sequence's pairs of a row and an earlier place of its token."""
-        place = self.reach.positions[rows]
-        own = place.clamp(min=0)
-        number = torch.arange(len(place), device=place.device)
-        for order, begin, rank in zip(*self._sorted, strict=True):
-            many = (rank[own] - begin[own]).masked_fill_(place < 0, 0)
-            row = number.repeat_interleave(many)
-            within = torch.arange(len(row), device=place.device) - (many.cumsum(0) - many)[row]
-            yield row, order[begin[own][row] + within]
+    def _earlier(self, picked: Picked, rows: slice, keys: slice) -> None:
+        """Find earlier places of each row's token, and the places behind those."""
+        several = len(self._earlier_tokens) > 1
+        width = keys.stop - keys.start
+        for back, name in enumerate(("duplicate_token", "induction")):
+            counts = []
+            for element, earlier in enumerate(self._earlier_tokens):
+                row, key, count = earlier.pairs(rows, back)
+                counts.append(count)
+                if len(row):
+                    own = slice(element, element + 1) if several else slice(None)
+                    at = (row * width).add_(key).sub_(keys.start)
+                    picked.points.append((name, own, row, at))
+            picked.counts[name] = torch.cat(counts) if several else counts[0]
 
     @cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Places sorted by token; where the run of each place's token begins; its place there."""
-        assert self.marks.tokens is not None
-        tokens = self.marks.tokens.contiguous()
-        order = tokens.argsort(dim=-1, stable=True)
-        place = torch.arange(tokens.shape[-1], device=tokens.device).expand(tokens.shape)
-        rank = torch.empty_like(order).scatter_(-1, order, place)
-        return order, torch.searchsorted(tokens.gather(-1, order), tokens), rank
+    def _earlier_tokens(self) -> list[Earlier]:
+        """Of each sequence; of all if they share their tokens."""
+        tokens = self.marks.tokens
+        assert tokens is not None
+        if len(tokens) == 1:
+            return [Earlier(tokens[0], self.reach)]
+        return [
+            Earlier(own, self.reach.part(slice(element, element + 1)))
+            for element, own in enumerate(tokens)
+        ]
+
+
+def _over_marks(weights: Tensor, marks: Tensor) -> Tensor:
+    """Sum weights over marked keys: ``(batch, head, query, mark)``."""
+    batch, heads, n_query, n_key = weights.shape
+    if len(marks) == 1 and marks.shape[-1] == 1:
+        held = torch.mv(weights.view(-1, n_key), marks.view(-1))
+    else:
+        held = torch.bmm(weights.view(batch, -1, n_key), marks.expand(batch, -1, -1))
+    return held.view(batch, heads, n_query, -1)
 
 
 def _pick(held: Tensor, index: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Blocks are rows of a few heads by all keys that these rows see, so that nothing is computed that
 causality, a window or padding discards. A block is small enough to stay in the processor's cache
 while its dozen reductions read it; what costs is the number of passes over it, so that each line
-of `_read` is one pass, and the kernels are those that were measured to be fastest.
+of `_Reader.read` is one pass, and the kernels are those that were measured to be fastest. What
+heads share, `_Rows`, is made once for all of them; as many heads as fit go together.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attncheck.attention import LayerAttention, QueryKey
 from attncheck.evaluate.reach import Reach
-from attncheck.evaluate.scores import Scores, hide
+from attncheck.evaluate.scores import Hidden, Scores, hidden, hide, of_heads
 from attncheck.evaluate.tally import Tally
-from attncheck.evaluate.targets import Targets
+from attncheck.evaluate.targets import Picked, Targets
 from attncheck.patterns.grid import Marks
 
 __all__ = ["chunks", "walk"]
@@ -27,7 +29,7 @@ __all__ = ["chunks", "walk"]
 ROWS: Final = 64
 """Query rows of a block."""
 
-BLOCK_WEIGHTS: Final = {"cpu": 1 << 19, "cuda": 1 << 25}
+BLOCK_WEIGHTS: Final = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Weights in a block, by device: two such buffers stay in cache; what keeps a GPU busy."""
 
 
@@ -45,81 +47,74 @@ class Block:
     keys: slice
     inner: tuple[int, int]
 
+    @property
+    def size(self) -> int:
+        """Weights of one head."""
+        return int((self.rows.stop - self.rows.start) * (self.keys.stop - self.keys.start))
 
-def chunks(layer: LayerAttention) -> Iterator[tuple[slice, slice]]:
-    """Yield the sequences and heads that are walked together, whole groups where they fit."""
+
+def chunks(layer: LayerAttention) -> Iterator[slice]:
+    """Yield the sequences that are walked together."""
     batch, heads, n_query, n_key = layer.shape
-    record = _record(layer)
-    group = next((h for h in range(heads) if record.key_heads[h] != record.key_heads[0]), heads)
-    budget = BLOCK_WEIGHTS.get(record.device.type, BLOCK_WEIGHTS["cpu"])
-    fitting = min(heads, max(1, budget // (min(ROWS, n_query) * n_key)))
-    if fitting >= group:
-        fitting = fitting // group * group
-    else:  # a part of a group, that divides it
-        fitting = max(size for size in range(1, fitting + 1) if group % size == 0)
-    sequences = max(1, budget // (min(ROWS, n_query) * n_key * heads))
+    sequences = max(1, _budget(layer) // (min(ROWS, n_query) * n_key * heads))
     for start in range(0, batch, sequences):
-        for head in range(0, heads, fitting):
-            ends = min(start + sequences, batch), min(head + fitting, heads)
-            yield slice(start, ends[0]), slice(head, ends[1])
+        yield slice(start, min(start + sequences, batch))
 
 
-def walk(
-    layer: LayerAttention, reach: Reach, marks: Marks, valid: Tensor, batch: slice, head: slice
-) -> Tally:
-    """Walk the blocks of some sequences and heads.
+def walk(layer: LayerAttention, reach: Reach, marks: Marks, valid: Tensor, batch: slice) -> Tally:
+    """Walk the blocks of some sequences.
 
     Args:
         layer: The layer, that holds query and key.
-        reach: What the rows of these sequences and heads see.
+        reach: What the rows of these sequences see.
         marks: Tokens, segments and delimiters of these sequences.
         valid: Rows that carry attention, bool ``(batch, head, query)``.
         batch: Which sequences.
-        head: Which heads.
     """
-    scores = Scores.of(_record(layer), batch, head)
+    scores = Scores.of(_record(layer), batch)
     usable = valid & (reach.seen >= 2)
     targets = Targets(marks, reach, layer.positional)
     tally = Tally.empty(scores, targets, valid, usable)
-    reader = _Reader(tally, layer.causal)
+    reader = _Reader(tally)
     blocks = list(_blocks(reach, valid))
-    most = max((_size(block) for block in blocks), default=0) * usable.shape[0] * usable.shape[1]
-    memory = [scores.key.new_empty(most) for _ in range(2)]
+    sequences, heads = usable.shape[:2]
+    largest = sequences * max((block.size for block in blocks), default=0)
+    room = min(largest * heads, max(_budget(layer), largest))
+    memory = [scores.key.new_empty(room) for _ in range(2)]
     kept = None if bool(valid.all()) else valid
     for block in blocks:
-        held = scores.block(block.rows, block.keys, kept, memory[0])
-        hide(held, reach, block.rows, block.keys, block.inner)
-        reader.read(held, memory[1], block)
+        rows = _Rows.of(tally, block, layer.causal)
+        for head in scores.parts(room // (sequences * block.size)):
+            held = scores.block(block.rows, block.keys, head, kept, memory[0])
+            hide(held, rows.hidden, head)
+            reader.read(held, memory[1], rows, head)
     return tally
 
 
-def _size(block: Block) -> int:
-    rows, keys = block.rows, block.keys
-    return int((rows.stop - rows.start) * (keys.stop - keys.start))
+def _budget(layer: LayerAttention) -> int:
+    return BLOCK_WEIGHTS.get(_record(layer).device.type, BLOCK_WEIGHTS["cpu"])
 
 
 def _blocks(reach: Reach, valid: Tensor) -> Iterator[Block]:
     """Yield the blocks that hold something, from the first rows to the last."""
-    counts = (valid & (reach.seen > 0)).any(0).any(0)
-    none = torch.iinfo(torch.int64).max
+    none = reach.n_key
     sees = reach.seen > 0
-    bounds = torch.stack(
-        [
-            torch.where(sees, reach.low, none).amin((0, 1)),
-            torch.where(sees, reach.low, -1).amax((0, 1)),
-            torch.where(sees, reach.high, none).amin((0, 1)),
-            torch.where(sees, reach.high, -1).amax((0, 1)),
-        ]
-    ).cpu()
-    counts = counts.cpu()
-    for start in range(0, reach.n_query, ROWS):
-        rows = slice(start, min(start + ROWS, reach.n_query))
-        if not bool(counts[rows].any()):
-            continue
-        first, _, _, _ = bounds[:, rows].amin(1).tolist()
-        _, begin, _, last = bounds[:, rows].amax(1).tolist()
-        end = int(bounds[2, rows].amin())
-        yield Block(rows, slice(first, last), (begin, end))
+    counts = (valid & sees).any(0).any(0)
+    least = torch.stack([torch.where(sees, end, none) for end in (reach.low, reach.high)])
+    most = torch.stack([torch.where(sees, end, -1) for end in (reach.low, reach.high)])
+    beyond = -reach.n_query % ROWS
+    first, end = _by_block(least.amin((1, 2)), beyond, none).amin(-1).tolist()
+    begin, last = _by_block(most.amax((1, 2)), beyond, -1).amax(-1).tolist()
+    for number, there in enumerate(_by_block(counts, beyond, False).any(-1).tolist()):
+        if there:
+            start = number * ROWS
+            rows = slice(start, min(start + ROWS, reach.n_query))
+            yield Block(rows, slice(first[number], last[number]), (begin[number], end[number]))
+
+
+def _by_block(per_row: Tensor, beyond: int, value: int) -> Tensor:
+    """Split rows into blocks: ``(..., query)`` to ``(..., block, row)``."""
+    return F.pad(per_row, (0, beyond), value=value).view(*per_row.shape[:-1], -1, ROWS)
 
 
 def _record(layer: LayerAttention) -> QueryKey:
@@ -129,58 +124,101 @@ def _record(layer: LayerAttention) -> QueryKey:
 
 
 @dataclass(frozen=True, eq=False)
+class _Rows:
+    """What the heads of a block share.
+
+    Attributes:
+        block: Rows and keys.
+        hidden: Keys that are hidden, stretch by stretch.
+        even: Weight of each key if the rows were even, ``(batch or 1, head or 1, query)``.
+        picked: What tokens and segments select.
+        behind: How far the keys lie behind the block's last row, ``(key,)``, and that row behind
+            each row, ``(query,)``; None where nothing hides what lies ahead or distance means
+            nothing.
+        ends: Whether the block's last corner lies on the diagonal, and nothing beyond it.
+        usable: Whether every row is usable.
+    """
+
+    block: Block
+    hidden: list[Hidden]
+    even: Tensor
+    picked: Picked
+    behind: tuple[Tensor, Tensor] | None
+    ends: bool
+    usable: bool
+
+    @classmethod
+    def of(cls, tally: Tally, block: Block, causal: bool) -> _Rows:
+        """Prepare a block, and count what its rows see of their targets."""
+        reach, rows, keys = tally.reach, block.rows, block.keys
+        dtype = tally.scores.key.dtype
+        picked = tally.targets.pick(rows, keys, dtype)
+        for name, count in picked.counts.items():
+            tally.rows[f"{name} keys"][..., rows] = count
+        end = reach.n_key - reach.n_query + rows.stop
+        behind = None
+        if causal and tally.offsets is not None:
+            key = torch.arange(keys.start, keys.stop, device=reach.low.device)
+            behind = (end - 1 - key).to(dtype), (end - 1 - reach.positions[rows]).to(dtype)
+        return cls(
+            block,
+            list(hidden(reach, rows, keys, block.inner)),
+            1 / reach.seen[..., rows].clamp(min=1).to(dtype),
+            picked,
+            behind,
+            causal and keys.stop == end,
+            bool(tally.usable[..., rows].all()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class _Reader:
     """Reads each block of scores into a tally."""
 
     tally: Tally
-    causal: bool
 
-    def read(self, scores: Tensor, memory: Tensor, block: Block) -> None:
+    def read(self, scores: Tensor, memory: Tensor, shared: _Rows, head: slice) -> None:
         """Make weights of scores, which are overwritten, and take all that is wanted of them."""
-        tally, rows = self.tally, block.rows
+        tally, block = self.tally, shared.block
+        rows = tally.part(head, block.rows)
         weights = memory[: scores.numel()].view(scores.shape)
-        peak = scores.amax(-1)
-        scores.sub_(peak[..., None])
+        torch.amax(scores, -1, out=rows["peak"])
+        scores.sub_(rows["peak"][..., None])
         torch.softmax(scores, -1, out=weights)
-        held = {
-            "peak": peak,
-            "top": weights.amax(-1),
-            "mass": weights.sum(-1),
-            "inner": scores.mul_(weights).sum(-1),
-            "norm": torch.linalg.vector_norm(weights, dim=-1),
-            "first": self._first(weights, block),
-        }
-        if tally.offsets is not None:
-            held["far"], held["later"] = self._distances(weights, block, held["mass"])
-        for name, (found, count) in tally.targets.read(weights, rows, block.keys).items():
-            held[name], held[f"{name} keys"] = found, count
-        self._share(weights, block, held)
-        tally.add_block(weights, rows, block.keys, ends=self._ends(block))
-        even = 1 / tally.reach.seen[..., rows].clamp(min=1).to(weights.dtype)
-        held["overlap"] = torch.minimum(weights, even[..., None], out=weights).sum(-1)
-        for name, found in held.items():
-            tally.rows[name][..., rows] = found
+        torch.amax(weights, -1, out=rows["top"])
+        torch.sum(weights, -1, out=rows["mass"])
+        torch.sum(scores.mul_(weights), -1, out=rows["inner"])
+        torch.linalg.vector_norm(weights, dim=-1, out=rows["norm"])
+        self._first(weights, block, head, rows["first"])
+        if shared.behind is not None:
+            rows["far"].copy_(_product(weights, shared.behind[0]))
+            rows["far"].addcmul_(shared.behind[1], rows["mass"], value=-1)
+        elif tally.offsets is not None:
+            self._distances(weights, block, rows)
+        shared.picked.read(weights, rows)
+        if tally.scores.sinks is not None:
+            self._share(weights, block, head, rows)
+        if not shared.usable:  # also where they hold NaN
+            usable = tally.usable[:, head, block.rows, None]
+            weights.masked_fill_(~usable, 0)
+        tally.add_block(weights, block.rows, block.keys, head, ends=shared.ends)
+        even = of_heads(shared.even, head)[..., None]
+        torch.sum(torch.minimum(weights, even, out=weights), -1, out=rows["overlap"])
 
-    def _ends(self, block: Block) -> bool:
-        """Whether the block's last corner lies on the diagonal, and nothing beyond it."""
-        last = int(self.tally.reach.n_key - self.tally.reach.n_query + block.rows.stop)
-        return self.causal and block.keys.stop == last
-
-    def _first(self, weights: Tensor, block: Block) -> Tensor:
-        """Weights of the first key that any query sees."""
+    def _first(self, weights: Tensor, block: Block, head: slice, out: Tensor) -> None:
+        """Pick the weights of the first key that any query sees."""
         first = self.tally.first
         if first.numel() == 1:
             place = int(first) - block.keys.start
             if 0 <= place < weights.shape[-1]:
-                return weights[..., place].clone()
-            return weights.new_zeros(weights.shape[:-1])
-        place = (first - block.keys.start)[..., None, None]
+                out.copy_(weights[..., place])
+            return
+        place = (of_heads(first, head) - block.keys.start)[..., None, None]
         there = (place >= 0) & (place < weights.shape[-1])
         index = place.clamp(0, weights.shape[-1] - 1).expand(*weights.shape[:3], 1)
-        picked: Tensor = weights.gather(-1, index)[..., 0] * there[..., 0]
-        return picked
+        torch.mul(weights.gather(-1, index)[..., 0], there[..., 0], out=out)
 
-    def _distances(self, weights: Tensor, block: Block, mass: Tensor) -> tuple[Tensor, Tensor]:
+    def _distances(self, weights: Tensor, block: Block, into: dict[str, Tensor]) -> None:
         """Mean distance of each row, and its mass on later keys.
 
         Distances from the block's first row are one matrix-vector product; what remains is the
@@ -201,23 +239,18 @@ class _Reader:
         beyond = 0 * later
         if end < weights.shape[-1]:
             beyond = weights[..., end:].sum(-1)
-        before = mass - square.sum(-1) - beyond
-        return far + (places - own) * (before - beyond), later + beyond
+        before = into["mass"] - square.sum(-1) - beyond
+        into["far"].copy_(far + (places - own) * (before - beyond))
+        into["later"].copy_(later + beyond)
 
-    def _share(self, weights: Tensor, block: Block, held: dict[str, Tensor]) -> None:
-        """Scale rows to what a learned sink leaves them; empty those that do not count."""
-        usable = self.tally.usable[..., block.rows]
-        share = usable.to(weights.dtype)
+    def _share(self, weights: Tensor, block: Block, head: slice, into: dict[str, Tensor]) -> None:
+        """Scale rows to what a learned sink leaves them."""
         sinks = self.tally.scores.sinks
-        if sinks is not None:
-            sinks = sinks if sinks.shape[-1] == 1 else sinks[..., block.rows]
-            held["share"] = _keys_share(held["peak"], held["top"], sinks.to(weights.dtype))
-            share = share * held["share"]
-        elif bool(usable.all()):
-            return
-        weights.mul_(share[..., None])
-        if not bool(usable.all()):  # also where they hold NaN
-            weights.masked_fill_(~usable[..., None], 0)
+        assert sinks is not None
+        sinks = of_heads(sinks, head).to(weights.dtype)
+        sinks = sinks if sinks.shape[-1] == 1 else sinks[..., block.rows]
+        into["share"].copy_(_keys_share(into["peak"], into["top"], sinks))
+        weights.mul_(into["share"][..., None])
 
 
 def _keys_share(peak: Tensor, top: Tensor, sinks: Tensor) -> Tensor:

@@ -95,5 +95,5 @@ class CellGrid:
             return *place, held
         before = keys.start + self.lead - first * self.step
         after = last * self.step - self.lead - keys.stop
-        wide = F.pad(held, (before, after))
+        wide = F.pad(held, (before, after)) if before or after else held
         return *place, wide.view(*held.shape[:-1], -1, self.step).sum(-1)

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from attncheck.pytest_plugin import report, update
+from attncheck.pytest_plugin import benchmark, report, update
 
 __all__ = [
     "artifacts_folder",
@@ -60,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     max_artifacts(config)
     update.configure(config)
     report.configure(config)
+    benchmark.register(config)
     folder = artifacts_folder(config)
     if folder is not None:
         if folder.exists() and not folder.is_dir():

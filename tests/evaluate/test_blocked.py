@@ -174,8 +174,8 @@ def _peak(n: int) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_grows_linearly() -> None:
-    short, long = _peak(4096), _peak(8192)
-    one_matrix = 4 * 8192 * 8192
+    short, long = _peak(8192), _peak(16384)
+    one_matrix = 4 * 16384 * 16384
     assert long < one_matrix / 8
     assert long < 2.2 * short
 
