@@ -89,7 +89,9 @@ def _row_sums(weights: Tensor) -> Tensor:
     step = weights.shape[1]
     if weights.device.type == "cpu":
         step = max(1, SUMMED * step // max(1, weights.numel()))
-    return torch.cat([part.sum(-1, dtype=torch.float64) for part in weights.split(step, 1)], 1)
+    starts = range(0, weights.shape[1], step)
+    parts = [weights[:, h : h + step].sum(-1, dtype=torch.float64) for h in starts]
+    return torch.cat(parts, 1)
 
 
 def _diagnose(weights: Tensor, sums: Tensor, valid: Tensor) -> str:
