@@ -53,10 +53,9 @@ def _on_cpu(function: Callable[[], object]) -> int:
     watched: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _quiet_stderr():
         watched.start()
-    try:
-        result = function()
-    finally:
-        with _quiet_stderr():
+        try:
+            result = function()
+        finally:
             watched.stop()
     del result
     events = watched.profiler.kineto_results.events()
@@ -70,7 +69,7 @@ def _on_cpu(function: Callable[[], object]) -> int:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keep what the profiler's library writes when it starts and stops off the error stream."""
+    """Keep what the profiler's library has to say off the error stream."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)

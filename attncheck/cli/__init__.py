@@ -1,4 +1,4 @@
-"""The command line: `attncheck scan`, `attncheck compare` and whatever else stands in `COMMANDS`.
+"""The command line: `attncheck scan`, `compare`, `bench` and whatever else stands in `COMMANDS`.
 
 Exit codes: 0 all is well, 1 something was found, 2 wrong use or a model that cannot be loaded or
 captured, 130 interrupted.
@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Final
 
 from attncheck import __version__
-from attncheck.cli import compare, scan
+from attncheck.cli import bench, compare, scan
 from attncheck.cli.problem import CommandError
 
 __all__ = ["main"]
 
-COMMANDS: Final[tuple[ModuleType, ...]] = (scan, compare)
+COMMANDS: Final[tuple[ModuleType, ...]] = (scan, compare, bench)
 """One module per command, each with ``add_parser(subparsers)``, which sets ``run(args) -> int``."""
 
 
