@@ -80,7 +80,8 @@ def test_under_autocast_it_is_the_profile_of_the_maps() -> None:
     model = stack(attend, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         profile = profile_model(model, X)
-        reference = profile_attention(AttentionExtractor(model).get_attention(X))
+        maps = AttentionExtractor(model).get_attention(X)
+    reference = profile_attention(maps)
     assert all(why.startswith("blocked") for why in profile.evaluators.values())
     for measure in profile.measures:
         np.testing.assert_allclose(profile[measure], reference[measure], atol=1e-5)
