@@ -5,7 +5,7 @@
   key-value heads), with left padding, with a window of 256. A mask keeps that call off its causal
   fast path, so that its ratio is smaller.
 * ``model``: `profile_model` against the plain forward of a random model of GPT-2-small's shape,
-  and the rise of the peak resident size of a fresh process over one call of each.
+  and the peak of the allocator in an untimed call of each.
 
     python -m benchmarks.profile_without_matrix layer|model [--quick] [--lengths 2048 8192]
 """
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attncheck.attention import LayerAttention, QueryKey
+from attncheck.benchmark import PLAIN, ways_of
 from attncheck.evaluate import profile_layer
-from benchmarks._measure import interleave, median_ratio, write_results
-from benchmarks.extraction import build, peak_of, ways
+from benchmarks._measure import interleave, median_ratio, peak_memory, write_results
+from benchmarks.extraction import build
 
 HEADS, SIZE, WINDOW = 12, 64, 256
 
@@ -84,13 +85,17 @@ def measure_layer(n: int, rounds: int) -> dict[str, Any]:
 def measure_model(n: int, rounds: int) -> dict[str, Any]:
     """Time and memory of the plain forward and of the profile."""
     model, ids = build(n, "cpu")
-    all_ways = ways(model, ids)
-    names = ("plain", "profile_model")
-    times = interleave({name: all_ways[name] for name in names}, rounds)
+    found, _ = ways_of(model)
+
+    def calls(name: str) -> Callable[[], object]:
+        return lambda: found[name].run((ids,), {})
+
+    names = (PLAIN, "profile")
+    times = interleave({name: calls(name) for name in names}, rounds)
     return {
-        "ratio": median_ratio(times, "profile_model", "plain"),
-        "plain seconds": median(times["plain"]),
-        "peak bytes": {name: peak_of(name, n, "cpu") for name in names},
+        "ratio": median_ratio(times, "profile", PLAIN),
+        "plain seconds": median(times[PLAIN]),
+        "peak bytes": {name: peak_memory(calls(name)) for name in names},
     }
 
 

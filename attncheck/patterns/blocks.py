@@ -31,6 +31,11 @@ class _Clear:
     columns: Tensor
     cells: tuple[Tensor, Tensor, Tensor, Tensor]
 
+    @property
+    def any(self) -> bool:
+        """Whether there is any such line."""
+        return bool(self.columns.any()) or len(self.cells[0]) > 0
+
     def empty(self, held: Tensor) -> Tensor:
         """Set ``(batch, head, query, key)`` to 0 on the lines, in place."""
         if bool(self.columns.any()):
@@ -40,7 +45,12 @@ class _Clear:
 
 
 def measure_blocks(
-    weights: Tensor, grid: Grid, usable: Tensor, columns: Tensor, diagonals: Tensor
+    weights: Tensor,
+    grid: Grid,
+    usable: Tensor,
+    columns: Tensor,
+    diagonals: Tensor,
+    scratch: Tensor,
 ) -> tuple[Sums, Sums]:
     """Return the sums of the blocks, and the same beside the clear lines.
 
@@ -50,16 +60,17 @@ def measure_blocks(
         usable: Rows that count, bool ``(batch, head or 1, query)``.
         columns: Sums of the weights over each column, ``(batch, head, key)``.
         diagonals: Sums over each diagonal as `by_offset` lays them, ``(batch, head, offset)``.
+        scratch: Memory of the shape and dtype of the weights to work in.
     """
     seen = grid.visible & usable[..., None]
     counts = seen.sum(-1)
     clear = _clear_lines(seen, grid, columns, diagonals)
-    rest = clear.empty(weights.clone())
+    rest = clear.empty(weights.clone()) if clear.any else weights
     mass, keys = rest.sum(-1).double(), _left(seen, counts, clear)
     if grid.segments is not None:
         begin = grid.segments[:, None].expand(*weights.shape[:2], grid.n_key)
     else:
-        begin = _search(rest, seen, clear, mass, keys)
+        begin = _search(rest, seen, clear, mass, keys, scratch)
     number = F.pad((begin.diff(dim=-1) != 0).cumsum(-1), (1, 0)) if grid.segments is None else begin
     even_rows = usable.to(torch.float64).expand(mass.shape)
     found = weights.sum(-1), counts.expand(mass.shape).double(), rest.sum(-1), keys.double()
@@ -123,7 +134,9 @@ def _left(seen: Tensor, counts: Tensor, clear: _Clear) -> Tensor:
     return keys.index_put_(clear.cells[:3], -ones, accumulate=True)
 
 
-def _search(rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tensor) -> Tensor:
+def _search(
+    rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tensor, scratch: Tensor
+) -> Tensor:
     """Find segments for the heads of each sequence that have mass beside their lines."""
     even = (mass / keys.clamp(min=1)).to(rest.dtype)
     rows = seen.any(-1).sum(-1)
@@ -131,7 +144,8 @@ def _search(rest: Tensor, seen: Tensor, clear: _Clear, mass: Tensor, keys: Tenso
     begin = torch.zeros(*rest.shape[:2], rest.shape[-1], dtype=torch.long, device=rest.device)
     if not bool(worth.any()):
         return begin
-    excess = clear.empty(torch.addcmul(rest, even[..., None], seen.to(rest.dtype), value=-1))
+    lifted = torch.addcmul(rest, even[..., None], seen.to(rest.dtype), value=-1, out=scratch)
+    excess = clear.empty(lifted)
     held = excess if bool(worth.all()) else excess[worth]
     spread = row_dot(excess, excess) / keys.clamp(min=1)
     causal = not bool(seen.triu(1 + seen.shape[-1] - seen.shape[-2]).any())

@@ -25,9 +25,8 @@ from attncheck.patterns.sums import Lines, Sums, no_lines
 
 __all__ = ["collect_evidence"]
 
-CHUNK: Final = 1 << 21
-"""Weights looked at together: few enough to stay in the processor's cache, where a pass over them
-costs a fraction of what it costs in memory."""
+CHUNK: Final = 1 << 22
+"""Weights looked at together: enough that what all heads share is rarely worked out again."""
 
 TEMPLATED: Final = ("duplicate_token", "induction", "delimiter")
 """Patterns scored through their mask; the others follow from sums by offset and by column."""
@@ -116,19 +115,24 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         name: _masked(weights, first & ~mask & mask.any(-1, keepdim=True), rows)
         for name, mask in masks.items()
     }
+    # Fresh memory costs more than a pass over it: what is used up in between has one place.
+    scratch = torch.empty_like(weights)
+    shortest = torch.minimum(weights, inverse[..., None].to(weights), out=scratch)
+    overlap = _total(shortest.sum(-1) * use)
+    entropy = _total(-row_log_dot(weights, scratch))
     beside = Sums(*(np.zeros(weights.shape[1]) for _ in range(4)))
     columns, offsets = weights.sum(2), no_lines(weights.shape[1])
     if grid.positional:
         diagonals = sum_diagonals(weights, grid.causal)
         offsets = _offsets(diagonals, grid, rows)
-        held["block"], beside = measure_blocks(weights, grid, shared, columns, diagonals)
+        held["block"], beside = measure_blocks(weights, grid, shared, columns, diagonals, scratch)
     return PatternEvidence(
         rows=_total(use),
         inverse=_total(use * inverse),
         square=_total(square),
-        entropy=_total(-row_log_dot(weights)),
+        entropy=entropy,
         capacity=_total(seen.clamp(min=1).to(torch.float64).log() * use),
-        overlap=_total(torch.minimum(weights, inverse[..., None].to(weights)).sum(-1) * use),
+        overlap=overlap,
         positional=grid.positional,
         causal=grid.causal,
         spans=Spans.of(usable, grid.visible, grid.positions, grid.first),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from attncheck import AttentionExtractor, CaptureError, profile_attention, profile_model
 from attncheck.attention import LayerAttention
 from attncheck.attention.maps import Tokens
-from attncheck.evaluate import profile_layer
+from attncheck.evaluate import profile_layer, walk
 from attncheck.profile import LayerProfile
 from tests.capture.reference import Heads, stack
 
@@ -72,6 +74,45 @@ def test_one_layer_is_held_at_a_time() -> None:
     profile_model(stack(attend, 4), X, evaluator=watched)
     assert len(alive) == 4
     assert most == 1
+
+
+def test_under_autocast_it_is_the_profile_of_the_maps() -> None:
+    model = stack(attend, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        profile = profile_model(model, X)
+        maps = AttentionExtractor(model).get_attention(X)
+    reference = profile_attention(maps)
+    assert all(why.startswith("blocked") for why in profile.evaluators.values())
+    for measure in profile.measures:
+        np.testing.assert_allclose(profile[measure], reference[measure], atol=1e-5)
+    full = profile_model(model, X)
+    assert not np.array_equal(profile["entropy"], full["entropy"])
+
+
+def _peak(run: Callable[[], object]) -> int:
+    """Bytes of tensors that a call holds at its peak, by the allocator's own count."""
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return max(itertools.accumulate(change for _, change in sorted(changes)))
+
+
+def _above_forward(length: int, depth: int) -> int:
+    model, x = stack(attend, depth), torch.randn(1, length, 16)
+    return _peak(lambda: profile_model(model, x)) - _peak(lambda: model(x))
+
+
+def test_memory_above_the_forward_is_linear_in_length_and_not_in_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(walk, "BLOCK_WEIGHTS", {"cpu": 1})  # one head at a time, as if longer
+    _above_forward(64, 1)
+    short, long, deep = _above_forward(512, 2), _above_forward(1024, 2), _above_forward(512, 6)
+    assert 0 < long < 2.2 * short
+    assert long < 4 * 1024 * 1024  # a float32 matrix of one head
+    assert deep - short < 4 * 512 * 512 / 2  # the profile itself grows, by sums of a row's length
 
 
 def test_a_failed_capture_is_no_profile() -> None:

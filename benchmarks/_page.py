@@ -1,0 +1,117 @@
+"""The tables of docs/benchmarks.md, out of the result files: ``python -m benchmarks._page``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from attncheck.benchmark import PLAIN
+from benchmarks._measure import RESULTS
+
+PAGE: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+BEGIN: Final = "<!-- measured: begin (python -m benchmarks._page writes this) -->"
+END: Final = "<!-- measured: end -->"
+NAMES: Final = {"gpt2": "GPT-2 small's shape", "llama": "Llama with grouped queries"}
+LAYER_LIMITS: Final = {"causal": 1.2, "grouped keys": 1.5, "padding": 1.5, "window": 1.5}
+NOT_MEASURED: Final = "not measured"
+
+
+def held(name: str) -> Any:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def verdict(measured: float | None, limit: float, unit: str = " x") -> tuple[str, str]:
+    """What was measured, and whether it is at most the limit."""
+    if measured is None:
+        return NOT_MEASURED, "open"
+    return f"{measured:.2f}{unit}", "met" if measured <= limit else "**missed**"
+
+
+def targets() -> list[tuple[str, str, str, str]]:
+    """Each target: what, limit, measured, verdict."""
+    rows: list[tuple[str, str, str, str]] = []
+    model = held("profile_without_matrix_model").get("lengths", {})
+    layer = held("profile_without_matrix_layer").get("lengths", {})
+    for n, limit in ((1024, 1.2), (2048, 1.2), (8192, 1.35)):
+        found = model.get(str(n))
+        name = f"profile by plain forward, GPT-2 small's shape, n = {n}"
+        rows.append((name, f"{limit} x", *verdict(found and found["ratio"], limit)))
+        if found and n <= 2048:
+            peaks = found["peak bytes"]
+            above = (peaks["profile"] - peaks[PLAIN]) / 1e6
+            what = f"its memory above the plain forward, n = {n}"
+            rows.append((what, "8 MB", *verdict(above, 8, " MB")))
+    for n in (2048, 8192):
+        for name, limit in LAYER_LIMITS.items():
+            found = layer.get(str(n), {}).get(name)
+            what = f"measures of one layer by its attention call, {name}, n = {n}"
+            rows.append((what, f"{limit} x", *verdict(found and found["ratio"], limit)))
+    return [*rows, *dense_targets(), *gpu_targets()]
+
+
+def dense_targets() -> list[tuple[str, str, str, str]]:
+    case = held("metric_throughput").get("models", {}).get("144 heads of 512x512, cpu", {})
+    functions = case.get("functions", {})
+    nine = functions.get("the 9 row measures that do not sort")
+    rows = []
+    name = "row measures that do not sort by one `weights.sum()`, 144 heads of 512 x 512"
+    rows.append((name, "5 x", *verdict(nine and nine["ratio_to_sum"], 5)))
+    classic = functions.get("classic statistics, loop over heads")
+    faster = classic["median_s"] / nine["median_s"] if nine and classic else None
+    shown = (NOT_MEASURED, "open")
+    if faster is not None:
+        shown = f"{faster:.1f} x", "met" if faster >= 30 else "**missed**"
+    rows.append(("the same, faster than the classic functions", "at least 30 x", *shown))
+    return rows
+
+
+def gpu_targets() -> list[tuple[str, str, str, str]]:
+    what = "GPU: profile by flash attention, bfloat16, n = 8k to 128k"
+    return [(what, "2 x", NOT_MEASURED, "open (no result on a GPU yet)")]
+
+
+def text() -> str:
+    """The whole measured part."""
+    lines = ["", "| target | at most | measured | |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in targets()]
+    data = held("extraction")
+    for name, costs in data.get("models", {}).items():
+        lengths = sorted({cost["length"] for cost in costs})
+        ways = dict.fromkeys(cost["way"] for cost in costs)
+        by = {(cost["way"], cost["length"]): cost for cost in costs}
+        lines += ["", f"### {NAMES[name]}", ""]
+        lines += ["Time by the plain forward, and peak memory of the call:", ""]
+        lines += ["| | " + " | ".join(f"n = {n}" for n in lengths) + " |"]
+        lines += ["|---" * (1 + len(lengths)) + "|"]
+        for way in ways:
+            cells = [cell(by.get((way, n))) for n in lengths]
+            lines.append(f"| {way} | {' | '.join(cells)} |")
+        lines += ["", f"![time and memory against the length](img/extraction_{name}.png)"]
+    if data:
+        machine = data["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k in SHOWN)
+        lines += ["", f"{machine['cpu']}, {machine['torch_threads']} threads, {versions}; "]
+        lines[-1] += f"medians of {data['rounds']} interleaved rounds."
+    return "\n".join([*lines, ""])
+
+
+SHOWN: Final = ("torch", "transformers")
+
+
+def cell(cost: dict[str, Any] | None) -> str:
+    if cost is None:
+        return ""
+    seconds = f"{1e3 * cost['seconds']:.0f} ms, " if cost["way"] == PLAIN else ""
+    return f"{seconds}{cost['ratio']:.2f} x, {cost['peak_bytes'] / 1e6:.0f} MB"
+
+
+def page() -> str:
+    """The page with its measured part anew."""
+    old = PAGE.read_text(encoding="utf-8")
+    return old[: old.index(BEGIN) + len(BEGIN)] + "\n" + text() + "\n" + old[old.index(END) :]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
