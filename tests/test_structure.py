@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "attncheck"
 
 TIERS = (
-    ("errors", "progress", "tolerances"),
+    ("compiled", "errors", "progress", "tolerances"),
     ("attention",),
     ("metrics",),
     ("patterns",),
@@ -38,6 +38,8 @@ HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", 
 ONLY_IN = {
     "matplotlib": {"plot"},
     "hypothesis": {"strategies", "conformance"},
+    "numba": {"compiled"},
+    "llvmlite": {"compiled"},
     "pytest": {"pytest_plugin", "conformance", "model_checks"},
 }
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import reduce
 from typing import Any
 
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.evaluate.evidence import evidence_of
-from attncheck.evaluate.measures import Totals, join, measures_of
+from attncheck.evaluate.assemble import assemble
+from attncheck.evaluate.fused import sequences_together, walk_fused
 from attncheck.evaluate.reach import Reach, reach_of
 from attncheck.evaluate.walk import chunks, walk
-from attncheck.patterns import PatternEvidence
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
 
-__all__ = ["profile_blocked"]
+__all__ = ["profile_blocked", "valid_rows"]
 
 
 def profile_blocked(
@@ -27,6 +25,7 @@ def profile_blocked(
     *,
     segment_ids: Any = None,
     delimiters: Collection[Any] | None = None,
+    fused: bool = False,
 ) -> LayerProfile:
     """Profile the heads of one layer from its query and key; its weights are never held.
 
@@ -38,6 +37,8 @@ def profile_blocked(
         tokens: Strings or ids, ``(key,)`` or ``(batch, key)``; see `profile_layer`.
         segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
         delimiters: Tokens that count as delimiters; default: punctuation and separators.
+        fused: Read each block of scores in compiled loops, where every row sees one stretch of
+            keys; see `attncheck.evaluate.fused`.
 
     Raises:
         ValueError: The layer holds weights, or tokens or segments are of the wrong length.
@@ -56,34 +57,20 @@ def profile_blocked(
     marks = read_marks(
         layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
     )
-    evidence: list[PatternEvidence] = []
-    measured: list[dict[str, Totals]] = []
     with quiet(layer.device.type):
         reach = reach_of(layer)
-        valid = _valid(layer, reach)
-        for batch in chunks(layer):
-            tally = walk(layer, reach.part(batch), marks.part(batch), valid[batch], batch)
-            evidence.append(evidence_of(tally, causal=layer.causal))
-            measured.append(measures_of(tally))
-    totals = join(measured)
-    return LayerProfile(
-        name=layer.name,
-        index=layer.index,
-        call=layer.call,
-        kind=layer.kind,
-        backend=layer.backend,
-        causal=layer.causal,
-        dtype=str(layer.dtype).removeprefix("torch."),
-        heads=layer.heads,
-        n_kv_heads=layer.n_key_value_heads,
-        sums={name: held.sums for name, held in totals.items()},
-        counts={name: held.counts for name, held in totals.items()},
-        maxima={name: held.maxima for name, held in totals.items()},
-        evidence=reduce(PatternEvidence.merge, evidence),
-    )
+        valid = valid_rows(layer, reach)
+        fits = fused and reach.mask is None
+        tallies = (
+            (walk_fused if fits else walk)(
+                layer, reach.part(batch), marks.part(batch), valid[batch], batch
+            )
+            for batch in (sequences_together(layer) if fits else chunks(layer))
+        )
+        return assemble(layer, tallies)
 
 
-def _valid(layer: LayerAttention, reach: Reach) -> Tensor:
+def valid_rows(layer: LayerAttention, reach: Reach) -> Tensor:
     """Which rows carry attention, as `LayerAttention.sighted_rows` has it, from stretches alone."""
     valid = layer.sighted
     if valid is None:

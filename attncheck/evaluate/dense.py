@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from attncheck.attention import AttentionLike, LayerAttention, as_attention
+from attncheck.attention import LayerAttention
 from attncheck.metrics import METRICS, Metric, measure_layer
 from attncheck.patterns import collect_evidence
-from attncheck.profile import HeadProfile, LayerProfile
+from attncheck.profile import LayerProfile
 
-__all__ = ["profile_attention", "profile_layer"]
+__all__ = ["profile_layer"]
 
 
 def profile_layer(
@@ -66,46 +66,6 @@ def profile_layer(
             segment_ids=None if crosses else segment_ids,
             delimiters=delimiters,
         ),
-    )
-
-
-def profile_attention(
-    attention: AttentionLike,
-    *,
-    tokens: Any = None,
-    mask: Any = None,
-    causal: bool | None = None,
-    segment_ids: Any = None,
-    delimiters: Collection[Any] | None = None,
-    also: Collection[str] = (),
-) -> HeadProfile:
-    """Profile every head of given attention weights.
-
-    Args:
-        attention: Attention weights in any form that `as_attention` takes.
-        tokens: Strings or ids, one per key, or one such list per batch element; with them token
-            patterns (induction, duplicate token, delimiter) are scored. Default: what the maps
-            carry.
-        mask: Which keys are visible, see `as_visible`. Default: what the maps carry.
-        causal: Whether queries see no later key. Default: as `as_attention` finds it. Say it when
-            profiles of parts are to be merged, so that no part is taken for the other kind.
-        segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
-        delimiters: Tokens that count as delimiters; default: punctuation and separators.
-        also: Measures to add that a profile leaves out because they sort every row: ``"gini"``.
-
-    Raises:
-        ValueError: ``attention`` is not attention, ``also`` names no measure, or something beside
-            it has the wrong shape.
-
-    Example:
-        >>> weights = torch.full((2, 4, 16, 16), 1 / 16)  # (batch, head, query, key)
-        >>> profile_attention(weights)["normalized_entropy"].round(6)
-        array([[1., 1., 1., 1.]])
-    """
-    maps = as_attention(attention, tokens=tokens, mask=mask, causal=causal)
-    return HeadProfile(
-        profile_layer(layer, maps.tokens, segment_ids=segment_ids, delimiters=delimiters, also=also)
-        for layer in maps.layers
     )
 
 

@@ -3,23 +3,34 @@
 =========  ================================================  =========================
 evaluator  chosen where                                      largest thing it holds
 =========  ================================================  =========================
+fused      query and key of the whole call are held on a     a block of 64 query rows
+           CPU, the layer is large, numba is installed       of one head
 blocked    query and key of the whole call are held          a block of 64 query rows
 dense      only weights are held, queries were left out, or  the weights themselves,
            a measure is asked for that sorts whole rows      ``query x key`` a head
 =========  ================================================  =========================
+
+Fused and blocked find the same; where fused reads given weights, it is told with dense.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from math import prod
+from typing import Any, Final, Literal
 
 from attncheck.attention import LayerAttention
 from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
+from attncheck.evaluate.fused import unfit
+from attncheck.evaluate.given import profile_given
+from attncheck.evaluate.given import unfit as unfit_to_read
 from attncheck.profile import LayerProfile
 
 __all__ = ["Choice", "choose", "profile_layer"]
+
+SMALL: Final = 1 << 20
+"""Weights of a layer below which loading compiled loops costs more than they save."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Choice:
         dense: the model makes its own weights
     """
 
-    evaluator: Literal["dense", "blocked"]
+    evaluator: Literal["dense", "blocked", "fused"]
     why: str
 
     def __str__(self) -> str:
@@ -50,13 +61,20 @@ def choose(layer: LayerAttention, also: Any = ()) -> Choice:
         >>> choose(LayerAttention(torch.eye(4)[None, None])).evaluator
         'dense'
     """
-    if layer.query_key is None:
-        return Choice("dense", "weights are held, no query and key")
-    if layer.queries:
-        return Choice("dense", "only some queries of the call are held")
     if also:
         return Choice("dense", f"{', '.join(also)}: sorts whole rows of weights")
-    return Choice("blocked", "query and key are held; their weights never are")
+    small = "the layer is small" if prod(layer.shape) < SMALL else None
+    if layer.query_key is None:
+        why_not = small or unfit_to_read(layer)
+        if why_not is None:
+            return Choice("fused", "weights are held; each is read once")
+        return Choice("dense", f"weights are held, no query and key; not fused: {why_not}")
+    if layer.queries:
+        return Choice("dense", "only some queries of the call are held")
+    why_not = small or unfit(layer)
+    if why_not is None:
+        return Choice("fused", "query and key are held; each row is read once")
+    return Choice("blocked", f"query and key are held; not fused: {why_not}")
 
 
 def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> LayerProfile:
@@ -85,9 +103,16 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         'dense: weights are held, no query and key'
     """
     choice = choose(layer, options.get("also", ()))
-    if choice.evaluator == "blocked":
+    found = None
+    if choice.evaluator != "dense":
         options.pop("also", None)
-        found = profile_blocked(layer, tokens, **options)
-    else:
+        fused = choice.evaluator == "fused"
+        if layer.query_key is not None:
+            found = profile_blocked(layer, tokens, fused=fused, **options)
+        else:
+            found = profile_given(layer, tokens, **options)
+            if found is None:
+                choice = Choice("dense", "weights are held; not fused: some need a second look")
+    if found is None:
         found = dense.profile_layer(layer, tokens, **options)
     return replace(found, evaluator=str(choice))

@@ -48,9 +48,7 @@ def evidence_of(tally: Tally, *, causal: bool) -> PatternEvidence:
             assert tally.targets.marks.segments is not None
             segments = kept(rows["block"]) * share, rows["block keys"], tally.targets.marks.segments
         templates["block"], beside = measure_segments(tally, (mass, square), clear, segments)
-    entropy = kept(tally.entropy)
-    if tally.scores.sinks is not None:
-        entropy = share * (entropy - share.clamp(min=1e-300).log())
+    entropy = share * (kept(tally.entropy) - share.clamp(min=1e-300).log())
     return PatternEvidence(
         rows=_total(use),
         inverse=_total(use * inverse),

@@ -109,15 +109,7 @@ def clear_lines(tally: Tally, columns: Counted, offsets: Counted) -> ClearLines:
         parts.append([held[kept] for held in points])
     batch, head, query, key = (torch.cat(held) for held in zip(*parts, strict=True))
     cells = (batch, head, query, key)
-    return ClearLines(picked, cells, _weights(tally, cells))
-
-
-def _weights(tally: Tally, cells: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """Weights of single cells, from their scores and the largest weight of their row."""
-    at = cells[:3]
-    rows = tally.rows
-    weights = (tally.scores.points(cells) - rows["peak"][at]).exp() * rows["top"][at]
-    return (weights * rows["share"][at]).double()
+    return ClearLines(picked, cells, tally.source.weights_at(cells, tally.rows).double())
 
 
 def _visible(tally: Tally, points: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:

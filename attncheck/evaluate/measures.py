@@ -50,17 +50,18 @@ def measures_of(tally: Tally) -> dict[str, Totals]:
     seen = reach.seen.double()
     held = {name: rows[name].double() for name in ("top", "mass", "norm", "first", "share")}
     share, mass = held["share"], held["mass"]
+    sink = tally.source.sink_mass(share)
     entropy = tally.entropy
     distant = valid if tally.offsets is not None else torch.zeros_like(valid)
     found = {
-        "row_sum_error": ((mass * share + (1 - share) - 1).abs(), valid),
+        "row_sum_error": ((mass * share + sink - 1).abs(), valid),
         "entropy": (entropy, valid),
         "normalized_entropy": (entropy / seen.clamp(min=1).log(), valid & (reach.seen >= 2)),
         "effective_keys": (entropy.exp(), valid),
         "max_weight": (held["top"] * share, valid),
         "participation_ratio": ((mass / held["norm"]).square(), valid),
         "mean_distance": (rows["far"].double() / mass, distant),
-        "sink_mass": (held["first"] * share + (1 - share), _behind_first(tally)),
+        "sink_mass": (held["first"] * share + sink, _behind_first(tally)),
         "future_mass": (rows["later"].double() * share, distant),
     }
     return {name: Totals.of(*measured) for name, measured in found.items()}
@@ -72,7 +73,7 @@ def _behind_first(tally: Tally) -> Tensor:
     counted = tally.valid
     if tally.offsets is not None:
         counted = counted & (reach.positions > first)
-    if tally.scores.sinks is None:
+    if tally.source.sinks is None:
         counted = counted & sees_first(tally)
     return counted
 

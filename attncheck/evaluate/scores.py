@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -122,6 +122,18 @@ class Scores:
             held = held if held.shape[2] == 1 else held[:, :, rows]
             scores.add_(held[..., keys]).clamp_min_(HIDDEN)
         return scores
+
+    def weights_at(
+        self, cells: tuple[Tensor, Tensor, Tensor, Tensor], rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Weights of single visible keys, from their scores and the largest weight of their row."""
+        at = cells[:3]
+        weights = (self.points(cells) - rows["peak"][at]).exp() * rows["top"][at]
+        return weights * rows["share"][at]
+
+    def sink_mass(self, share: Tensor) -> Tensor:
+        """Mass that learned sinks take."""
+        return 1 - share
 
     def points(self, places: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """Compute single scores, of visible keys.

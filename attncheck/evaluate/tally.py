@@ -5,22 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from attncheck.evaluate.reach import Reach
-from attncheck.evaluate.scores import Scores
 from attncheck.evaluate.targets import Targets
 from attncheck.patterns.cells import CellGrid
 from attncheck.patterns.diagonals import by_offset
 
-__all__ = ["Tally"]
+__all__ = ["Source", "Tally"]
+
+Cells: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 ROWS: Final = (
     *("peak", "top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share"),
 )
+
+
+class Source(Protocol):
+    """Where single weights can be had again."""
+
+    @property
+    def sinks(self) -> Any:
+        """None where no learned sink takes part of a row."""
+
+    def weights_at(self, cells: Cells, rows: Mapping[str, Tensor]) -> Tensor:
+        """Look up weights of visible keys, ``(point,)``.
+
+        Args:
+            cells: Batch, head, query and key of each.
+            rows: Numbers of each row, as `Tally` has them.
+        """
+
+    def sink_mass(self, share: Tensor) -> Tensor:
+        """Mass on learned sinks by row, from the share that is left to the keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +48,7 @@ class Tally:
     """Numbers of each row, and sums by key, by distance and by cell, of some sequences.
 
     Attributes:
-        scores: Where single scores can be had again.
+        source: Where single weights can be had again.
         targets: What tokens and segments select; what the rows see.
         valid: Rows that carry attention, bool ``(batch, head, query)``.
         usable: Those of them that see two keys or more; patterns are judged on these.
@@ -40,7 +60,8 @@ class Tally:
             mean distance (``far``), the mass on ``later`` keys, the ``overlap`` with even
             attention, and for each pattern of tokens or segments the weight on its targets and,
             as ``"induction keys"``, the number of visible ones. Weights sum to 1 over the keys,
-            but for ``overlap``; ``share`` is what a learned sink leaves to them.
+            but for ``overlap``; ``share`` is what a learned sink leaves to them, or, of weights
+            that were given, the sum of the row.
         columns: Mass by key over usable rows, ``(batch, head, key)``, float64.
         offsets: Mass by distance over usable rows, farthest ahead last, float64; None if distance
             means nothing.
@@ -48,7 +69,7 @@ class Tally:
         grid: The coarse grid.
     """
 
-    scores: Scores
+    source: Source
     targets: Targets
     valid: Tensor
     usable: Tensor
@@ -61,9 +82,11 @@ class Tally:
     grid: CellGrid
 
     @classmethod
-    def empty(cls, scores: Scores, targets: Targets, valid: Tensor, usable: Tensor) -> Tally:
-        """Make room for a walk."""
-        reach, dtype = targets.reach, scores.key.dtype
+    def empty(
+        cls, source: Source, targets: Targets, valid: Tensor, usable: Tensor, dtype: torch.dtype
+    ) -> Tally:
+        """Make room for a walk over weights of some dtype."""
+        reach = targets.reach
         grid = CellGrid(reach.n_query, reach.n_key)
 
         def room(*size: int, of: torch.dtype = torch.float64) -> Tensor:
@@ -76,7 +99,7 @@ class Tally:
         rows["top"] += 1
         positional = targets.positional
         return cls(
-            scores,
+            source,
             targets,
             valid,
             usable,

@@ -74,8 +74,8 @@ def walk(layer: LayerAttention, reach: Reach, marks: Marks, valid: Tensor, batch
     scores = Scores.of(_record(layer), batch)
     usable = valid & (reach.seen >= 2)
     targets = Targets(marks, reach, layer.positional)
-    tally = Tally.empty(scores, targets, valid, usable)
-    reader = _Reader(tally)
+    tally = Tally.empty(scores, targets, valid, usable, scores.key.dtype)
+    reader = _Reader(tally, scores)
     blocks = list(_blocks(reach, valid))
     sequences, heads = usable.shape[:2]
     largest = sequences * max((block.size for block in blocks), default=0)
@@ -151,7 +151,7 @@ class _Rows:
     def of(cls, tally: Tally, block: Block, causal: bool) -> _Rows:
         """Prepare a block, and count what its rows see of their targets."""
         reach, rows, keys = tally.reach, block.rows, block.keys
-        dtype = tally.scores.key.dtype
+        dtype = tally.table.dtype
         picked = tally.targets.pick(rows, keys, dtype)
         for name, count in picked.counts.items():
             tally.rows[f"{name} keys"][..., rows] = count
@@ -176,6 +176,7 @@ class _Reader:
     """Reads each block of scores into a tally."""
 
     tally: Tally
+    source: Scores
 
     def read(self, scores: Tensor, memory: Tensor, shared: _Rows, head: slice) -> None:
         """Make weights of scores, which are overwritten, and take all that is wanted of them."""
@@ -196,7 +197,7 @@ class _Reader:
         elif tally.offsets is not None:
             self._distances(weights, block, rows)
         shared.picked.read(weights, rows)
-        if tally.scores.sinks is not None:
+        if self.source.sinks is not None:
             self._share(weights, block, head, rows)
         if not shared.usable:  # also where they hold NaN
             usable = tally.usable[:, head, block.rows, None]
@@ -245,7 +246,7 @@ class _Reader:
 
     def _share(self, weights: Tensor, block: Block, head: slice, into: dict[str, Tensor]) -> None:
         """Scale rows to what a learned sink leaves them."""
-        sinks = self.tally.scores.sinks
+        sinks = self.source.sinks
         assert sinks is not None
         sinks = of_heads(sinks, head).to(weights.dtype)
         sinks = sinks if sinks.shape[-1] == 1 else sinks[..., block.rows]

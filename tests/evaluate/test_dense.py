@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -85,12 +83,3 @@ def test_segments_and_delimiters_reach_the_patterns() -> None:
     # Half of every row lies on the delimiter, all of row 3; rows of segment 0 stay inside it.
     assert profile["delimiter"].item() == pytest.approx((7 * 0.5 + 1) / 8)
     assert profile["block"].item() == pytest.approx((4 * 1 + 4 * 0.5) / 8)
-
-
-@pytest.mark.slow
-def test_144_heads_of_512_take_seconds() -> None:
-    layer = LayerAttention(torch.softmax(torch.randn(1, 12, 512, 512), -1))
-    maps = AttentionMaps([layer] * 12)
-    start = time.perf_counter()
-    profile_attention(maps)
-    assert time.perf_counter() - start < 15, "about 2 s on one core"

@@ -1,0 +1,82 @@
+"""`Ledger` and `Keys`: the arrays that compiled loops read and write, by name.
+
+Plain tuples of arrays, whose types and number of dimensions never change, so that each loop is
+compiled once for every layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+__all__ = ["NUMBERS", "Keys", "Ledger", "Sight"]
+
+NUMBERS: Final = (
+    *("peak", "top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share"),
+    *("duplicate", "duplicate keys", "induction", "induction keys"),
+    *("delimiter", "delimiter keys", "block", "block keys"),
+)
+"""Numbers of a row in the order in which loops write them."""
+
+
+class Sight(NamedTuple):
+    """What the rows of one sequence see; every array may be one for all heads.
+
+    Attributes:
+        low: First visible key, int64 ``(head, query)``.
+        high: One behind the last visible key, int64 ``(head, query)``.
+        valid: Rows that carry attention, bool ``(head, query)``.
+        first: First key that any query sees, int64 ``(head,)``.
+        position: Key position of query 0.
+        positional: Whether distance means anything.
+    """
+
+    low: Any
+    high: Any
+    valid: Any
+    first: Any
+    position: int
+    positional: bool
+
+
+class Keys(NamedTuple):
+    """What is known of the keys of one sequence; empty where it is not.
+
+    Attributes:
+        ramp: ``|k - n_key|`` of ``k`` from 0 to ``2 n_key + n_query``, float32; 0 where distance
+            means nothing.
+        tokens: Token of each key, int32.
+        before: Token before each key, int32, -1 before the first.
+        marks: 1 where the key is a delimiter, else 0, float32.
+        segments: Segment of each key, int32.
+    """
+
+    ramp: Any
+    tokens: Any
+    before: Any
+    marks: Any
+    segments: Any
+
+
+class Ledger(NamedTuple):
+    """Where loops leave what they find in some heads of one sequence.
+
+    Attributes:
+        numbers: `NUMBERS` of each row, float32 or float64 ``(head, query, number)``.
+        columns: Sums by key over usable rows, float64 ``(head, key)``.
+        offsets: Sums by distance, in the order of the keys, float64 ``(head, offset)``.
+        cells: Sums by cell of a coarse grid, float32 ``(head, row cell, key cell)``.
+        by_key: Sums by row of cells, float32 ``(head, row cell, key)``, 0 at first; the keys fill
+            whole cells, the first key stands behind ``lead`` others.
+        by_offset: Memory to add rows in, float32 ``(head, offset)``, 0 at first and at the end.
+        step: Side of a cell.
+        lead: Keys that the first cell lacks.
+    """
+
+    numbers: Any
+    columns: Any
+    offsets: Any
+    cells: Any
+    by_key: Any
+    by_offset: Any
+    step: int
+    lead: int

@@ -1,0 +1,224 @@
+"""The loops over rows: of scores that are made block by block, and of weights as they are given."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from attncheck.compiled import rows as of_row
+from attncheck.compiled.loop import loop
+
+__all__ = ["read_scores", "read_weights", "settle"]
+
+LANES: Final = 16
+"""Entries that a loop takes at once; what is left of a row is taken one by one."""
+
+HIDDEN: Final = np.float32(-1e30)
+"""Score of a hidden key: makes no weight, and 0 times it is 0."""
+
+PEAK: Final = 0
+TOP: Final = 1
+MASS: Final = 2
+INNER: Final = 3
+NORM: Final = 4
+FIRST: Final = 5
+FAR: Final = 6
+LATER: Final = 7
+OVERLAP: Final = 8
+SHARE: Final = 9
+DUPLICATE: Final = 10
+INDUCTION: Final = 12
+DELIMITER: Final = 14
+BLOCK: Final = 16
+
+extremes, measure, peak, raise_row = of_row.extremes, of_row.measure, of_row.peak, of_row.raise_
+add_row, overlap, size, total = of_row.add_row, of_row.overlap, of_row.size, of_row.total
+on_marks, on_same, on_tokens = of_row.on_marks, of_row.on_same, of_row.on_tokens
+flush_into, halve = of_row.flush_into, of_row.halve
+
+
+@loop
+def _pick(row: Any, low: int, place: int, keys: Any, factor: float, numbers: Any) -> None:
+    """Read from a row what the query's token and segment select.
+
+    Args:
+        row: Weights of the keys from ``low`` on, but for ``factor``.
+        low: First visible key.
+        place: The query's own place among the keys.
+        keys: What is known of the keys.
+        factor: Factor on the weights.
+        numbers: Numbers of this row, to be written.
+    """
+    high = low + row.shape[0]
+    own = max(place, 0)
+    if keys.tokens.shape[0] and place >= 0:
+        end = max(min(place, high), low)
+        same, n_same, behind, n_behind = on_tokens(
+            row[: end - low], keys.tokens[low:end], keys.before[low:end], keys.tokens[own]
+        )
+        numbers[DUPLICATE], numbers[DUPLICATE + 1] = same * factor, n_same
+        numbers[INDUCTION], numbers[INDUCTION + 1] = behind * factor, n_behind
+    if keys.marks.shape[0]:
+        mass, number = on_marks(row, keys.marks[low:high])
+        numbers[DELIMITER], numbers[DELIMITER + 1] = mass * factor, number
+    if keys.segments.shape[0]:
+        mass, number = on_same(row, keys.segments[low:high], keys.segments[own])
+        numbers[BLOCK], numbers[BLOCK + 1] = mass * factor, number
+
+
+@loop
+def _add(
+    row: Any, low: int, query: int, seen: int, factor: float, head: int, sight: Any, ledger: Any
+) -> Any:
+    """Add a row to the sums by key and by distance; return its sum, and its overlap with even."""
+    high = low + row.shape[0]
+    even = np.float32(1.0 / seen)
+    by_key = ledger.by_key[head, query // ledger.step, ledger.lead + low : ledger.lead + high]
+    if not sight.positional:
+        return overlap(row, np.float32(factor), even, by_key)
+    shift = sight.valid.shape[1] - 1 - query
+    by_offset = ledger.by_offset[head, shift + low : shift + high]
+    return add_row(row, np.float32(factor), even, by_key, by_offset)
+
+
+@loop
+def settle(ledger: Any, begin: int, end: int, memory: Any) -> None:
+    """Turn sums of rows of cells into sums by key and by cell, when all their rows are read.
+
+    Args:
+        ledger: Where it is found, and goes.
+        begin: First row of cells.
+        end: One behind the last row of cells.
+        memory: Memory to work in, float32 ``(2, key)`` of as many keys as fill whole cells.
+    """
+    heads, _, length = ledger.by_key.shape
+    n_key, lead = ledger.columns.shape[1], ledger.lead
+    for head in range(heads):
+        for row in range(begin, end):
+            held = ledger.by_key[head, row]
+            size, step, turn = length, ledger.step, 0
+            while step > 1:
+                size, step = size // 2, step // 2
+                halve(held, memory[turn, :size])
+                held, turn = memory[turn, :size], 1 - turn
+            into = ledger.cells[head, row]
+            for cell in range(into.shape[0]):
+                into[cell] = held[cell]
+            flush_into(ledger.by_key[head, row, lead : lead + n_key], ledger.columns[head])
+
+
+@loop
+def _whole(low: int, high: int, n_key: int) -> int:
+    """End of a row whose last entries, hidden ones, fill a loop's lanes."""
+    return min(low + (high - low + LANES - 1) // LANES * LANES, n_key)
+
+
+@loop
+def read_scores(
+    scores: Any, begin: int, start: int, sinks: Any, sight: Any, keys: Any, ledger: Any
+) -> None:
+    """Make weights of a block of scores, which are overwritten, and take all that is wanted.
+
+    Args:
+        scores: float32 ``(head, row, key)`` of rows from ``begin`` on, keys from ``start`` on.
+        begin: The block's first query.
+        start: The block's first key.
+        sinks: Score of each head's learned sink, float64 ``(head, query)``; no entries without.
+        sight: What rows see.
+        keys: What is known of the keys.
+        ledger: Where it goes.
+    """
+    heads, n_rows, _ = scores.shape
+    for head in range(heads):
+        for row in range(n_rows):
+            query = begin + row
+            low, high = sight.low[head, query], sight.high[head, query]
+            if sight.valid[head, query] and high > low:
+                place = sight.position + query
+                end = _whole(low, high, start + scores.shape[2])
+                held = scores[head, row, low - start : end - start]
+                held[high - low :] = HIDDEN
+                away = keys.ramp[ledger.columns.shape[1] + low - place :]
+                numbers = ledger.numbers[head, query]
+                most = peak(held)
+                mass, inner, square, far = raise_row(held, most, away[: held.shape[0]])
+                factor = 1.0 / mass
+                share = 1.0
+                if sinks.shape[0]:
+                    share = 1.0 / (1.0 + np.exp(sinks[head, query] - most) / mass)
+                first = sight.first[head] - low
+                numbers[PEAK], numbers[TOP], numbers[SHARE] = most, factor, share
+                numbers[MASS] = 1.0
+                numbers[INNER] = inner * factor
+                numbers[NORM] = np.sqrt(square) * factor
+                numbers[FAR] = far * factor
+                if 0 <= first < held.shape[0]:
+                    numbers[FIRST] = held[first] * factor
+                if sight.positional and high > place + 1:
+                    numbers[LATER] = total(held[max(place + 1 - low, 0) :]) * factor
+                _pick(held[: high - low], low, place, keys, factor, numbers)
+                if high - low >= 2:
+                    whole, shared = _add(
+                        held, low, query, high - low, factor * share, head, sight, ledger
+                    )
+                    numbers[MASS], numbers[OVERLAP] = whole / share, shared
+        if sight.positional:
+            flush_into(ledger.by_offset[head], ledger.offsets[head])
+
+
+@loop
+def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
+    """Take all that is wanted of given weights.
+
+    Rows become distributions with a share, their mass, as if a sink had left it to them.
+
+    Args:
+        weights: float32 ``(head, query, key)``.
+        sight: What rows see; ``valid`` is set to False in rows that are all 0.
+        keys: What is known of the keys.
+        ledger: Where it goes.
+
+    Returns:
+        Whether all weights are finite, none is negative, and hidden keys have none. If not, what
+        was taken means nothing.
+    """
+    heads, n_query, n_key = weights.shape
+    for head in range(heads):
+        for query in range(n_query):
+            low, high = sight.low[head, query], sight.high[head, query]
+            row = weights[head, query]
+            if size(row[:low]) != 0 or size(row[high:]) != 0:
+                return False
+            held = row[low : _whole(low, high, n_key)]
+            least, most = extremes(held)
+            if not least >= 0:
+                return False
+            if most == 0:
+                sight.valid[head, query] = False
+            if sight.valid[head, query]:
+                place = sight.position + query
+                away = keys.ramp[ledger.columns.shape[1] + low - place :]
+                numbers = ledger.numbers[head, query]
+                mass, inner, square, far = measure(held, away[: held.shape[0]])
+                if not mass < np.inf:
+                    return False
+                factor = 1.0 / mass
+                first = sight.first[head] - low
+                numbers[TOP], numbers[MASS], numbers[SHARE] = most * factor, 1.0, mass
+                # entropy = log mass - sum a log a / mass, and -log top - inner
+                numbers[INNER] = inner * factor - np.log(most)
+                numbers[NORM] = np.sqrt(square) * factor
+                numbers[FAR] = far * factor
+                if 0 <= first < held.shape[0]:
+                    numbers[FIRST] = held[first] * factor
+                if sight.positional and high > place + 1:
+                    numbers[LATER] = total(held[max(place + 1 - low, 0) :]) * factor
+                _pick(held[: high - low], low, place, keys, factor, numbers)
+                if high - low >= 2:
+                    numbers[OVERLAP] = _add(held, low, query, high - low, 1.0, head, sight, ledger)[
+                        1
+                    ]
+        if sight.positional:
+            flush_into(ledger.by_offset[head], ledger.offsets[head])
+    return True

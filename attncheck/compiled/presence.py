@@ -1,0 +1,21 @@
+"""Whether numba is there, without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+__all__ = ["missing"]
+
+
+@cache
+def missing() -> str | None:
+    """Say what is missing to run compiled loops, and the way out; None where nothing is.
+
+    Example:
+        >>> missing() is None or "attncheck[fast]" in missing()
+        True
+    """
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install 'attncheck[fast]'"
+    return None

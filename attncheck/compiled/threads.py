@@ -1,0 +1,87 @@
+"""Work beside each other, a thread for each core, every thread with one core for torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+__all__ = ["alone", "side_by_side"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Apply a function to every item, as many at once as torch uses threads here.
+
+    Within the function torch uses one thread; what it computes is the same however many work. An
+    exception, Ctrl-C too, ends the waiting items, is raised when the running ones are done.
+
+    Args:
+        work: The function; most of its time should be spent outside Python.
+        items: What to apply it to.
+
+    Returns:
+        The results, in the order of the items.
+
+    Example:
+        >>> side_by_side(abs, [3, -4])
+        [3, 4]
+    """
+    items, threads = list(items), torch.get_num_threads()
+    if threads == 1 or len(items) == 1 or not _OPENMP:
+        return [work(item) for item in items]
+    futures = [_pool(threads).submit(work, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+
+
+def alone(work: Callable[[], Result]) -> Result:
+    """Call a function where torch uses one thread.
+
+    Many small operations are faster so: each one that is shared waits for the slowest thread.
+
+    Example:
+        >>> alone(lambda: torch.ones(3).sum().item())
+        3.0
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not _OPENMP:
+        return work()
+    return _pool(threads).submit(work).result()
+
+
+_OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
+"""Whether torch's number of threads is one of each thread's own."""
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Start workers. Their torch is set to one thread; the caller's setting is as it was."""
+    started = threading.Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread takes the process's number when it first asks, once
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "attncheck", initializer=begin)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # threads that start later take this one
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no such threads

@@ -1,0 +1,53 @@
+"""`assemble`: the profile of a layer out of what walks over its sequences left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+
+from attncheck.attention import LayerAttention
+from attncheck.attention.quiet import quiet
+from attncheck.compiled.threads import alone
+from attncheck.evaluate.evidence import evidence_of
+from attncheck.evaluate.measures import Totals, join, measures_of
+from attncheck.evaluate.tally import Tally
+from attncheck.patterns import PatternEvidence
+from attncheck.profile import LayerProfile
+
+__all__ = ["assemble"]
+
+
+def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
+    """Add up the tallies of a layer's sequences.
+
+    Args:
+        layer: The layer.
+        tallies: One for each chunk of its sequences, at least one.
+    """
+    found = [_read(tally, layer) for tally in tallies]
+    totals = join([measured for _, measured in found])
+    return LayerProfile(
+        name=layer.name,
+        index=layer.index,
+        call=layer.call,
+        kind=layer.kind,
+        backend=layer.backend,
+        causal=layer.causal,
+        dtype=layer.dtype_name,
+        heads=layer.heads,
+        n_kv_heads=layer.n_key_value_heads,
+        sums={name: held.sums for name, held in totals.items()},
+        counts={name: held.counts for name, held in totals.items()},
+        maxima={name: held.maxima for name, held in totals.items()},
+        evidence=reduce(PatternEvidence.merge, (evidence for evidence, _ in found)),
+    )
+
+
+def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[str, Totals]]:
+    """Read evidence and measures, on one thread where that is a CPU's."""
+
+    def read() -> tuple[PatternEvidence, dict[str, Totals]]:
+        with quiet(layer.device.type):
+            return evidence_of(tally, causal=layer.causal), measures_of(tally)
+
+    return alone(read) if layer.device.type == "cpu" else read()

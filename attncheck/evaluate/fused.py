@@ -1,0 +1,179 @@
+"""The fused evaluator: the walk of the blocked one, with loops that read a row once.
+
+Where numba is installed, a row is read while it lies in the processor's first cache, instead of
+once for each of a dozen reductions. Heads run beside each other, each on one thread, from their
+product of query and key on. What is found is the `Tally` of the blocked evaluator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncheck.attention import LayerAttention
+from attncheck.attention.quiet import quiet
+from attncheck.compiled import missing
+from attncheck.evaluate.ledgers import Books
+from attncheck.evaluate.reach import Reach
+from attncheck.evaluate.scores import Scores
+from attncheck.evaluate.tally import Tally
+from attncheck.evaluate.targets import Targets
+from attncheck.patterns.grid import Marks
+
+__all__ = ["sequences_together", "unfit", "walk_fused"]
+
+BLOCK_WEIGHTS: Final = 1 << 18
+"""Scores in a block, unless the fewest rows hold more."""
+
+ROWS: Final = (64, 256)
+"""Fewest and most query rows of a block: a product of more rows is faster, and computes more that
+causality discards."""
+
+NUMBERS: Final = 1 << 22
+"""Numbers of rows that are held together, unless one sequence has more."""
+
+
+def unfit(layer: LayerAttention) -> str | None:
+    """Say why compiled loops can't walk the query and key of a layer; None if they can."""
+    record = layer.query_key
+    if record is None or layer.queries:
+        return "query and key of the whole call are not held"
+    if layer.device.type != "cpu":
+        return f"compiled loops run on a CPU, not on {layer.device.type}"
+    if record.computed_in != torch.float32:
+        return f"compiled loops are float32, not {str(record.computed_in).removeprefix('torch.')}"
+    return missing()
+
+
+def sequences_together(layer: LayerAttention) -> Iterator[slice]:
+    """Yield the sequences that are walked together."""
+    batch, heads, n_query, _ = layer.shape
+    step = max(1, NUMBERS // (32 * heads * max(1, n_query)))
+    for start in range(0, batch, step):
+        yield slice(start, min(start + step, batch))
+
+
+def walk_fused(
+    layer: LayerAttention, reach: Reach, marks: Marks, valid: Tensor, batch: slice
+) -> Tally:
+    """Walk the blocks of some sequences; arguments and result are those of the blocked `walk`.
+
+    Raises:
+        ValueError: Rows have hidden keys between visible ones.
+    """
+    from attncheck.compiled.threads import side_by_side
+
+    if reach.mask is not None:
+        raise ValueError("reach: compiled loops read rows that see one stretch of keys")
+    record = layer.query_key
+    assert record is not None
+    scores = [
+        Scores.of(record, slice(sequence, sequence + 1))
+        for sequence in range(batch.start, batch.stop)
+    ]
+    n_rows = _rows(reach)
+    heads = [(number, head) for number, own in enumerate(scores) for head in _heads(own, reach)]
+    parts = _parts(reach, n_rows, len(heads))
+    targets = Targets(marks, reach, layer.positional)
+    books = Books.open(targets, valid, np.float32, len(parts))
+    tasks = [
+        _Task(books, scores[number], number, head, part, queries, n_rows)
+        for number, head in heads
+        for part, queries in enumerate(parts)
+    ]
+    side_by_side(_Task.run, tasks)
+    return books.tally(Scores.of(record, batch))
+
+
+def _rows(reach: Reach) -> int:
+    """Rows of a block: a power of two, so that blocks and cells have borders in common."""
+    least, most = ROWS
+    rows = least
+    while rows < min(most, reach.n_query // 8) and 2 * rows * reach.n_key <= BLOCK_WEIGHTS:
+        rows *= 2
+    return rows
+
+
+def _heads(scores: Scores, reach: Reach) -> Iterator[slice]:
+    """Yield the heads that are walked together: as many as a block holds, not all."""
+    size = _rows(reach) * reach.n_key
+    heads = scores.query.shape[1]
+    fair = -(-heads // torch.get_num_threads())
+    return scores.parts(max(1, min(BLOCK_WEIGHTS // max(1, size), fair)))
+
+
+def _parts(reach: Reach, rows: int, tasks: int) -> list[range]:
+    """Cut the queries where there are fewer heads than threads: into parts of like area."""
+    wanted = -(-torch.get_num_threads() // max(1, tasks))
+    step = max(rows, 1 << max(0, (reach.n_key // 128).bit_length()))
+    borders = {0, reach.n_query}
+    for number in range(1, wanted):
+        share = (number / wanted) ** (0.5 if bool((reach.high.diff() > 0).any()) else 1)
+        borders.add(min(reach.n_query, round(reach.n_query * share / step) * step))
+    edges = sorted(borders)
+    return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Some heads of one sequence, and the rows that are walked.
+
+    Attributes:
+        books: Where everything is written.
+        scores: Query and key of the sequence.
+        sequence: Number of the sequence in the books.
+        head: Which heads.
+        part: Number of the part of the rows.
+        queries: Which rows.
+        n_rows: Rows of a block.
+    """
+
+    books: Books
+    scores: Scores
+    sequence: int
+    head: slice
+    part: int
+    queries: range
+    n_rows: int
+
+    def run(self) -> None:
+        """Walk the blocks."""
+        from attncheck.compiled.loops import read_scores
+
+        sight = self.books.sight(self.sequence, self.head)
+        ledger = self.books.ledger(self.sequence, self.head, self.part)
+        keys, sinks = self.books.keys[self.sequence], self._sinks(sight.valid.shape)
+        heads = len(sight.first)
+        blocks = list(self._blocks(sight))
+        widest = max((keys.stop - keys.start for _, keys in blocks), default=0)
+        with quiet("cpu"):
+            memory = self.scores.key.new_empty(heads * self.n_rows * widest)
+            for rows, seen in blocks:
+                block = np.zeros((heads, rows.stop - rows.start, 0), np.float32)
+                if seen.stop > seen.start:
+                    block = self.scores.block(rows, seen, self.head, None, memory)[0].numpy()
+                read_scores(block, rows.start, seen.start, sinks, sight, keys, ledger)
+        self.books.settle(ledger, self.queries)
+
+    def _blocks(self, sight: Any) -> Iterator[tuple[slice, slice]]:
+        """Yield the rows of each block, and the keys that some of them sees."""
+        counts = sight.valid & (sight.high > sight.low)
+        low = np.where(counts, sight.low, np.iinfo(np.int64).max).min(0)
+        high = np.where(counts, sight.high, 0).max(0)
+        for start in range(self.queries.start, self.queries.stop, self.n_rows):
+            rows = slice(start, min(start + self.n_rows, self.queries.stop))
+            end = int(high[rows].max())
+            yield rows, slice(min(int(low[rows].min()), end), end)
+
+    def _sinks(self, shape: tuple[int, int]) -> Any:
+        if self.scores.sinks is None:
+            return np.zeros((0, shape[1]))
+        sinks = self.scores.sinks[0]
+        sinks = sinks if sinks.shape[0] == 1 else sinks[self.head]
+        return np.array(np.broadcast_to(sinks.double().numpy(), shape))

@@ -1,0 +1,114 @@
+"""Profiles of given weights by compiled loops: one pass over the weights, all measures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncheck.attention import LayerAttention
+from attncheck.attention.quiet import quiet
+from attncheck.compiled import missing
+from attncheck.evaluate.assemble import assemble
+from attncheck.evaluate.blocked import valid_rows
+from attncheck.evaluate.ledgers import Books
+from attncheck.evaluate.reach import reach_of
+from attncheck.evaluate.targets import Targets
+from attncheck.patterns.grid import read_marks
+from attncheck.profile import LayerProfile
+
+__all__ = ["profile_given", "unfit"]
+
+
+def unfit(layer: LayerAttention) -> str | None:
+    """Say why compiled loops can't read the weights of a layer; None if they may be tried."""
+    if layer.device.type != "cpu":
+        return f"compiled loops run on a CPU, not on {layer.device.type}"
+    if layer.dtype == torch.float64:
+        return "compiled loops are float32, not float64"
+    if layer.queries:
+        return "only some queries of the call are held"
+    return missing()
+
+
+def profile_given(
+    layer: LayerAttention,
+    tokens: Any = None,
+    *,
+    segment_ids: Any = None,
+    delimiters: Collection[Any] | None = None,
+) -> LayerProfile | None:
+    """Profile the heads of one layer from its weights, each of which is read once.
+
+    Args:
+        layer: Weights of every query of a call, on a CPU, float32 or half precision.
+        tokens: Strings or ids, ``(key,)`` or ``(batch, key)``; see `profile_layer`.
+        segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
+        delimiters: Tokens that count as delimiters; default: punctuation and separators.
+
+    Returns:
+        None where something needs a second look: weights that are negative, not finite or on
+        hidden keys, or hidden keys between visible ones.
+
+    Raises:
+        ValueError: Tokens or segments are of the wrong length.
+    """
+    from attncheck.compiled.threads import side_by_side
+
+    crosses = layer.kind == "cross"
+    marks = read_marks(
+        layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
+    )
+    with quiet("cpu"):
+        reach = reach_of(layer)
+        if reach.mask is not None:
+            return None
+        valid = valid_rows(layer, reach)
+        books = Books.open(Targets(marks, reach, layer.positional), valid, np.float64)
+        places = [(b, h) for b in range(layer.batch) for h in range(layer.n_heads)]
+        if not all(side_by_side(partial(_read, layer, books), places)):
+            return None
+        return assemble(layer, [books.tally(GivenWeights(layer))])
+
+
+def _read(layer: LayerAttention, books: Books, place: tuple[int, int]) -> bool:
+    """Read one head of one sequence; say whether it is as weights should be."""
+    from attncheck.compiled.loops import read_weights
+
+    sequence, number = place
+    head = slice(number, number + 1)
+    with quiet("cpu"):
+        weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
+    sight, ledger = books.sight(sequence, head), books.ledger(sequence, head)
+    sound = bool(read_weights(weights, sight, books.keys[sequence], ledger))
+    books.settle(ledger)
+    return sound
+
+
+@dataclass(frozen=True, eq=False)
+class GivenWeights:
+    """Weights as a source of single ones; see `Source`."""
+
+    layer: LayerAttention
+
+    @property
+    def sinks(self) -> Tensor | None:
+        """Mass on learned sinks, None without."""
+        return self.layer.sink_mass
+
+    def weights_at(
+        self, cells: tuple[Tensor, Tensor, Tensor, Tensor], rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Look up weights."""
+        del rows  # weights are what they are
+        return self.layer.weights.detach()[cells]
+
+    def sink_mass(self, share: Tensor) -> Tensor:
+        """Mass on learned sinks by row; 0 without."""
+        held = self.layer.sink_mass
+        return torch.zeros_like(share) if held is None else held.detach().to(share)

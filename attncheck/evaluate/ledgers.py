@@ -1,0 +1,181 @@
+"""`Books`: what compiled loops read and write for some sequences, and the `Tally` that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncheck.compiled.ledger import NUMBERS, Keys, Ledger, Sight
+from attncheck.evaluate.tally import Source, Tally
+from attncheck.evaluate.targets import Targets
+from attncheck.patterns.cells import CellGrid
+
+__all__ = ["Books"]
+
+NAMES: Final = {
+    "duplicate": "duplicate_token",
+    "duplicate keys": "duplicate_token keys",
+}
+"""Numbers whose name in a tally is another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Books:
+    """Arrays of some sequences; what a loop needs of one of them is a view.
+
+    Attributes:
+        targets: What tokens and segments select; what the rows see.
+        valid: Rows that carry attention, bool ``(batch, head, query)``; loops may change it.
+        sights: What rows see, by sequence; all heads.
+        keys: What is known of the keys, by sequence.
+        grid: The coarse grid.
+        numbers: Numbers of each row, ``(batch, head, query, number)``.
+        columns: ``(part, batch, head, key)``: parts are rows walked beside each other.
+        offsets: ``(part, batch, head, offset)``.
+        cells: ``(batch, head, row cell, key cell)``.
+    """
+
+    targets: Targets
+    valid: Any
+    sights: list[Sight]
+    keys: list[Keys]
+    grid: CellGrid
+    numbers: Any
+    columns: Any
+    offsets: Any
+    cells: Any
+
+    @classmethod
+    def open(cls, targets: Targets, valid: Tensor, dtype: Any, parts: int = 1) -> Books:
+        """Make room.
+
+        Args:
+            targets: What tokens and segments select; what the rows see.
+            valid: Rows that carry attention, bool ``(batch, head, query)``.
+            dtype: Of the numbers.
+            parts: Into how many parts rows are cut that are walked beside each other.
+        """
+        reach = targets.reach
+        batch, heads, n_query = valid.shape
+        grid = CellGrid(n_query, reach.n_key)
+        held = np.array(valid.numpy())
+        numbers = np.zeros((batch, heads, n_query, len(NUMBERS)), dtype)
+        numbers[..., [NUMBERS.index("top"), NUMBERS.index("share")]] = 1
+        return cls(
+            targets,
+            held,
+            [_sight(targets, held, sequence) for sequence in range(batch)],
+            [_keys(targets, sequence) for sequence in range(batch)],
+            grid,
+            numbers,
+            np.zeros((parts, batch, heads, reach.n_key)),
+            np.zeros((parts, batch, heads, reach.n_key + n_query - 1)),
+            np.zeros((batch, heads, grid.n_rows, grid.n_keys), np.float32),
+        )
+
+    def sight(self, sequence: int, head: slice) -> Sight:
+        """What rows of some heads see."""
+        held = self.sights[sequence]
+        low, high, valid = held.low[head], held.high[head], held.valid[head]
+        return held._replace(low=low, high=high, valid=valid, first=held.first[head])
+
+    def ledger(self, sequence: int, head: slice, part: int = 0) -> Ledger:
+        """Where some heads of a sequence are written; with memory of its own to add rows in."""
+        columns, offsets = self.columns[part, sequence, head], self.offsets[part, sequence, head]
+        whole = self.grid.n_rows, self.grid.n_keys * self.grid.step
+        return Ledger(
+            numbers=self.numbers[sequence, head],
+            columns=columns,
+            offsets=offsets,
+            cells=self.cells[sequence, head],
+            by_key=np.zeros((len(columns), *whole), np.float32),
+            by_offset=np.zeros(offsets.shape, np.float32),
+            step=self.grid.step,
+            lead=self.grid.lead,
+        )
+
+    def settle(self, ledger: Ledger, queries: range | None = None) -> None:
+        """Add up a ledger when its rows are read.
+
+        Args:
+            ledger: The ledger.
+            queries: Which rows, from the border of a cell to another; default: all.
+        """
+        from attncheck.compiled.loops import settle
+
+        step, last = self.grid.step, self.grid.n_rows
+        begin, end = (
+            (0, last) if queries is None else (queries.start // step, -(-queries.stop // step))
+        )
+        memory = np.empty((2, ledger.by_key.shape[-1]), np.float32)
+        settle(ledger, begin, end, memory)
+
+    def tally(self, source: Source) -> Tally:
+        """Return what was written."""
+        targets, reach = self.targets, self.targets.reach
+        table = torch.from_numpy(self.numbers).movedim(-1, 0).contiguous()
+        every = dict(zip((NAMES.get(name, name) for name in NUMBERS), table, strict=True))
+        selected = {f"{name}{what}" for name in targets.names for what in ("", " keys")}
+        rows = {n: held for n, held in every.items() if n in selected or n in _ALWAYS}
+        valid = torch.from_numpy(self.valid)
+        positional = targets.positional
+        return Tally(
+            source,
+            targets,
+            valid,
+            valid & (reach.seen >= 2),
+            first=reach.seen_keys().byte().argmax(-1),
+            table=table,
+            rows=rows,
+            columns=torch.from_numpy(self.columns.sum(0)),
+            offsets=torch.from_numpy(self.offsets.sum(0)) if positional else None,
+            cells=torch.from_numpy(self.cells) if positional else None,
+            grid=self.grid,
+        )
+
+
+_ALWAYS: Final = frozenset(NUMBERS[: NUMBERS.index("duplicate")])
+
+
+def _sight(targets: Targets, valid: Any, sequence: int) -> Sight:
+    reach = targets.reach
+    shape = valid.shape[1:]
+
+    def own(held: Tensor, *size: int) -> Any:
+        part = held[sequence if held.shape[0] > 1 else 0]
+        return np.array(np.broadcast_to(part.numpy(), size))
+
+    return Sight(
+        low=own(reach.low, *shape),
+        high=own(reach.high, *shape),
+        valid=valid[sequence],
+        first=own(reach.seen_keys().byte().argmax(-1), shape[0]),
+        position=reach.n_key - reach.n_query,
+        positional=targets.positional,
+    )
+
+
+def _keys(targets: Targets, sequence: int) -> Keys:
+    reach, marks, names = targets.reach, targets.marks, targets.names
+
+    def own(held: Tensor | None, name: str, dtype: Any) -> Any:
+        if held is None or name not in names:
+            return np.zeros(0, dtype)
+        return held[sequence if len(held) > 1 else 0].numpy().astype(dtype)
+
+    tokens = own(marks.tokens, "induction", np.int32)
+    before = np.concatenate([np.full(1, -1, np.int32), tokens[:-1]]) if len(tokens) else tokens
+    ramp = np.zeros(2 * reach.n_key + reach.n_query + 1, np.float32)
+    if targets.positional:
+        ramp = np.abs(np.arange(len(ramp)) - reach.n_key).astype(np.float32)
+    return Keys(
+        ramp,
+        tokens,
+        before,
+        own(marks.delimiters, "delimiter", np.float32),
+        own(marks.segments, "block", np.int32),
+    )

@@ -1,0 +1,199 @@
+"""Compiled loops against the float64 dense reference, and what chooses them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+
+from attncheck import profile_attention
+from attncheck.attention import LayerAttention, QueryKey
+from attncheck.compiled.threads import alone, side_by_side
+from attncheck.evaluate import choose, dispatch, profile_given, profile_layer
+from attncheck.evaluate.blocked import profile_blocked
+from attncheck.evaluate.dense import profile_layer as profile_dense
+from attncheck.profile import LayerProfile
+from tests.evaluate.agreement import Drawn, assert_agree, layers, with_weights
+
+pytest.importorskip("numba")
+
+
+def _fused(layer: LayerAttention, tokens: Any = None, **options: Any) -> LayerProfile:
+    return profile_blocked(layer, tokens, fused=True, **options)
+
+
+def _in_float32(layer: LayerAttention) -> LayerAttention:
+    held = with_weights(layer)
+    sink = None if held.sink_mass is None else held.sink_mass.float()
+    return replace(held, weights=held.weights.float(), sink_mass=sink)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(layers())
+def test_agrees_with_the_dense_reference_in_float64(drawn: Drawn) -> None:
+    record = drawn.layer.query_key
+    assert record is not None
+    assume(record.computed_in == torch.float32)
+    found = _fused(drawn.layer, drawn.tokens, segment_ids=drawn.segment_ids)
+    assert_agree(found, drawn.reference(), drawn.layer)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(layers())
+def test_given_weights_agree_with_the_dense_evaluator(drawn: Drawn) -> None:
+    record = drawn.layer.query_key
+    assert record is not None
+    assume(record.computed_in == torch.float32)
+    layer = _in_float32(drawn.layer)
+    found = profile_given(layer, drawn.tokens, segment_ids=drawn.segment_ids)
+    assume(found is not None)
+    assert found is not None
+    expected = profile_dense(layer, drawn.tokens, segment_ids=drawn.segment_ids)
+    assert_agree(found, expected, drawn.layer)
+
+
+def _layer(n: int, *, heads: int = 2, batch: int = 1, causal: bool = True) -> LayerAttention:
+    generator = torch.Generator().manual_seed(n)
+    query, key = (torch.randn(batch, heads, n, 8, generator=generator) for _ in range(2))
+    record = QueryKey(query * 3, key, tuple(range(heads)), 8**-0.5)
+    return LayerAttention(record, kind="self", causal=causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n", [255, 257, 700])
+def test_agrees_where_cells_hold_several_rows(n: int, causal: bool) -> None:
+    layer = _layer(n, causal=causal)
+    tokens = torch.randint(0, 30, (n,), generator=torch.Generator().manual_seed(1)).tolist()
+    assert_agree(_fused(layer, tokens), profile_blocked(layer, tokens), layer)
+    thirds = [place // (n // 3) for place in range(n)]  # given, so that none are searched
+    expected = profile_dense(with_weights(layer), tokens, segment_ids=thirds)
+    assert_agree(_fused(layer, tokens, segment_ids=thirds), expected, layer)
+    found = profile_given(_in_float32(layer), tokens, segment_ids=thirds)
+    assert found is not None
+    assert_agree(found, expected, layer)
+
+
+def test_rows_of_one_head_are_shared_out_among_threads() -> None:
+    layer = _layer(900, heads=1)
+    expected = profile_blocked(layer)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert_agree(_fused(layer), expected, layer)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_same_bits_every_time() -> None:
+    layer = _layer(300, heads=3, batch=2)
+    assert _fused(layer).to_dict() == _fused(layer).to_dict()
+
+
+def test_garbage_in_padding_is_never_read() -> None:
+    layer = _layer(80)
+    record = layer.query_key
+    assert record is not None
+    mask = (torch.arange(80) >= 6)[None, None, None]
+    clean = _fused(replace(layer, weights=layer.held, mask=mask))
+    query, key = record.query.clone(), record.key.clone()
+    query[:, :, :6], key[:, :, :6] = math.nan, math.inf
+    held = replace(record, query=query, key=key)
+    dirty = _fused(replace(layer, weights=held, mask=mask))
+    assert dirty.to_dict() == clean.to_dict()
+
+
+def test_nan_in_a_row_shows() -> None:
+    layer = _layer(80)
+    record = layer.query_key
+    assert record is not None
+    query = record.query.clone()
+    query[0, 1, 5] = math.nan
+    found = _fused(replace(layer, weights=replace(record, query=query)))
+    assert np.isnan(found.value("entropy")).tolist() == [False, True]
+    assert not found.evidence.finite[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "at"),
+    [(math.nan, (5, 3)), (math.nan, (5, 60)), (-0.1, (5, 3)), (1e-9, (5, 60)), (math.inf, (9, 9))],
+)
+def test_weights_that_are_not_as_they_should_be_get_a_second_look(
+    value: float, at: tuple[int, int]
+) -> None:
+    layer = _in_float32(_layer(80))
+    layer.weights[0, 1][at] = value
+    assert profile_given(layer) is None
+
+
+def test_holes_in_a_mask_get_a_second_look() -> None:
+    mask = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0)) < 0.5
+    layer = replace(_in_float32(_layer(40, causal=False)), mask=mask)
+    assert profile_given(layer) is None
+    held = _layer(40, causal=False)
+    held = replace(held, weights=held.held, mask=mask)
+    assert_agree(_fused(held), profile_dense(with_weights(held)), held)
+
+
+def test_rows_of_zeros_carry_no_attention() -> None:
+    layer = _in_float32(_layer(80))
+    layer.weights[0, 0, 7] = 0
+    found = profile_given(layer)
+    assert found is not None
+    assert found.counts["entropy"].tolist() == [79, 80]
+    assert_agree(found, profile_dense(layer), _layer(80))
+
+
+def test_half_precision_is_read_as_it_is() -> None:
+    layer = _in_float32(_layer(80))
+    half = replace(layer, weights=layer.weights.bfloat16())
+    found, expected = profile_given(half), profile_dense(half)
+    assert found is not None
+    assert found.dtype == expected.dtype == "bfloat16"
+    assert_agree(found, expected, _layer(80))
+    assert found.value("row_sum_error") > 1e-4
+
+
+def test_large_layers_are_read_by_compiled_loops() -> None:
+    large = _layer(1024)
+    assert choose(large).evaluator == "fused"
+    assert choose(_layer(64)).evaluator == "blocked"
+    assert "small" in choose(_layer(64)).why
+    weights = torch.full((1, 4, 512, 512), 1 / 512)
+    profile = profile_attention(weights)
+    assert profile.layers[0].evaluator == "fused: weights are held; each is read once"
+    spoiled = torch.rand(1, 1, 1024, 1024).softmax(-1)
+    spoiled[0, 0, 5, 3] = -1e-9
+    assert "second look" in profile_attention(spoiled).layers[0].evaluator
+
+
+def test_without_numba_other_evaluators_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = _layer(1024)
+    fused = profile_layer(layer)
+    for module in ("unfit", "unfit_to_read"):
+        monkeypatch.setattr(dispatch, module, lambda _: "numba is not installed")
+    found = profile_layer(layer)
+    assert found.evaluator.startswith("blocked: query and key are held; not fused: numba is not")
+    assert_agree(found, fused, layer)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_as_they_were(threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert side_by_side(lambda _: torch.get_num_threads(), range(5)) == [1] * 5
+        assert alone(torch.get_num_threads) == 1
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_exception_comes_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda x: 1 // x, [1, 0, 2])
