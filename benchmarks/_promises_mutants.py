@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attncheck.model_checks.decoding_cache import held_cache
+
 __all__ = ["MUTANTS", "Mutant", "sound"]
 
 Plant = Callable[[Any], None]
@@ -247,7 +249,7 @@ def in_steps(model: Any, change: Callable[[dict[str, Any], int], None]) -> None:
     """Change the arguments of calls that continue from a cache."""
 
     def around(original: Wrapped, *args: Any, **kwargs: Any) -> Any:
-        past = seen_length(kwargs.get("past_key_values"))
+        past = seen_length(held_cache(kwargs))
         if past:
             change(kwargs, past)
         return original(*args, **kwargs)
@@ -266,13 +268,13 @@ def _(model: Any) -> None:
 
 @plant("last entry of the cache lost", "Llama", "cache-consistent")
 def _(model: Any) -> None:
-    in_steps(model, lambda kwargs, _: kwargs["past_key_values"].crop(-1))
+    in_steps(model, lambda kwargs, _: held_cache(kwargs).crop(-1))
 
 
 @plant("keys of the cache in another order than its values", "GPT2", "cache-consistent")
 def _(model: Any) -> None:
     def change(kwargs: dict[str, Any], _: int) -> None:
-        for layer in kwargs["past_key_values"].layers:
+        for layer in held_cache(kwargs).layers:
             layer.keys = layer.keys.roll(1, 2)
 
     in_steps(model, change)
@@ -286,16 +288,13 @@ def _(model: Any) -> None:
 @plant("a chunk sees its own future", "Llama", "cache-consistent")
 def _(model: Any) -> None:
     for layer in model.layers:
-        unmask(
-            layer.self_attn,
-            lambda past_key_values=None, **_: seen_length(past_key_values) > 0,
-        )
+        unmask(layer.self_attn, lambda **kwargs: seen_length(held_cache(kwargs)) > 0)
 
 
 @plant("sequences share the first one's cache", "Llama", "cache-consistent")
 def _(model: Any) -> None:
     def change(kwargs: dict[str, Any], _: int) -> None:
-        for layer in kwargs["past_key_values"].layers:
+        for layer in held_cache(kwargs).layers:
             layer.values = layer.values[:1].expand_as(layer.values).clone()
 
     in_steps(model, change)
@@ -304,7 +303,7 @@ def _(model: Any) -> None:
 @plant("cross-attention's cache scaled twice", "T5", "cache-consistent")
 def _(model: Any) -> None:
     def around(original: Wrapped, *args: Any, **kwargs: Any) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = held_cache(kwargs)
         if seen_length(cache) and cache is not None:
             for layer in cache.cross_attention_cache.layers:
                 layer.keys = layer.keys * 1.1

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
+from attncheck.tolerances import tolerance_for
 
 __all__ = ["diagnose"]
 
@@ -31,6 +32,9 @@ def diagnose(
     weights = layer.weights
     if nan.any():
         return _of_nan(weights, nan)
+    if _converted(weights, sums):
+        wide = tolerance_for("float32").row_sum
+        return f"float64 that holds float32 numbers: computed in float32? atol={wide:.2g} fits that"
     zero = (weights == 0).all(-1)
     if zero[broken].all():
         return "these rows are all zero: where that is meant, masked_rows='zero' allows it"
@@ -56,6 +60,13 @@ def _of_nan(weights: Tensor, nan: Tensor) -> str:
             "masked_rows='nan' allows it"
         )
     return "NaN or inf inside rows: look for overflow in the scores (float16?)"
+
+
+def _converted(weights: Tensor, sums: Tensor) -> bool:
+    """Whether float64 weights were rounded to float32 once, and are off by no more than that."""
+    if weights.dtype != torch.float64 or not torch.equal(weights.float().double(), weights):
+        return False
+    return _ones(sums, tolerance_for("float32").row_sum)
 
 
 def _of_values(layer: LayerAttention, sums: Tensor, broken: Tensor, limit: float) -> str | None:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from attncheck.model_checks.decoding_cache import cache_argument
+
 __all__ = ["huggingface_facts", "layer_windows", "make_inputs", "text_config"]
 
 LENGTH: Final = 14
@@ -133,7 +135,7 @@ def _kind(model: nn.Module, config: Any) -> str:
     mapping = sys.modules.get("transformers.models.auto.modeling_auto")
     causal = getattr(mapping, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
     known = getattr(config, "model_type", "") in causal and hasattr(config, "use_cache")
-    return "decoder" if known and "past_key_values" in accepted else "encoder"
+    return "decoder" if known and cache_argument(accepted) else "encoder"
 
 
 def _special_ids(model: nn.Module) -> frozenset[int]:

@@ -25,7 +25,22 @@ def hint_of(weights: torch.Tensor, **options: object) -> str:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n_key", [1, 7, 4096])
 def test_softmax_passes_in_every_dtype(dtype: torch.dtype, n_key: int) -> None:
+    assert_row_stochastic(random_weights(2, 3, 5, n_key).to(dtype).softmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_key", [1, 7, 4096])
+def test_softmax_in_float32_passes_in_what_is_no_wider(dtype: torch.dtype, n_key: int) -> None:
     assert_row_stochastic(random_weights(2, 3, 5, n_key).softmax(-1).to(dtype))
+
+
+def test_float64_that_was_float32_is_named() -> None:
+    """Sums of float32 are off by more than float64 allows; how much is up to the processor."""
+    row = torch.tensor([[0.5, 0.5 + 2**-20]], dtype=torch.float64)
+    assert "computed in float32? atol=1.1e-05 fits that" in hint_of(row)
+    assert_row_stochastic(row, atol=1.1e-5)
+    assert "computed in float32" not in hint_of(row + 2**-40)
+    assert "computed in float32" not in hint_of(row * 1.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

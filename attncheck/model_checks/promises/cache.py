@@ -14,6 +14,7 @@ from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.model_checks.altering import padded, real_positions
 from attncheck.model_checks.conclude import Words, conclude
+from attncheck.model_checks.decoding_cache import cache_argument, held_cache, holds_keys
 from attncheck.model_checks.noise import distance, noise_of
 from attncheck.model_checks.outputs import OutputReader
 from attncheck.model_checks.registry import register
@@ -50,7 +51,7 @@ def assert_cache_consistent(
 
     Raises:
         CheckFailure: An output differs from that of one pass.
-        ValueError: The model returns no cache, and no ``step`` was given.
+        ValueError: The model returns no key-value cache, and no ``step`` was given.
 
     Example:
         >>> model = nn.Embedding(10, 4)  # needs no cache: every token stands alone
@@ -70,12 +71,14 @@ def assert_cache_consistent(
 def _applies(subject: ModelSubject) -> str:
     if subject.step is not None:
         return ""
-    if not subject.huggingface or not subject.causal or "past_key_values" not in subject.parameters:
+    if not subject.huggingface or not subject.causal or not cache_argument(subject.parameters):
         return "it takes no cache that is known"
     if not subject.is_sequence or subject.length < 4:
         return "fewer than 4 positions"
-    returned = call(subject, use_cache=True)
-    return "" if getattr(returned, "past_key_values", None) is not None else "it returns no cache"
+    cache = held_cache(call(subject, use_cache=True))
+    if cache is None:
+        return "it returns no cache"
+    return "" if holds_keys(cache) else "its cache holds no keys"
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,10 @@ def _step(subject: ModelSubject, start: int, stop: int, cache: Any) -> tuple[Ten
         if whole and own:
             value = value[:, :stop] if name == stream.mask else value[:, start:stop]
         given[name] = value
+    given |= {cache_argument(subject.parameters) or "cache": cache, "use_cache": True}
     with evaluating(subject.model), random_state(0, subject.device):
-        returned = subject.model(**{**given, "past_key_values": cache, "use_cache": True})
-    found = shaped(subject, returned, stop - start)
-    return found, returned.past_key_values
+        returned = subject.model(**given)
+    return shaped(subject, returned, stop - start), held_cache(returned)
 
 
 def _replay(plan: _Plan, moved: Tensor, limit: float) -> Replay | None:
