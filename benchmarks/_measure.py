@@ -42,13 +42,19 @@ def machine() -> dict[str, Any]:
 
 
 def write_results(name: str, data: Mapping[str, Any]) -> Path:
-    """Write ``data`` and the machine to ``results/<name>.json``; return the path."""
+    """Write ``data`` and the machine to ``results/<name>.json``; return the path.
+
+    The page of results is written anew with it, so that it cannot fall behind.
+    """
+    from benchmarks import _page
+
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     text = json.dumps({"machine": machine(), **data}, indent=2, sort_keys=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
+    _page.write()
     return path
 
 

@@ -1,4 +1,8 @@
-"""The tables of docs/benchmarks.md, out of the result files: ``python -m benchmarks._page``."""
+"""The tables of docs/benchmarks.md, out of the result files: ``python -m benchmarks._page``.
+
+Every benchmark that writes a result file writes them anew; after a merge, or an edit by hand, do so
+with this command (or ``make page``). A test compares them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attncheck.benchmark import PLAIN
-from benchmarks._measure import RESULTS
+from benchmarks import _measure
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN: Final = "<!-- measured: begin (python -m benchmarks._page writes this) -->"
@@ -18,7 +22,7 @@ NOT_MEASURED: Final = "not measured"
 
 
 def held(name: str) -> Any:
-    path = RESULTS / f"{name}.json"
+    path = _measure.RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -113,5 +117,10 @@ def page() -> str:
     return old[: old.index(BEGIN) + len(BEGIN)] + "\n" + text() + "\n" + old[old.index(END) :]
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write the page anew."""
     PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from benchmarks import _page
+from attncheck.benchmark import PLAIN
+from benchmarks import _measure, _page
 
 
 def test_the_page_is_what_was_measured() -> None:
     written = _page.PAGE.read_text(encoding="utf-8")
-    assert written == _page.page(), "run python -m benchmarks._page"
+    assert written == _page.page(), "run make page (python -m benchmarks._page)"
+
+
+def test_what_writes_a_result_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{_page.BEGIN}\nold\n{_page.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(_page, "PAGE", page)
+    monkeypatch.setattr(_measure, "RESULTS", tmp_path)
+    found = {"ratio": 1.07, "peak bytes": {PLAIN: 0, "profile": 0}}
+    _measure.write_results("profile_without_matrix_model", {"lengths": {"2048": found}})
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "n = 2048 | 1.2 x | 1.07 x | met |" in text
+    assert "old" not in text
 
 
 def test_its_pictures_exist() -> None:
