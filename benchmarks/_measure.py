@@ -22,6 +22,7 @@ __all__ = [
     "machine",
     "median_ratio",
     "peak_memory",
+    "result_name",
     "write_results",
 ]
 
@@ -34,6 +35,17 @@ def cuda_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def result_name(name: str, device: str) -> str:
+    """Name the results of a device: those of a GPU stand beside those of a CPU.
+
+    Example:
+        >>> result_name("extraction", "cpu"), result_name("extraction", "cuda:1")
+        ('extraction', 'extraction_cuda')
+    """
+    kind = device.partition(":")[0]
+    return name if kind == "cpu" else f"{name}_{kind}"
 
 
 def machine() -> dict[str, Any]:
