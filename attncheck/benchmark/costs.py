@@ -14,8 +14,8 @@ from attncheck.benchmark.ways import PLAIN, Inputs, Way
 
 __all__ = ["Cost", "CostTable", "LeftOut", "measure_costs"]
 
-OWN_COPIES = 2
-"""A way that holds all maps is let run if so many times its own growth is free."""
+ROOM = 1.5
+"""A way that holds all maps is let run if so many times its foreseen peak is free."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def measure_costs(
     *,
     free: Callable[[], int | None] = lambda: None,
     say: Callable[[str], object] = lambda _: None,
+    done: Callable[[int], object] = lambda _: None,
 ) -> CostTable:
     """Measure every way at every length, shortest first, into ``table``, which is returned.
 
@@ -107,6 +108,7 @@ def measure_costs(
         lengths: How many tokens.
         free: Tells the bytes that can be allocated; None: nobody knows.
         say: Told about progress.
+        done: Called with each length when its costs stand in the table.
 
     Example:
         >>> from attncheck.benchmark import ways_of
@@ -123,6 +125,7 @@ def measure_costs(
         for length in sorted(set(lengths)):
             if PLAIN in left:
                 _one_length(table, left, inputs_of(length), length, free, say)
+                done(length)
             else:
                 table.left_out.append(LeftOut("", length, "the plain forward failed before"))
     except KeyboardInterrupt:
@@ -195,6 +198,6 @@ def _too_large(table: CostTable, way: Way, length: int, free: int | None) -> str
     if not way.holds_maps or peak is None or free is None:
         return None
     needed = peak * (length / known[-1].length) ** 2
-    if OWN_COPIES * needed <= free:
+    if ROOM * needed <= free:
         return None
     return f"needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
