@@ -45,6 +45,7 @@ test-minilm: $(READY)
 
 # Runs with the python3 that is there if it has torch, whatever version and build, so that a GPU
 # machine needs no installation; else in the virtual environment.
+SELF   := $(MAKE)
 NEEDED := torch, numpy, scipy, matplotlib, safetensors, hypothesis, pytest
 
 bench:
@@ -52,7 +53,7 @@ bench:
 		echo "with $$($(PYTHON) -c 'import sys, torch; print(sys.executable, "torch", torch.__version__)')"; \
 		$(PYTHON) -m benchmarks; \
 	else \
-		$(MAKE) --no-print-directory $(READY) && $(BIN)/python -m benchmarks; \
+		$(SELF) --no-print-directory $(READY) && $(BIN)/python -m benchmarks; \
 	fi
 
 page: $(READY)

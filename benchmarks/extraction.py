@@ -175,20 +175,24 @@ def transformer_lens(
 
 
 def hooked_transformer(like: Tensor, longest: int) -> Any:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    """A random model of GPT-2 small's shape, as TransformerLens before or since 4.0 makes it."""
+    shape = {
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "d_model": WIDTH,
+        "d_head": WIDTH // HEADS,
+        "n_ctx": longest,
+        "d_vocab": VOCABULARY,
+        "act_fn": "gelu_new",
+    }
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
+        from transformer_lens.model_bridge import TransformerBridge
 
-    shape = HookedTransformerConfig(
-        n_layers=LAYERS,
-        n_heads=HEADS,
-        d_model=WIDTH,
-        d_head=WIDTH // HEADS,
-        n_ctx=longest,
-        d_vocab=VOCABULARY,
-        act_fn="gelu_new",
-        device=str(like.device),
-        dtype=like.dtype,
-    )
-    return HookedTransformer(shape).eval()
+        return TransformerBridge.boot_native(shape, device=like.device, dtype=like.dtype).eval()
+    config = HookedTransformerConfig(**shape, device=str(like.device), dtype=like.dtype)
+    return HookedTransformer(config).eval()
 
 
 def measure(
