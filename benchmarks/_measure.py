@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ __all__ = [
     "machine",
     "median_ratio",
     "peak_memory",
+    "result_name",
     "write_results",
 ]
 
@@ -36,19 +38,39 @@ def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
+def result_name(name: str, device: str) -> str:
+    """Name the results of a device: those of a GPU stand beside those of a CPU.
+
+    Example:
+        >>> result_name("extraction", "cpu"), result_name("extraction", "cuda:1")
+        ('extraction', 'extraction_cuda')
+    """
+    kind = device.partition(":")[0]
+    return name if kind == "cpu" else f"{name}_{kind}"
+
+
 def machine() -> dict[str, Any]:
     """Describe the machine, and the commit that was measured."""
     return {**described_machine(), "commit": _commit()}
 
 
 def write_results(name: str, data: Mapping[str, Any]) -> Path:
-    """Write ``data`` and the machine to ``results/<name>.json``; return the path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Write ``data`` and the machine to ``results/<name>.json``; return the path.
+
+    The page of results is written anew with it, so that it cannot fall behind. A run with
+    ``--quick`` writes to ``results/quick/`` and leaves the page alone.
+    """
+    from benchmarks import _page
+
+    quick = "--quick" in sys.argv[1:]
+    path = (RESULTS / "quick" if quick else RESULTS) / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), **data}, indent=2, sort_keys=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
+    if not quick:
+        _page.write()
     return path
 
 

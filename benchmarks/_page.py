@@ -1,4 +1,8 @@
-"""The tables of docs/benchmarks.md, out of the result files: ``python -m benchmarks._page``."""
+"""The tables of docs/benchmarks.md, out of the result files: ``python -m benchmarks._page``.
+
+Every benchmark that writes a result file writes them anew; after a merge, or an edit by hand, do so
+with this command (or ``make page``). A test compares them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attncheck.benchmark import PLAIN
-from benchmarks._measure import RESULTS
+from benchmarks import _measure
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN: Final = "<!-- measured: begin (python -m benchmarks._page writes this) -->"
@@ -18,7 +22,7 @@ NOT_MEASURED: Final = "not measured"
 
 
 def held(name: str) -> Any:
-    path = RESULTS / f"{name}.json"
+    path = _measure.RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -76,25 +80,66 @@ def text() -> str:
     """The whole measured part."""
     lines = ["", "| target | at most | measured | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in targets()]
-    data = held("extraction")
+    for kind in ("", "_cuda"):
+        lines += extraction(f"extraction{kind}")
+    for kind in ("", "_cuda"):
+        lines += column_sums(held(f"column_sums{kind}"))
+    return "\n".join([*lines, ""])
+
+
+def extraction(file: str) -> list[str]:
+    """Time and memory of each way on each model."""
+    data, lines = held(file), []
     for name, costs in data.get("models", {}).items():
         lengths = sorted({cost["length"] for cost in costs})
         ways = dict.fromkeys(cost["way"] for cost in costs)
         by = {(cost["way"], cost["length"]): cost for cost in costs}
-        lines += ["", f"### {NAMES[name]}", ""]
+        where = "" if data["device"] == "cpu" else f", {data['machine']['gpu']}"
+        lines += ["", f"### {NAMES[name]}{where}", ""]
         lines += ["Time by the plain forward, and peak memory of the call:", ""]
-        lines += ["| | " + " | ".join(f"n = {n}" for n in lengths) + " |"]
-        lines += ["|---" * (1 + len(lengths)) + "|"]
-        for way in ways:
-            cells = [cell(by.get((way, n))) for n in lengths]
-            lines.append(f"| {way} | {' | '.join(cells)} |")
-        lines += ["", f"![time and memory against the length](img/extraction_{name}.png)"]
-    if data:
-        machine = data["machine"]
-        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k in SHOWN)
-        lines += ["", f"{machine['cpu']}, {machine['torch_threads']} threads, {versions}; "]
-        lines[-1] += f"medians of {data['rounds']} interleaved rounds."
-    return "\n".join([*lines, ""])
+        lines += table(
+            [f"n = {n}" for n in lengths],
+            {way: [cell(by.get((way, n))) for n in lengths] for way in ways},
+        )
+        for left in data.get("left_out", {}).get(name, []):
+            lines += ["", f"From n = {left['length']}, {left['way']}: {left['reason']}."]
+        lines += ["", f"![time and memory against the length](img/{file}_{name}.png)"]
+    return [*lines, "", origin(data)] if data else []
+
+
+def column_sums(data: Any) -> list[str]:
+    """Time of each way of summing columns."""
+    if not data:
+        return []
+    found = data["lengths"]
+    ways = dict.fromkeys(way for one in found.values() for way in one["ways"])
+    ratios = {
+        way: [
+            f"{one['ways'][way]['ratio']:.2f} x" if way in one["ways"] else ""
+            for one in found.values()
+        ]
+        for way in ways
+    }
+    where = "" if data["device"] == "cpu" else f", {data['machine']['gpu']}"
+    lines = ["", f"### Column sums of one layer{where}", ""]
+    lines += ["Time by one call of attention:", ""]
+    return [*lines, *table([f"n = {n}" for n in found], ratios), "", origin(data)]
+
+
+def table(columns: list[str], rows: dict[str, list[str]]) -> list[str]:
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+
+
+def origin(data: Any) -> str:
+    """Where and with what a result was measured."""
+    machine = data["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k in SHOWN)
+    rounds = data.get("rounds", 5)
+    return (
+        f"{machine['cpu']}, {machine['torch_threads']} threads, {versions}; "
+        f"medians of {rounds} interleaved rounds."
+    )
 
 
 SHOWN: Final = ("torch", "transformers")
@@ -104,7 +149,8 @@ def cell(cost: dict[str, Any] | None) -> str:
     if cost is None:
         return ""
     seconds = f"{1e3 * cost['seconds']:.0f} ms, " if cost["way"] == PLAIN else ""
-    return f"{seconds}{cost['ratio']:.2f} x, {cost['peak_bytes'] / 1e6:.0f} MB"
+    memory = "" if cost["peak_bytes"] is None else f", {cost['peak_bytes'] / 1e6:.0f} MB"
+    return f"{seconds}{cost['ratio']:.2f} x{memory}"
 
 
 def page() -> str:
@@ -113,5 +159,10 @@ def page() -> str:
     return old[: old.index(BEGIN) + len(BEGIN)] + "\n" + text() + "\n" + old[old.index(END) :]
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write the page anew."""
     PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,9 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     if chosen.worker is not None:
         return _work(chosen.worker)
+    there = [zoo for zoo in chosen.zoo if zoo == "without" or find_spec(zoo)]
+    for zoo in sorted({*chosen.zoo} - {*there}):
+        print(f"{zoo}: left out, not installed")
     wanted = [
         (zoo, name)
-        for zoo in chosen.zoo
+        for zoo in there
         for name in _names(zoo)
         if (chosen.only is None or name in chosen.only)
         and (not chosen.quick or zoo != "transformers" or name in QUICK)

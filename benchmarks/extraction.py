@@ -13,10 +13,13 @@ Two random models, batch 1: ``gpt2`` (GPT-2 small's shape: 12 layers, 12 heads, 
 * ``profile of maps``: every measure of every head, from captured maps;
 * ``profile``: the same without any map.
 
-They take turns, at least 5 rounds; memory is the allocator's peak in an untimed call. Results of
-one model and length replace those in the file, so that they may be measured in pieces.
+They take turns, at least 5 rounds; memory is the allocator's peak in an untimed call. A way whose
+maps would not fit is left out, with the reason. The file is written after each length, and results
+of one model and length replace those in it, so that a run may be cut off, or done in pieces;
+``--resume`` skips what the file holds from the same commit, torch and number of threads.
 
-    python -m benchmarks.extraction [--quick] [--device cuda] [--models gpt2] [--lengths 128 512]
+    python -m benchmarks.extraction [--quick] [--resume] [--device cuda] [--models gpt2]
+        [--lengths 128 512] [--dtype bfloat16]
 """
 
 from __future__ import annotations
@@ -38,10 +41,12 @@ from attncheck import AttentionExtractor, profile_attention
 from attncheck.benchmark import Cost, CostTable, Way, measure_costs, ways_of
 from attncheck.capture.memory import free_memory
 from attncheck.plot import plot_costs
-from benchmarks._measure import RESULTS, cuda_available, write_results
+from benchmarks._measure import RESULTS, cuda_available, machine, result_name, write_results
 
 LAYERS, HEADS, WIDTH, VOCABULARY = 12, 12, 768, 1000
 HAS_TRANSFORMERS = find_spec("transformers") is not None
+FIRST = 512
+"""Measured first where nothing shorter is known: it foretells what longer maps take."""
 PICTURES = Path(__file__).parent.parent / "docs" / "img"
 
 
@@ -107,12 +112,14 @@ def ids_of(length: int, device: str) -> Tensor:
     return torch.randint(0, VOCABULARY, (1, length), generator=generator).to(device)
 
 
-def build(length: int, device: str, name: str = "gpt2") -> tuple[nn.Module, Tensor]:
+def build(
+    length: int, device: str, name: str = "gpt2", dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return MODELS[name](length).eval().to(device), ids_of(length, device)
+    return MODELS[name](length).eval().to(device, dtype), ids_of(length, device)
 
 
-def every_way(model: nn.Module, name: str) -> dict[str, Way]:
+def every_way(model: nn.Module, name: str, longest: int) -> dict[str, Way]:
     """The ways of the package, and the others that people use."""
     found, _ = ways_of(model)
     extractor = AttentionExtractor(model, device=None)
@@ -126,7 +133,8 @@ def every_way(model: nn.Module, name: str) -> dict[str, Way]:
         eager = found["eager output_attentions"].prepare
         more.append(Way("naive hooks", partial(naive_hooks, model), eager, holds_maps=True))
     if name == "gpt2" and find_spec("transformer_lens"):
-        more.append(Way("TransformerLens", transformer_lens(model), restore, holds_maps=True))
+        lens = transformer_lens(next(model.parameters()), longest)
+        more.append(Way("TransformerLens", lens, restore, holds_maps=True))
     return found | {way.name: way for way in more}
 
 
@@ -149,96 +157,180 @@ def naive_hooks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     return kept
 
 
-def transformer_lens(model: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], object]:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config: Any = model.config
-    shape = HookedTransformerConfig(
-        n_layers=LAYERS,
-        n_heads=HEADS,
-        d_model=WIDTH,
-        d_head=WIDTH // HEADS,
-        n_ctx=config.n_positions,
-        d_vocab=VOCABULARY,
-        act_fn="gelu_new",
-        device=str(next(model.parameters()).device),
-    )
-    hooked = HookedTransformer(shape).eval()
+def transformer_lens(
+    like: Tensor, longest: int
+) -> Callable[[Sequence[Any], Mapping[str, Any]], object]:
+    """Run a model of the same shape, device and dtype, made when it is first called."""
+    made: list[Any] = []
 
     def run(args: Sequence[Any], _: Mapping[str, Any]) -> object:
+        if not made:
+            made.append(hooked_transformer(like, longest))
         with torch.no_grad():
-            return hooked.run_with_cache(
+            return made[0].run_with_cache(
                 args[0], names_filter=lambda hook: hook.endswith("hook_pattern")
             )
 
     return run
 
 
-def measure(name: str, lengths: Sequence[int], rounds: int, device: str) -> CostTable:
-    """Measure one model."""
-    model, _ = build(max(lengths), device, name)
-    table = CostTable(f"{name} (random, batch 1)", device, rounds)
+def hooked_transformer(like: Tensor, longest: int) -> Any:
+    """A random model of GPT-2 small's shape, as TransformerLens before or since 4.0 makes it."""
+    shape = {
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "d_model": WIDTH,
+        "d_head": WIDTH // HEADS,
+        "n_ctx": longest,
+        "d_vocab": VOCABULARY,
+        "act_fn": "gelu_new",
+    }
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_native(shape, device=like.device, dtype=like.dtype).eval()
+    config = HookedTransformerConfig(**shape, device=str(like.device), dtype=like.dtype)
+    return HookedTransformer(config).eval()
+
+
+def measure(
+    name: str,
+    lengths: Sequence[int],
+    options: argparse.Namespace,
+    known: list[Cost],
+    done: Callable[[CostTable], object],
+) -> CostTable:
+    """Measure one model, and hand over the table after each length.
+
+    What is ``known`` of shorter lengths foretells which maps will not fit.
+    """
+    device = options.device
+    model, _ = build(max(lengths), device, name, getattr(torch, options.dtype))
+    table = CostTable(f"{name} (random, batch 1)", device, options.rounds, list(known))
 
     def say(text: str) -> None:
-        print(f"\r{name}: {text}".ljust(72), end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{name}: {text}".ljust(72), end="", file=sys.stderr, flush=True)
+
+    def shown(length: int) -> None:
+        say("")
+        show(table, length)
+        done(table)
 
     measure_costs(
         table,
-        every_way(model, name),
+        every_way(model, name, max(lengths)),
         lambda n: ((ids_of(n, device),), {}),
         lengths,
         free=partial(free_memory, torch.device(device)),
         say=say,
+        done=shown,
     )
-    print(file=sys.stderr)
     return table
 
 
-def show(table: CostTable) -> None:
+def show(table: CostTable, length: int) -> None:
     for cost in table.costs:
-        memory = "" if cost.peak_bytes is None else f"{cost.peak_bytes / 1e6:11.1f} MB"
-        print(
-            f"{cost.length:6}  {cost.way:26}{1e3 * cost.seconds:9.1f} ms{cost.ratio:7.2f} x{memory}"
-        )
+        if cost.length == length:
+            memory = "" if cost.peak_bytes is None else f"{cost.peak_bytes / 1e6:11.1f} MB"
+            time = f"{1e3 * cost.seconds:9.1f} ms{cost.ratio:7.2f} x"
+            print(f"{length:6}  {cost.way:26}{time}{memory}", flush=True)
     for left in table.left_out:
-        print(f"{left.length:6}  {left.way:26}left out: {left.reason}")
+        if left.length == length:
+            print(f"{length:6}  {left.way:26}left out: {left.reason}", flush=True)
 
 
-def merged(file: str, name: str, table: CostTable) -> dict[str, Any]:
-    """Put a table into what the file holds."""
+def held_in(file: str) -> dict[str, Any]:
+    """What the file of results holds."""
     path = RESULTS / f"{file}.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": {}}
-    rows = {(row["length"], row["way"]): row for row in held["models"].get(name, [])}
-    rows |= {(cost.length, cost.way): vars(cost) for cost in table.costs}
-    held["models"][name] = [rows[key] for key in sorted(rows, key=lambda key: key[0])]
-    return {"device": table.device, "rounds": table.rounds, "models": held["models"]}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def merged(
+    held: Mapping[str, Any], name: str, table: CostTable, lengths: set[int], run: Any
+) -> dict[str, Any]:
+    """Put a table into what a file holds, in place of what it holds of the same lengths.
+
+    Args:
+        held: What the file holds.
+        name: Of the model.
+        table: What was measured.
+        lengths: Which of its lengths are new.
+        run: What the lengths of the table were measured with, see `this_run`.
+    """
+    new = {cost.length for cost in table.costs} & lengths
+    found: dict[str, Any] = {"device": table.device, "rounds": table.rounds}
+    models, left, runs = (dict(held.get(part, {})) for part in ("models", "left_out", "runs"))
+    old = [row for row in models.get(name, []) if row["length"] not in new]
+    made = [vars(cost) for cost in table.costs if cost.length in new]
+    models[name] = sorted([*old, *made], key=lambda row: row["length"])
+    out = [row for row in left.get(name, []) if row["length"] not in new]
+    left[name] = sorted([*out, *map(vars, table.left_out)], key=lambda row: row["length"])
+    runs[name] = {**runs.get(name, {}), **{str(n): run for n in sorted(new)}}
+    return {**found, "models": models, "left_out": left, "runs": runs}
+
+
+def this_run(options: argparse.Namespace) -> dict[str, Any]:
+    """What makes two runs the same."""
+    facts = machine()
+    return {
+        "commit": facts["commit"],
+        "torch": facts["versions"]["torch"],
+        "threads": facts["torch_threads"],
+        "hardware": facts["cpu"] if options.device == "cpu" else facts["gpu"],
+        "dtype": options.dtype,
+        "rounds": options.rounds,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short length, no file")
+    parser.add_argument("--resume", action="store_true", help="skip lengths that are measured")
     parser.add_argument("--device", default="cuda" if cuda_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128 << n for n in range(7)])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    file = "extraction" if options.device == "cpu" else f"extraction_{options.device}"
+    if not HAS_TRANSFORMERS:
+        print("llama: left out, transformers is not installed")
     for name in options.models if HAS_TRANSFORMERS else ["gpt2"]:
-        lengths = [64] if options.quick else options.lengths
-        table = measure(name, lengths, options.rounds, options.device)
-        show(table)
-        if options.quick:
-            continue
-        data = merged(file, name, table)
-        print(f"written to {write_results(file, data)}")
-        costs = [Cost(**row) for row in data["models"][name]]
-        whole = CostTable(table.model, table.device, table.rounds, costs)
-        plot_costs(whole, save_path=PICTURES / f"{file}_{name}.png")
-        if table.interrupted:
+        if not measure_model(name, options):
             sys.exit(130)
+
+
+def measure_model(name: str, options: argparse.Namespace) -> bool:
+    """Measure one model and write what was measured; False if somebody stopped it."""
+    file = result_name("extraction", options.device)
+    run = this_run(options)
+    held = {} if options.quick else held_in(file)
+    same = held.get("runs", {}).get(name, {}) if options.resume else {}
+    lengths = [64] if options.quick else options.lengths
+    todo = {n for n in lengths if same.get(str(n)) != run}
+    if not todo:
+        print(f"{name}: every length is measured")
+        return True
+    rows = held.get("models", {}).get(name, [])
+    known = [Cost(**row) for row in rows if row["length"] < min(todo)]
+    if not known and min(todo) > FIRST:
+        todo.add(FIRST)
+
+    def write(table: CostTable) -> None:
+        if not options.quick:
+            data = merged(held_in(file), name, table, todo, run)
+            path = write_results(file, data)
+            costs = [Cost(**row) for row in data["models"][name]]
+            whole = CostTable(table.model, table.device, table.rounds, costs)
+            plot_costs(whole, save_path=PICTURES / f"{file}_{name}.png")
+            print(f"written to {path}", flush=True)
+
+    return not measure(name, sorted(todo), options, known, write).interrupted
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from attncheck.benchmark.ceilings import Ceilings, measure_ceilings
 from attncheck.benchmark.costs import Cost, CostTable, LeftOut, measure_costs
+from attncheck.benchmark.flops import count_flops
 from attncheck.benchmark.machine import machine
 from attncheck.benchmark.memory import peak_memory
 from attncheck.benchmark.timing import interleave, median_ratio, synchroniser
@@ -15,6 +16,7 @@ __all__ = [
     "Inputs",
     "LeftOut",
     "Way",
+    "count_flops",
     "interleave",
     "machine",
     "measure_ceilings",

@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from attncheck.benchmark.ceilings import Ceilings
+from attncheck.benchmark.flops import count_flops
 from attncheck.benchmark.memory import peak_memory
 from attncheck.benchmark.timing import interleave, median_ratio
 from attncheck.benchmark.ways import PLAIN, Inputs, Way
 
 __all__ = ["Cost", "CostTable", "LeftOut", "measure_costs"]
 
-OWN_COPIES = 2
-"""A way that holds all maps is let run if so many times its own growth is free."""
+ROOM = 1.5
+"""A way that holds all maps is let run if so many times its foreseen peak is free."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Cost:
         seconds: Median.
         ratio: Median over rounds of its time by that of the plain forward in the same round.
         peak_bytes: Allocated at the peak of an untimed call; None where no allocator tells.
+        tokens_per_second: Of all sequences of the input.
+        flop_share: Operations of the plain forward by the time of this way, as a share of what a
+            large matrix product reaches; None where either is not known.
     """
 
     way: str
@@ -33,6 +38,8 @@ class Cost:
     seconds: float
     ratio: float
     peak_bytes: int | None
+    tokens_per_second: float | None = None
+    flop_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class CostTable:
         costs: By length, then in the order of the ways.
         left_out: What was not measured.
         interrupted: Whether somebody stopped it; lengths that were done are whole.
+        batch: Sequences of the input.
+        ceilings: The best rates of the device, measured in the same run.
     """
 
     model: str
@@ -63,6 +72,8 @@ class CostTable:
     costs: list[Cost] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     interrupted: bool = False
+    batch: int = 1
+    ceilings: Ceilings | None = None
 
     def series(self, way: str) -> list[Cost]:
         """The costs of one way, by length."""
@@ -82,6 +93,7 @@ def measure_costs(
     *,
     free: Callable[[], int | None] = lambda: None,
     say: Callable[[str], object] = lambda _: None,
+    done: Callable[[int], object] = lambda _: None,
 ) -> CostTable:
     """Measure every way at every length, shortest first, into ``table``, which is returned.
 
@@ -96,6 +108,7 @@ def measure_costs(
         lengths: How many tokens.
         free: Tells the bytes that can be allocated; None: nobody knows.
         say: Told about progress.
+        done: Called with each length when its costs stand in the table.
 
     Example:
         >>> from attncheck.benchmark import ways_of
@@ -112,6 +125,7 @@ def measure_costs(
         for length in sorted(set(lengths)):
             if PLAIN in left:
                 _one_length(table, left, inputs_of(length), length, free, say)
+                done(length)
             else:
                 table.left_out.append(LeftOut("", length, "the plain forward failed before"))
     except KeyboardInterrupt:
@@ -147,6 +161,7 @@ def _one_length(
             del left[name]
             if name == PLAIN:
                 return
+    flops = None if table.ceilings is None else count_flops(calls(PLAIN))
     done = 0
 
     def before(name: str) -> None:
@@ -158,16 +173,22 @@ def _one_length(
     times = interleave(
         {name: calls(name) for name in left}, table.rounds, table.device, before=before
     )
-    table.costs += [
-        Cost(
+    for name in left:
+        seconds = statistics.median(times[name])
+        cost = Cost(
             name,
             length,
-            statistics.median(times[name]),
-            median_ratio(times, name, PLAIN),
-            peaks[name],
+            seconds,
+            ratio=median_ratio(times, name, PLAIN),
+            peak_bytes=peaks[name],
+            tokens_per_second=table.batch * length / seconds,
+            flop_share=_share(flops, seconds, table.ceilings),
         )
-        for name in left
-    ]
+        table.costs.append(cost)
+
+
+def _share(flops: int | None, seconds: float, ceilings: Ceilings | None) -> float | None:
+    return None if flops is None or ceilings is None else flops / seconds / ceilings.flops
 
 
 def _too_large(table: CostTable, way: Way, length: int, free: int | None) -> str | None:
@@ -177,6 +198,6 @@ def _too_large(table: CostTable, way: Way, length: int, free: int | None) -> str
     if not way.holds_maps or peak is None or free is None:
         return None
     needed = peak * (length / known[-1].length) ** 2
-    if OWN_COPIES * needed <= free:
+    if ROOM * needed <= free:
         return None
     return f"needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"

@@ -40,6 +40,7 @@ class AttentionCall:
         redone: ``(batch, ..., size)``: what a second, weights-returning call returned; compared
             with `output` where there is no value to multiply.
         sink_is_rest: The model cut a sink's column off its own weights: the rest of a row is its.
+        first_head: The model's number of the first head, where other ranks have those before it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class AttentionCall:
     without_dropout: Callable[[], Tensor] | None = None
     redone: Tensor | None = None
     sink_is_rest: bool = False
+    first_head: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

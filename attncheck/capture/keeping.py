@@ -167,7 +167,7 @@ class Keeper:
             n_key_value_heads=call.n_key_value_heads,
             mask=None if mask is None else self._transfer.of(queries.of(mask, 2)),
             causal=seen.causal,
-            heads=heads.numbers,
+            heads=tuple(call.first_head + number for number in heads.numbers),
             sink_mass=None if sink_mass is None else self._transfer.of(sink_mass),
             call=repeat,
             status="exact" if status is None else f"unfaithful: {status}",

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from attncheck.capture.sharded import held_here
 from attncheck.capture.traces import Trace
 from attncheck.tolerances import tolerance_for
 
@@ -101,6 +102,7 @@ def sums_to_one(weights: Tensor, *, sliced: bool = False) -> bool:
         weights: Keys in the last axis.
         sliced: A sink may have a share.
     """
+    weights = held_here(weights)
     with torch.no_grad():
         count = min(weights.shape[-2], ROWS) if weights.ndim > 1 else 1
         if weights.ndim > 1:

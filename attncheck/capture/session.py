@@ -15,6 +15,7 @@ from attncheck.capture.call import AttentionCall
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.plain import UnreadableError, as_plain
 from attncheck.capture.quiet import in_backward, quiet
+from attncheck.capture.sharded import local_call
 from attncheck.capture.whereabouts import innermost
 from attncheck.errors import CaptureError
 
@@ -120,7 +121,7 @@ class Session:
             return
         try:
             to_come = self._expected(name, index)
-            numbered = _Numbered(as_plain(build()), index, repeat, to_come)
+            numbered = _Numbered(as_plain(local_call(build())), index, repeat, to_come)
         except UnreadableError as error:
             self.unreadable(name, str(error), error.way_out)
             return

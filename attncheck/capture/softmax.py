@@ -42,6 +42,7 @@ __all__ = ["SoftmaxWatcher"]
 
 PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "einsum", "baddbmm", "cdist")
 SOFTMAXES: Final = ("softmax", "_softmax", "special_softmax", "_masked_softmax")
+WAY_OUT: Final = "Leave the layer out with layers=, or compute it by scaled_dot_product_attention"
 
 
 class SoftmaxWatcher:
@@ -154,14 +155,15 @@ class SoftmaxWatcher:
         return out
 
     def _try(self, read: Callable[[], None], trace: Trace) -> None:
-        """Read a call; tensors that cannot be read are the capture's trouble, not the model's."""
+        """Read a call; what cannot be read is the capture's trouble, not the model's."""
         try:
             read()
-        except UnreadableError as error:
+        except Exception as error:
             place = self._sink.here()
             if place is not None:
                 self._sink.softmax_used(trace.product)
-                self._sink.unreadable(place[1], str(error), error.way_out)
+                told = error if isinstance(error, UnreadableError) else _unread(error)
+                self._sink.unreadable(place[1], str(told), told.way_out)
 
     def _after_pairs(self, step: Step) -> None:
         made = scores_from_pairs(step.name, step.source, step.out)
@@ -293,6 +295,10 @@ class SoftmaxWatcher:
             self._reported.add(trace.softmax)
         module, name = place
         self._sink.record(name, "softmax", lambda: _as_call(module, name, weights, trace, out))
+
+
+def _unread(error: Exception) -> UnreadableError:
+    return UnreadableError(f"its own softmax could not be read ({error})", WAY_OUT)
 
 
 def _as_call(

@@ -15,7 +15,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from attncheck.benchmark import CostTable, Inputs, LeftOut, machine, measure_costs, ways_of
+from attncheck.benchmark import (
+    Cost,
+    CostTable,
+    Inputs,
+    LeftOut,
+    machine,
+    measure_ceilings,
+    measure_costs,
+    ways_of,
+)
 from attncheck.capture.memory import free_memory
 from attncheck.checks.text import clip, safe
 from attncheck.cli.arguments import ids_of, positive
@@ -33,7 +42,9 @@ Time and memory of each way of getting at a model's attention, against the lengt
 of its input: the plain forward, output_attentions in the eager backend (models
 of transformers), captured maps, and the profile, which holds no map. The ways
 take turns; times are medians, ratios are taken within a round. Memory is the
-allocator's peak beyond what was held, in an untimed call."""
+allocator's peak beyond what was held, in an untimed call. "of peak" is the plain
+forward's operations by the time of the way, as a share of what a large matrix
+product reaches in the same run."""
 
 EPILOG: Final = """\
 examples:
@@ -103,13 +114,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _measured(subject: Subject, args: argparse.Namespace, progress: Progress) -> CostTable:
     device = torch.device(args.device)
-    table = CostTable(subject.name, str(device), args.rounds)
+    table = CostTable(subject.name, str(device), args.rounds, batch=_batch(subject))
     longest = _longest(subject)
     lengths = args.lengths or _default_lengths(longest)
     lengths = sorted(set(lengths))[: 2 if args.quick else None]
     for length in [one for one in lengths if longest is not None and one > longest]:
         table.left_out.append(LeftOut("", length, f"the model takes {longest} tokens"))
         lengths.remove(length)
+    if lengths:
+        progress.say("measuring what the device can do")
+        table.ceilings = measure_ceilings(device, _dtype(subject))
     inputs_of = partial(_stretched, subject)
     ways, restore = ways_of(subject.model)
     try:
@@ -141,6 +155,18 @@ def _longest(subject: Subject) -> int | None:
             if isinstance(limit, int) and limit > 0 and (holder is model or name != "max_length"):
                 return limit
     return None
+
+
+def _batch(subject: Subject) -> int:
+    """Sequences of the inputs."""
+    tensors = [v for v in (*subject.args, *subject.kwargs.values()) if isinstance(v, Tensor)]
+    return next((int(tensor.shape[0]) for tensor in tensors if tensor.ndim >= 2), 1)
+
+
+def _dtype(subject: Subject) -> torch.dtype:
+    """What the model computes in."""
+    dtypes = [parameter.dtype for parameter in subject.model.parameters()]
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 def _stretched(subject: Subject, length: int) -> Inputs:
@@ -196,20 +222,31 @@ def render(table: CostTable) -> str:
         f"model   {clip(safe(table.model), 72)}",
         f"device  {table.device}, {torch.get_num_threads()} threads; medians of {table.rounds} "
         "interleaved rounds",
+    ]
+    if table.ceilings is not None:
+        reached = f"{table.ceilings.flops / 1e9:.4g} GFLOP/s of a large matrix product here"
+        lines.append(f"peak    {reached}")
+    lines += [
         "",
-        f"{'tokens':>7}  {'way':<26}{'time':>11}{'x plain':>9}{'peak memory':>14}",
+        f"{'tokens':>6}  {'way':<23}{'time':>11}{'x plain':>8}{'tokens/s':>10}{'of peak':>8}"
+        f"{'memory':>12}",
     ]
     shown = None
     for cost in table.costs:
         tokens = "" if cost.length == shown else str(cost.length)
         shown = cost.length
-        lines.append(
-            f"{tokens:>7}  {cost.way:<26}{1e3 * cost.seconds:>8.3g} ms{cost.ratio:>9.2f}"
-            f"{_size(cost.peak_bytes):>14}"
-        )
+        lines.append(f"{tokens:>6}  {cost.way:<23}{_numbers(cost)}")
     if table.left_out:
         lines += ["", "left out", *(f"  {clip(_line(each), 78)}" for each in table.left_out)]
     return "\n".join(lines)
+
+
+def _numbers(cost: Cost) -> str:
+    thousandths = 1e3 * cost.seconds
+    clock = f"{thousandths:.0f}" if thousandths >= 100 else f"{thousandths:.3g}"
+    rate = "" if cost.tokens_per_second is None else f"{cost.tokens_per_second:.0f}"
+    share = "" if cost.flop_share is None else f"{cost.flop_share:.0%}"
+    return f"{clock:>8} ms{cost.ratio:>8.2f}{rate:>10}{share:>8}{_size(cost.peak_bytes):>12}"
 
 
 def _line(each: LeftOut) -> str:

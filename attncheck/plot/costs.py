@@ -8,7 +8,7 @@ from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from attncheck.benchmark import Cost, CostTable
 from attncheck.plot.canvas import folded, new_figure, save_figure
@@ -67,6 +67,7 @@ def _draw(
     told: Callable[[float, object], str],
     value: Callable[[Cost], float | None],
 ) -> None:
+    ax.set_yscale("log")
     for place, way in enumerate(table.ways):
         points = [(cost.length, value(cost)) for cost in table.series(way)]
         known = [(length, height) for length, height in points if height]
@@ -79,9 +80,11 @@ def _draw(
             markersize=5,
             linewidth=1.4,
         )
+    low, high = ax.get_ylim()
+    few = high < 1e3 * max(low, 1e-12)  # else decades are enough
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=16))
     lengths = sorted({cost.length for cost in table.costs})
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
     ax.set_xticks(lengths, [str(length) for length in lengths])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(told))

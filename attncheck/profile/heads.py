@@ -181,7 +181,7 @@ class HeadProfile:
 
         Raises:
             TypeError: ``other`` is no profile.
-            ValueError: The two are not of the same layers on the same input.
+            ValueError: The two are not of the same layers on the same input, or are the same heads.
         """
         _require_profile(other)
         mine, theirs = ([layer.name for layer in p.layers] for p in (self, other))
@@ -190,7 +190,12 @@ class HeadProfile:
                 f"other: holds {_number(len(theirs), 'layer')}, {_span(theirs)}; here "
                 f"{_number(len(mine), 'layer')}, {_span(mine)}; both must be of the same model"
             )
-        pairs = zip(self.layers, other.layers, strict=True)
+        pairs = list(zip(self.layers, other.layers, strict=True))
+        if all(one.measures_as(beside) for one, beside in pairs):
+            raise ValueError(
+                "other: its heads have the same numbers and measure exactly the same as those "
+                "here, so they are no others; a rank that holds all heads has the whole profile"
+            )
         return HeadProfile(one.join_heads(beside) for one, beside in pairs)
 
     def classify(self) -> HeadLabels:

@@ -169,6 +169,19 @@ class LayerProfile:
             evidence=join_heads([self.evidence, other.evidence]),
         )
 
+    def measures_as(self, other: LayerProfile) -> bool:
+        """Whether heads of the same numbers measure exactly the same here and there."""
+        pairs = [
+            (getattr(self, field)[metric], held[metric])
+            for field in ("sums", "counts", "maxima")
+            for held in (getattr(other, field),)
+            for metric in getattr(self, field)
+            if metric in held
+        ]
+        return self.heads == other.heads and all(
+            np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pairs
+        )
+
     def _require_same(self, other: LayerProfile, fields: tuple[str, ...]) -> None:
         for field in fields:
             mine, theirs = getattr(self, field), getattr(other, field)

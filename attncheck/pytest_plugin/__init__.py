@@ -13,6 +13,7 @@ from attncheck.pytest_plugin.options import (
     pytest_configure,
     pytest_report_header,
 )
+from attncheck.pytest_plugin.profiles import attention_profiles
 from attncheck.pytest_plugin.regression import head_regression
 from attncheck.pytest_plugin.report import attention_report
 
@@ -20,6 +21,7 @@ __all__ = [
     "attention_device",
     "attention_extractor",
     "attention_pattern",
+    "attention_profiles",
     "attention_report",
     "head_regression",
     "pytest_addoption",

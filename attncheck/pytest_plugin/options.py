@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from attncheck.pytest_plugin import benchmark, report, update
+from attncheck.pytest_plugin import benchmark, profiles, report, update
 
 __all__ = [
     "artifacts_folder",
@@ -47,6 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     update.add_options(parser, group)
     report.add_options(group)
+    profiles.add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     max_artifacts(config)
     update.configure(config)
     report.configure(config)
+    profiles.configure(config)
     benchmark.register(config)
     folder = artifacts_folder(config)
     if folder is not None:

@@ -7,7 +7,14 @@ import json
 import pytest
 import torch
 
-from attncheck.benchmark import interleave, machine, measure_ceilings, median_ratio, peak_memory
+from attncheck.benchmark import (
+    count_flops,
+    interleave,
+    machine,
+    measure_ceilings,
+    median_ratio,
+    peak_memory,
+)
 
 
 def test_rounds_are_interleaved_and_warmed_up() -> None:
@@ -73,3 +80,12 @@ def test_the_machine_is_data() -> None:
     held = json.loads(json.dumps(machine()))
     assert held["versions"]["torch"] == torch.__version__
     assert held["torch_threads"] == torch.get_num_threads()
+
+
+def test_operations_are_counted_in_products_and_in_attention() -> None:
+    x = torch.randn(2, 3, 16, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_flops(lambda: attend(x, x, x, is_causal=True)) == 4 * 2 * 3 * 16 * 16 * 8
+    assert count_flops(lambda: torch.nn.Linear(8, 4)(x)) == 2 * x.numel() * 4
+    assert count_flops(lambda: x + x) is None
+    assert count_flops(lambda: 1 / 0) is None

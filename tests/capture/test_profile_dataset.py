@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,8 @@ from torch import Tensor, nn
 
 from attncheck import HeadProfile, profile_dataset, profile_model
 from tests.distributed.models import Decoder, batches
+
+ROOT = Path(__file__).parents[2]
 
 
 def require_same(found: HeadProfile, want: HeadProfile) -> None:
@@ -74,6 +80,23 @@ def test_whatever_stops_it_leaves_what_was_done(tmp_path: Path, error: BaseExcep
     for profile in (kept.profile, HeadProfile.load(path)):
         require_same(profile, merged(batches()[:2]))
     assert "stopped after 2 whole batches" in " ".join(kept.__notes__)
+
+
+@pytest.mark.slow
+def test_a_real_interrupt_keeps_whole_batches(tmp_path: Path) -> None:
+    script, path = Path(__file__).with_name("interrupted.py"), tmp_path / "heads.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for _ in range(4):  # the fourth batch is asked for: three are done
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        done = int(process.stdout.read().split()[-1])
+        assert process.wait(60) == 130
+    assert done >= 3
+    held = batches()
+    require_same(HeadProfile.load(path), merged([held[i % len(held)] for i in range(done)]))
 
 
 def test_errors_name_the_batch() -> None:

@@ -56,6 +56,10 @@ def test_lengths_beyond_the_model_are_left_out(capsys: Capture) -> None:
 def test_a_factory_whose_inputs_are_no_ids(capsys: Capture) -> None:
     held = bench_json(capsys, f"{HERE}:encoder", "--lengths", "7,24")
     assert {cost["length"] for cost in held["costs"]} == {7, 24}
+    assert held["batch"] == 2
+    assert held["ceilings"]["flops"] > 0
+    for cost in held["costs"]:
+        assert cost["tokens_per_second"] == pytest.approx(2 * cost["length"] / cost["seconds"])
 
 
 def test_eager_attentions_of_a_transformers_model(capsys: Capture) -> None:
@@ -63,6 +67,12 @@ def test_eager_attentions_of_a_transformers_model(capsys: Capture) -> None:
     held = bench_json(capsys, f"{__name__}:gpt", "--lengths", "16,32")
     ways = [cost["way"] for cost in held["costs"] if cost["length"] == 32]
     assert ways == ["plain forward", "eager output_attentions", "capture", "profile"]
+    plain, profile = (
+        [cost["flop_share"] * cost["seconds"] for cost in held["costs"] if cost["way"] == way]
+        for way in ("plain forward", "profile")
+    )
+    assert plain == pytest.approx(profile)
+    assert plain[1] > plain[0] > 0
     assert MODELS[-1].config._attn_implementation == "sdpa"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, SIZE = 11, 32, 8, 4, 4
 
@@ -68,13 +69,55 @@ def batches() -> list[dict[str, Tensor]]:
     return found
 
 
-def parallelized(model: Decoder, mesh: Any) -> Decoder:
-    """Divide the heads of every layer over a mesh."""
+class WholeAttention(Attention):
+    """Sees the whole layer in every tensor, as code on `DTensor` does."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (
+            projection(hidden).unflatten(-1, (-1, SIZE)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        n = hidden.shape[1]
+        seen = torch.ones(n, n, dtype=torch.bool).tril()
+        hidden_scores = torch.zeros(n, n).masked_fill(~seen, -torch.inf)
+        if hasattr(q, "device_mesh"):
+            from torch.distributed.tensor import distribute_tensor
+
+            seen, hidden_scores = (
+                distribute_tensor(m, q.device_mesh) for m in (seen, hidden_scores)
+            )
+        if self.way == "sdpa":
+            with sdpa_kernel(SDPBackend.MATH):  # the only one for DTensor on a CPU
+                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        else:
+            k, v = (held.repeat_interleave(HEADS // KV_HEADS, 1) for held in (k, v))
+            scores = q @ k.transpose(-1, -2) / SIZE**0.5
+            mixed = torch.softmax(scores + hidden_scores, -1) @ v
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def on_whole_tensors(way: str) -> Decoder:
+    """The decoder with layers for `DTensor`: ``"sdpa"``, or ``"softmax"`` written out."""
+    model = Decoder()
+    for number, layer in enumerate(model.layers):
+        whole = WholeAttention(way)
+        whole.load_state_dict(layer.state_dict())
+        model.layers[number] = whole
+    return model
+
+
+def parallelized(model: Decoder, mesh: Any, *, local: bool = True) -> Decoder:
+    """Divide the heads of every layer over a mesh; attention gets plain tensors, or `DTensor`."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
         parallelize_module,
     )
 
-    plan = {f"layers.*.{name}_proj": ColwiseParallel() for name in ("q", "k", "v")}
+    divided = ColwiseParallel(use_local_output=local)
+    plan = {f"layers.*.{name}_proj": divided for name in ("q", "k", "v")}
     return parallelize_module(model, mesh, {**plan, "layers.*.o_proj": RowwiseParallel()})  # type: ignore[return-value]

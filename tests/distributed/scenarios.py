@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from attncheck import HeadProfile, gather_profiles, profile_dataset, profile_model
-from tests.distributed.models import Decoder, batches, parallelized
+from tests.distributed.models import HEADS, Decoder, batches, on_whole_tensors, parallelized
 
 Found = HeadProfile | str | None
 
@@ -62,6 +64,40 @@ def heads(rank: int, world: int) -> Found:
     return gather_profiles(part, mesh, over="heads")
 
 
+def divided_tensors(rank: int, world: int, way: str) -> Found:
+    mesh = init_device_mesh("cpu", (world,))
+    model = parallelized(on_whole_tensors(way), mesh, local=False)
+    part = profile_model(model, batches()[3]["input_ids"])
+    share = HEADS // world
+    assert part.layers[1].heads == tuple(range(rank * share, (rank + 1) * share))
+    return gather_profiles(part, mesh, over="heads")
+
+
+def divided_sdpa(rank: int, world: int) -> Found:
+    return divided_tensors(rank, world, "sdpa")
+
+
+def divided_softmax(rank: int, world: int) -> Found:
+    return divided_tensors(rank, world, "softmax")
+
+
+def divided_queries(rank: int, world: int) -> Found:
+    """Attention whose rows lie on several ranks."""
+    mesh = init_device_mesh("cpu", (world,))
+
+    class Rows(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query = distribute_tensor(x, mesh, [Shard(2)])
+            key = distribute_tensor(x, mesh)
+            return torch.softmax(query @ key.transpose(-1, -2), -1) @ key
+
+    return profile_model(Rows(), torch.ones(1, 2, 8, 4))
+
+
+def undivided(rank: int, world: int) -> Found:
+    return gather_profiles(profile_model(Decoder(), **batches()[0]), over="heads")
+
+
 def heads_of_other_input(rank: int, world: int) -> Found:
     return gather_profiles(profile_model(Decoder(), **batches()[rank]), over="heads")
 
@@ -85,6 +121,10 @@ SCENARIOS: dict[str, Callable[[int, int], Found]] = {
         no_profile,
         one_fails,
         heads,
+        divided_sdpa,
+        divided_softmax,
+        divided_queries,
+        undivided,
         heads_of_other_input,
         heads_and_batches,
     )

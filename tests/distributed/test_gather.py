@@ -16,7 +16,7 @@ import pytest
 import torch.multiprocessing as mp
 
 from attncheck import HeadProfile, gather_profiles, profile_dataset, profile_model
-from tests.distributed.models import HEADS, KV_HEADS, Decoder, batches
+from tests.distributed.models import HEADS, KV_HEADS, Decoder, batches, on_whole_tensors
 from tests.distributed.scenarios import spawned
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,11 @@ def test_one_rank_alone_may_get_it(results: Results) -> None:
         ("other_layers", "does not|holds 3 layers with heads L0H0, L0H1, ..., L2H7, here 2 layers"),
         ("nobody", "^ValueError: profile: no rank has seen a batch"),
         ("no_profile", "^ValueError: rank 1: profile: is dict; expected a HeadProfile or None"),
+        (
+            "divided_queries",
+            "its output, a DTensor, is divided along its queries. Divide the heads",
+        ),
+        ("undivided", "same numbers and measure exactly the same as those here"),
         ("heads_of_other_input", "of layers.0 saw other input|rank 1 beside rank 0.*other input"),
     ],
 )
@@ -89,7 +94,6 @@ def test_what_is_wrong_on_one_rank_is_raised_on_all(
     found = results(scenario)
     assert len({str(text) for text in found}) == 1
     assert isinstance(found[0], str)
-
     assert re.search(message, found[0])
 
 
@@ -104,6 +108,14 @@ def test_divided_heads_are_numbered_as_in_the_whole_model(results: Results) -> N
     want = profile_model(Decoder(), **batches()[3])
     assert (want.layers[0].n_heads, want.layers[0].n_kv_heads) == (HEADS, KV_HEADS)
     for profile in results("heads"):
+        require_same(profile, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["sdpa", "softmax"])
+def test_attention_on_dtensor_is_measured_where_its_heads_are(results: Results, way: str) -> None:
+    want = profile_model(on_whole_tensors(way), batches()[3]["input_ids"])
+    assert (want.layers[0].n_heads, want.layers[0].causal) == (HEADS, True)
+    for profile in results(f"divided_{way}"):
         require_same(profile, want, atol=1e-5)
 
 

@@ -10,6 +10,7 @@ import pytest
 from _pytest.pytester import SysModulesSnapshot
 
 INSTALLED = any(point.name == "attncheck" for point in entry_points(group="pytest11"))
+XDIST = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID")
 
 Run = Callable[..., pytest.RunResult]
 
@@ -49,9 +50,13 @@ def plugin_args() -> list[str]:
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, plugin_args: list[str]) -> Run:
-    """Run a test file, given as source, with some arguments."""
+    """Run a test file, given as source, with some arguments.
+
+    The nested run knows nothing of the outer one: not that it is a worker of pytest-xdist, where
+    plugins such as pytest-benchmark behave otherwise.
+    """
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS"):
+    for name in ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", *XDIST):
         monkeypatch.delenv(name, raising=False)
 
     def run_source(source: str, *args: str) -> pytest.RunResult:
