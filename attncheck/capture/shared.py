@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import nn
 
+from attncheck.capture.modules import ModuleTable
+
 __all__ = ["called", "evaluating", "uncompiled"]
 
 COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
@@ -134,12 +136,15 @@ def uncompiled() -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients; afterwards every submodule is in the mode it was in."""
-    modules = list(model.modules())
+    modules = ModuleTable.of(model).modules
     with _LOCK:
+        if not _MODES and not any(module.training for module in modules):
+            modules = ()  # nothing to change, and nobody else to wait for
         for module in modules:
             users, _, mode = _MODES.get(id(module), (0, module, module.training))
             _MODES[id(module)] = users + 1, module, mode
-        model.eval()
+        if modules:
+            model.eval()
     try:
         with torch.no_grad():
             yield
