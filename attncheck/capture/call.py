@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["AttentionCall", "Kind", "Recorder", "Sink"]
@@ -72,6 +73,11 @@ class AttentionCall:
         assert self.key is not None
         batch = max(self.query.shape[0], self.key.shape[0])
         return batch, self.query.shape[1], self.query.shape[2], self.key.shape[2]
+
+    @property
+    def hides_by_truth(self) -> bool:
+        """Whether its mask is True and False."""
+        return self.mask is not None and self.mask.dtype == torch.bool
 
     @property
     def n_key_value_heads(self) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.hiding import hiding_in, visible_keys
+from attncheck.capture.hiding import VisibleKeys, hiding_in
 from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
 from attncheck.capture.parts import CUTS, Columns, after_mixing, cut, keys_last, sums_to_one
 from attncheck.capture.plain import UnreadableError, require_numbers
@@ -55,6 +55,7 @@ class SoftmaxWatcher:
         self._sink = sink
         self._traces = Traces()
         self._columns = Columns()
+        self._visible = VisibleKeys()
         self._count = 0
         self._reported: set[int] = set()
         self._next: Mapping[str, Callable[[Step], None]] = {
@@ -292,18 +293,25 @@ class SoftmaxWatcher:
                 return
             self._reported.add(trace.softmax)
         module, name = place
-        self._sink.record(name, "softmax", lambda: _as_call(module, name, weights, trace, out))
+        build = partial(_as_call, module, name, weights, trace, out, self._visible)
+        self._sink.record(name, "softmax", build)
 
 
 def _as_call(
-    module: nn.Module, name: str, weights: Tensor, trace: Trace, out: Tensor
+    module: nn.Module,
+    name: str,
+    weights: Tensor,
+    trace: Trace,
+    out: Tensor,
+    visible: VisibleKeys,
 ) -> AttentionCall:
     layout = Layout.of(module, weights)
-    seen = visible_keys(trace, weights)
-    mask = None if seen is None else layout.apply(seen)
-    weights = layout.apply(weights.detach())
-    n_query, n_key = weights.shape[-2:]
-    causal = mask is None and n_query == n_key > 1 and not bool(weights.triu(1).any())
+    with torch.no_grad():
+        as_used, weights = weights, layout.apply(weights.detach())
+        seen = visible.of(trace, as_used, weights)
+        mask = None if seen is None else seen if seen.ndim == 4 else layout.apply(seen)
+        n_query, n_key = weights.shape[-2:]
+        causal = mask is None and n_query == n_key > 1 and _sees_no_later(weights)
     return AttentionCall(
         name=name,
         backend="softmax",
@@ -314,3 +322,10 @@ def _as_call(
         causal=causal,
         sink_is_rest=trace.sliced,
     )
+
+
+def _sees_no_later(weights: Tensor) -> bool:
+    """Whether no query has weight on a key behind it; few rows tell most that do."""
+    if bool(weights[:, :, 0, 1:].any()):
+        return False
+    return not bool(weights.triu(1).any())

@@ -14,6 +14,7 @@ __all__ = ["EXPONENTIALS", "JOINS", "QUOTIENTS", "RESHAPES", "TIMES", "Step", "m
 
 ENDS: Final = frozenset(
     {
+        *("cos", "sin"),  # angles of rotary embeddings are a product of two tensors as well
         *("linear", "addmm", "conv1d", "conv2d", "cumsum", "sort", "topk"),
         *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
         *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),

@@ -110,9 +110,7 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
 def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def attend(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(INPUTS, args, strict=False))
-        options = {**kwargs, **given}
-        module = options.get("module")
+        module = args[0] if args else kwargs.get("module")
         listening = [
             (sink, name) for sink in _sinks() if not sink.busy and (name := sink.name_of(module))
         ]
