@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import nn
 
+from attncheck.capture.functions import PLAIN, rested
 from attncheck.capture.modules import ModuleTable
 
 __all__ = ["called", "evaluating", "uncompiled"]
@@ -70,6 +71,8 @@ def _heard() -> Iterator[None]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self, args, kwargs)
+        if type(self) in PLAIN:
+            return rested(self, original, self, *args, **kwargs)
         returned = original(self, *args, **kwargs)
         if id(self) in _AWAITED:
             for ended in _AWAITED[id(self)]:

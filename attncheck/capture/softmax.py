@@ -76,6 +76,10 @@ class SoftmaxWatcher:
             "": self._follow,
         }
 
+    def follows(self) -> bool:
+        """Whether tensors are on their way from query and key to value."""
+        return bool(self._traces)
+
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
 from attncheck.capture.flex import shown_by
+from attncheck.capture.functions import rested
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["TransformersRecorder"]
@@ -119,7 +120,7 @@ def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
         with ExitStack() as stack:
             for sink, _ in listening:
                 stack.enter_context(sink.inside())
-            returned = function(*args, **kwargs)
+            returned = rested(None, function, *args, **kwargs)
             for sink, name in listening:
                 build = functools.partial(_as_call, function, backend, name, args, kwargs, returned)
                 sink.record(name, backend, build)
