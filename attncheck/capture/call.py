@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -116,6 +116,14 @@ class Sink(Protocol):
 
     def softmax_used(self, number: int) -> None:
         """Note that a softmax over this product multiplied values and was understood."""
+        ...
+
+    def part_seen(self, number: int) -> None:
+        """Note raised scores of some keys that multiplied values, by the number of the product."""
+        ...
+
+    def parts_used(self, numbers: Iterable[int]) -> None:
+        """Note that such parts made attention that was understood, or something else."""
         ...
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:

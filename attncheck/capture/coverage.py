@@ -89,6 +89,7 @@ class Coverage:
         for name in self._scripted():
             self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
         self._judge_threads()
+        self._session.judge_parts()
         if not self._session.captured:
             raise CaptureError(self._nothing())
         captured = self._session.captured

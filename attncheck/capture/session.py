@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,6 +67,8 @@ class Session:
         self.unused_softmaxes: dict[int, str] = {}
         """Modules that computed a softmax of query and key never seen to multiply values."""
         self.modules = ModuleTable.of(model) if modules is None else modules
+        self._parts: dict[int, str] = {}
+        """Modules that raised the scores of some keys, and where that led is not known yet."""
         self.names = self.modules.names
         """Path of every module, by its id."""
         self.busy = False
@@ -148,6 +150,23 @@ class Session:
         """Forget a softmax that turned out to be recorded attention."""
         self.unused_softmaxes.pop(number, None)
 
+    def part_seen(self, number: int) -> None:
+        """Remember raised scores of some keys that multiplied values, and where."""
+        place = self.here()
+        if place is not None and not in_backward():
+            self._parts[number] = place[1]
+
+    def parts_used(self, numbers: Iterable[int]) -> None:
+        """Forget parts that made recorded attention, or something else."""
+        for number in numbers:
+            self._parts.pop(number, None)
+
+    def judge_parts(self) -> None:
+        """Note modules in which several parts of a softmax never became weights."""
+        for name, count in Counter(self._parts.values()).items():
+            if count > 1:
+                self.unreadable(name, ONLINE, ONCE)
+
     def unreadable(self, name: str, what: str, way_out: str) -> None:
         """Note attention that ran but cannot be captured."""
         failure = Failure(name, what, way_out)
@@ -227,6 +246,14 @@ class Session:
         return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
+ONLINE = (
+    "its softmax is computed a few keys at a time, and the parts were not seen to become weights "
+    "that sum to 1"
+)
+ONCE = (
+    "Add the parts up and divide by their sum once, call scaled_dot_product_attention, or pass "
+    "strict=False to keep the other layers"
+)
 REPORT = (
     "The model computes something beside softmax(query @ key) @ value here; run it in another "
     "backend (model.set_attn_implementation('eager') in transformers), or leave the layer out with "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncheck.capture.traces import Trace
 
-__all__ = ["EXPONENTIALS", "JOINS", "QUOTIENTS", "RESHAPES", "TIMES", "Step", "mixes_heads"]
+__all__ = ["DIFFERENCES", "EXPONENTIALS", "JOINS", "QUOTIENTS", "RESHAPES", "TIMES", "Step", "mixes_heads"]
 
 ENDS: Final = frozenset(
     {
@@ -30,6 +30,8 @@ REDUCTIONS: Final = frozenset(
 EXPONENTIALS: Final = ("exp", "exp_", "exp2", "exp2_", "special_exp2")
 QUOTIENTS: Final = ("div", "div_", "true_divide", "__truediv__", "__itruediv__")
 TIMES: Final = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
+
+DIFFERENCES: Final = ("sub", "sub_", "subtract", "__sub__", "__isub__")
 
 RESHAPES: Final = ("view", "reshape", "flatten", "unflatten", "ravel")
 """Functions that merge or split axes."""
