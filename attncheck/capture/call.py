@@ -40,6 +40,7 @@ class AttentionCall:
         without_dropout: Calls the backend again without dropout, for the fidelity gate.
         redone: ``(batch, ..., size)``: what a second, weights-returning call returned; compared
             with `output` where there is no value to multiply.
+        note: What else is to be known of it.
         sink_is_rest: The model cut a sink's column off its own weights: the rest of a row is its.
     """
 
@@ -62,6 +63,7 @@ class AttentionCall:
     without_dropout: Callable[[], Tensor] | None = None
     redone: Tensor | None = None
     sink_is_rest: bool = False
+    note: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

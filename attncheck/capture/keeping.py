@@ -176,7 +176,7 @@ class Keeper:
             model_device=str(call.output.device),
             queries=() if queries.index is None else queries.numbers,
             n_query_in_call=n_query,
-            note="; ".join(part for part in (note, self._eagerly(call.name)) if part),
+            note="; ".join(part for part in (note, call.note, self._eagerly(call.name)) if part),
         )
         return self._sighted(layer, seen, heads), status
 

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
 from attncheck.capture.flex import shown_by
 from attncheck.capture.functions import rested
 from attncheck.capture.whereabouts import kind_of
+from attncheck.tolerances import tolerance_for
 
 __all__ = ["TransformersRecorder"]
 
@@ -29,6 +31,11 @@ INPUTS: Final = ("module", "query", "key", "value", "attention_mask")
 
 WAYS_TO_ASK: Final = ("get_interface", "__getitem__")
 """Methods of ``AttentionInterface`` that hand out a function."""
+
+
+WITHOUT_SINK: Final = (
+    "the model returns weights before its sink takes its share: weights / (1 - sink_mass)"
+)
 
 
 class TransformersRecorder:
@@ -168,6 +175,7 @@ def _as_call(
         softcap=_number(options.get("softcap")),
         sinks=sinks,
         dropout=dropout,
+        note="" if sinks is None or own is None or _leaves_room(own) else WITHOUT_SINK,
         without_dropout=lambda: _head_first(
             function(*args, **{**kwargs, "dropout": 0.0})[0], query
         ),
@@ -210,6 +218,13 @@ def _sink_scores(module: nn.Module, options: Mapping[str, Any], backend: str) ->
     if found is None and "s_aux" not in options:
         found = getattr(module, "sinks", None)
     return found if isinstance(found, Tensor) else None
+
+
+def _leaves_room(weights: Tensor) -> bool:
+    """Whether rows sum to less than 1: what a model returns then has given the sink its share."""
+    with torch.no_grad():
+        rest = 1 - weights[:, :, -1].sum(-1, dtype=torch.float64)
+    return bool(rest.nan_to_num(1).amax() > 2 * tolerance_for(weights.dtype).row_sum)
 
 
 def _head_first(output: Tensor, query: Tensor) -> Tensor:
