@@ -55,9 +55,7 @@ class Coverage:
         self._model_calls = self._returned = 0
         self._token_ids: Tensor | None = None
         self._watched = [
-            module
-            for module in session.modules.modules
-            if _named_attention(type(module).__name__)
+            module for module in session.modules.modules if _named_attention(type(module).__name__)
         ]
         self._wanted = {id(self._root), *(id(module) for module in self._watched)}
         self._thread = threading.get_ident()

@@ -9,6 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
+from attncheck.capture.rebuild import contents
 from attncheck.capture.traces import Hiding, Trace
 
 __all__ = ["VisibleKeys", "hiding_in", "visible_keys"]
@@ -21,19 +22,19 @@ class VisibleKeys:
     """Merges masks; those that all layers share only once."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Any, ...], tuple[list[Tensor], Tensor | None]] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], tuple[list[Tensor], Tensor | None]] = (
+            OrderedDict()
+        )
 
     def of(self, trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:
         """See `visible_keys`."""
         if not trace.hiding:
             return None
         masks = [mask for _, mask in trace.hiding]
-        if any(mask.is_inference() for mask in masks):  # they count no versions
+        held = [contents(mask) for mask in masks]
+        if None in held:
             return visible_keys(trace, weights, head_first)
-        same = [
-            (how, mask.data_ptr(), mask.shape, mask.stride(), mask.dtype, mask._version)
-            for how, mask in trace.hiding
-        ]
+        same = [(how, mask) for (how, _), mask in zip(trace.hiding, held, strict=True)]
         key = (*same, weights.shape, head_first.shape)
         if key not in self._known:
             # The masks are kept with the result: their memory must stay taken.

@@ -18,36 +18,12 @@ from torch import nn
 
 from attncheck.capture.functions import PLAIN, rested
 from attncheck.capture.modules import ModuleTable
+from attncheck.capture.sharing import Shared
 
 __all__ = ["called", "evaluating", "uncompiled"]
 
 COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
 """Modules of torch without which nothing is compiled; flex attention compiles by itself."""
-
-
-class _Shared:
-    """A change to the process that lasts as long as anybody needs it."""
-
-    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._change = change
-        self._lock = threading.Lock()
-        self._users = 0
-        self._made = ExitStack()
-
-    @contextmanager
-    def needed(self) -> Iterator[None]:
-        """Make the change, unless it is made; undo it when nobody needs it any more."""
-        with self._lock:
-            if not self._users:
-                self._made.enter_context(self._change())
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._made.close()
 
 
 Listener: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -86,8 +62,8 @@ def _heard() -> Iterator[None]:
         nn.Module._call_impl = original  # type: ignore[method-assign]
 
 
-_CALLS: Final = _Shared(_heard)
-_EAGER: Final = _Shared(lambda: torch.compiler.set_stance("force_eager"))
+_CALLS: Final = Shared(_heard)
+_EAGER: Final = Shared(lambda: torch.compiler.set_stance("force_eager"))
 _MODES: Final[dict[int, tuple[int, nn.Module, bool]]] = {}
 """By id: how many captures evaluate a module, the module, and whether it was training."""
 _LOCK: Final = threading.Lock()

@@ -122,7 +122,7 @@ class SoftmaxWatcher:
                 added,
                 product=self._count,
                 storage=product.right.untyped_storage().data_ptr() if has_place else 0,
-                offset=product.right.storage_offset() if has_place else 0,
+                offset=int(product.right.storage_offset()) if has_place else 0,
             )
         return out
 
@@ -172,10 +172,12 @@ class SoftmaxWatcher:
         source, trace = found
         begins = trace.stage == "summed" and begins_sum(name, args, source)
         out = function(*args, **kwargs)
+        custom = getattr(function, "custom", False)
+        inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
-        else:
-            step = Step(name, args, kwargs, source, trace, out)
+        elif inside is None or inside.stage == trace.stage:  # else it was followed inside
+            step = Step(name, args, kwargs, source, trace, out, custom)
             self._try(partial(self._next[trace.stage], step), trace)
         return out
 
@@ -239,6 +241,8 @@ class SoftmaxWatcher:
             return
         if step.drops():
             trace = replace(trace, clean=source.detach())
+        elif trace.clean is not None:
+            trace = replace(trace, clean=step.alike(trace.clean))
         self._traces[target] = trace
 
     def _after_weighted(self, step: Step) -> None:
