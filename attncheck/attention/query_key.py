@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["QueryKey"]
+
+SMALL: Final = 1 << 18
+"""Cells of a causal mask that is kept for the next layer."""
 
 TENSORS: Final = ("query", "key", "bias", "mask", "rows", "sinks")
 
@@ -107,22 +111,34 @@ class QueryKey:
         Args:
             queries: Which of the held queries: a slice, or their numbers, int64. Default: all.
         """
-        dtype = self.computed_in
-        query = self.query if queries is None else self.query[:, :, queries]
-        keys = self.key_of_heads().to(dtype)
-        scores = torch.matmul(query.to(dtype), keys.transpose(-1, -2)).mul_(self.scale)
+        scores = self._products(queries)
         if self.softcap is not None:
             scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.bias is not None:
             scores = scores.add_(_of_rows(self.bias, queries))
         if self.causal:
-            scores = scores.add_(self._future(queries, dtype))
+            scores = scores.add_(self._future(queries, scores.dtype))
         if self.mask is None:
             return scores
         mask = _of_rows(self.mask, queries)
         if mask.dtype == torch.bool:
             return scores.masked_fill_(~mask, -math.inf)
         return scores.add_(mask)
+
+    def _products(self, queries: slice | Tensor | None) -> Tensor:
+        """Multiply queries and keys, and scale: ``(batch, head, chosen query, key)``."""
+        dtype = self.computed_in
+        query = _chosen(self.query, queries).to(dtype)
+        (batch, heads, n_query, size), n_key = query.shape, self.key.shape[2]
+        shared = self.key.shape[1]
+        if query.shape[0] != self.key.shape[0] or self.key_heads != _in_groups(heads, shared):
+            keys = self.key_of_heads().to(dtype)
+            return torch.matmul(query, keys.transpose(-1, -2)).mul_(self.scale)
+        # One product for each key head, whose queries stand below each other: no key is repeated.
+        rows = query.reshape(batch * shared, heads // shared * n_query, size)
+        keys = self.key.to(dtype).reshape(batch * shared, n_key, size).transpose(-1, -2)
+        made = torch.baddbmm(rows.new_zeros(()), rows, keys, beta=0, alpha=self.scale)
+        return made.view(batch, heads, n_query, n_key)
 
     def weights(self, queries: slice | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return weights ``(batch, head, chosen query, key)`` and their sink mass.
@@ -169,14 +185,45 @@ class QueryKey:
         n_query, n_key = self.query.shape[2], self.key.shape[2]
         rows = self.rows
         if rows is None:
+            if n_query * n_key <= SMALL and not torch.is_inference_mode_enabled():
+                whole = _triangle(n_query, n_key, dtype, self.device)
+                if isinstance(queries, Tensor):
+                    return whole.index_select(0, queries)
+                return whole if queries is None else whole[queries]
             rows = torch.arange(n_query, device=self.device)
         rows = rows if queries is None else rows[queries]
-        hidden = torch.arange(n_key, device=self.device) > rows[:, None]
-        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(
-            hidden, -math.inf
-        )
+        return _behind(rows, n_key, dtype)
+
+
+def _behind(rows: Tensor, n_key: int, dtype: torch.dtype) -> Tensor:
+    hidden = torch.arange(n_key, device=rows.device) > rows[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=rows.device).masked_fill_(
+        hidden, -math.inf
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _triangle(n_query: int, n_key: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All layers of a short call share it; nobody changes it."""
+    return _behind(torch.arange(n_query, device=device), n_key, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _in_groups(n_heads: int, n_shared: int) -> tuple[int, ...]:
+    """The key head of each query head where equally many stand in a row for each."""
+    if not n_shared or n_heads % n_shared:
+        return ()
+    return tuple(head // (n_heads // n_shared) for head in range(n_heads))
 
 
 def _of_rows(tensor: Tensor, queries: slice | Tensor | None) -> Tensor:
     """Choose queries of a mask, a bias or sinks, unless one entry stands for all."""
-    return tensor if queries is None or tensor.shape[2] == 1 else tensor[:, :, queries]
+    return tensor if tensor.shape[2] == 1 else _chosen(tensor, queries)
+
+
+def _chosen(tensor: Tensor, queries: slice | Tensor | None) -> Tensor:
+    if queries is None:
+        return tensor
+    if isinstance(queries, Tensor):
+        return tensor.index_select(2, queries)
+    return tensor[:, :, queries]

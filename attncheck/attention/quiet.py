@@ -11,13 +11,22 @@ import torch
 __all__ = ["quiet"]
 
 
-@contextmanager
-def quiet(device_type: str) -> Iterator[None]:
+def quiet(device_type: str) -> AbstractContextManager[None]:
     """No gradients, autocast, function modes or `torch.func`; results are ordinary tensors.
 
     Args:
         device_type: ``"cpu"``, ``"cuda"``, ...: where the computation runs.
     """
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        return _silenced(device_type)
+    if torch.is_autocast_enabled(device_type) or _is_transforming():
+        return _silenced(device_type)
+    hidden: AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return hidden
+
+
+@contextmanager
+def _silenced(device_type: str) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -28,9 +37,13 @@ def quiet(device_type: str) -> Iterator[None]:
         yield
 
 
+def _is_transforming() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _untransformed() -> AbstractContextManager[Any]:
     """Outside `torch.func.grad` and its like, which wrap whatever is computed inside them."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    if not _is_transforming():
         return nullcontext()
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 

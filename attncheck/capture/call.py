@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["AttentionCall", "Kind", "Recorder", "Sink"]
@@ -39,6 +40,7 @@ class AttentionCall:
         without_dropout: Calls the backend again without dropout, for the fidelity gate.
         redone: ``(batch, ..., size)``: what a second, weights-returning call returned; compared
             with `output` where there is no value to multiply.
+        note: What else is to be known of it.
         sink_is_rest: The model cut a sink's column off its own weights: the rest of a row is its.
         first_head: The model's number of the first head, where other ranks have those before it.
     """
@@ -63,6 +65,7 @@ class AttentionCall:
     redone: Tensor | None = None
     sink_is_rest: bool = False
     first_head: int = 0
+    note: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -74,6 +77,11 @@ class AttentionCall:
         assert self.key is not None
         batch = max(self.query.shape[0], self.key.shape[0])
         return batch, self.query.shape[1], self.query.shape[2], self.key.shape[2]
+
+    @property
+    def hides_by_truth(self) -> bool:
+        """Whether its mask is True and False."""
+        return self.mask is not None and self.mask.dtype == torch.bool
 
     @property
     def n_key_value_heads(self) -> int:
@@ -112,6 +120,14 @@ class Sink(Protocol):
 
     def softmax_used(self, number: int) -> None:
         """Note that a softmax over this product multiplied values and was understood."""
+        ...
+
+    def part_seen(self, number: int) -> None:
+        """Note raised scores of some keys that multiplied values, by the number of the product."""
+        ...
+
+    def parts_used(self, numbers: Iterable[int]) -> None:
+        """Note that such parts made attention that was understood, or something else."""
         ...
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:

@@ -9,8 +9,9 @@ routers and pooling layers do not.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -53,7 +54,9 @@ class Coverage:
         self._ran: set[int] = set()
         self._model_calls = self._returned = 0
         self._token_ids: Tensor | None = None
-        self._watched = [module for module in model.modules() if _looks_like_attention(module)]
+        self._watched = [
+            module for module in session.modules.modules if _named_attention(type(module).__name__)
+        ]
         self._wanted = {id(self._root), *(id(module) for module in self._watched)}
         self._thread = threading.get_ident()
         self._elsewhere: dict[int, nn.Module] = {}
@@ -84,10 +87,11 @@ class Coverage:
         for name in self._scripted():
             self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
         self._judge_threads()
+        self._session.judge_parts()
         if not self._session.captured:
             raise CaptureError(self._nothing())
         captured = self._session.captured
-        classes = {type(m) for m in self._watched if self._names[id(m)] in captured}
+        classes = {type(m) for m in self._watched if self._is(m, captured)}
         unused = self._session.unused_softmaxes.values()
         for module in self._watched:
             name = self._names[id(module)]
@@ -97,7 +101,7 @@ class Coverage:
                 self._session.unreadable(
                     name, f"of several attentions in it, one: {UNUSED}", SWITCH
                 )
-            if any(_related(name, found) for found in captured):
+            if name in captured or any(_related(name, found) for found in captured):
                 continue
             if any(_within(found, name) for found in unused):
                 self._session.unreadable(name, UNUSED, SWITCH)
@@ -105,12 +109,17 @@ class Coverage:
                 cause = f"no attention was seen in it, unlike in other {type(module).__name__}"
                 self._session.unreadable(name, cause, SWITCH)
 
+    def _is(self, module: nn.Module, names: Collection[str]) -> bool:
+        return self._names[id(module)] in names
+
     def _judge_threads(self) -> None:
         """Note attention that the model ran in a thread of its own."""
+        if not self._elsewhere:
+            return
         captured = self._session.captured
-        classes = {type(m) for m in self._root.modules() if self._names[id(m)] in captured}
+        classes = {type(m) for m in self._session.modules.modules if self._is(m, captured)}
         for key, module in self._elsewhere.items():
-            attends = _looks_like_attention(module) or type(module) in classes
+            attends = _named_attention(type(module).__name__) or type(module) in classes
             if attends and key not in self._ran and module is not self._root:
                 self._session.unreadable(self._names[key], ELSEWHERE, ONE_THREAD)
 
@@ -140,7 +149,7 @@ class Coverage:
     def _scripted(self) -> list[str]:
         """Names of TorchScript modules that compute attention, the outermost of each."""
         found: list[str] = []
-        for module in self._root.modules():
+        for module in self._session.modules.modules:
             if not isinstance(module, torch.jit.ScriptModule):
                 continue
             name = self._names[id(module)]
@@ -178,8 +187,9 @@ class Coverage:
         )
 
 
-def _looks_like_attention(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
+@functools.lru_cache(maxsize=4096)
+def _named_attention(class_name: str) -> bool:
+    name = class_name.lower()
     return "attention" in name or "attn" in name
 
 

@@ -23,10 +23,11 @@ from attncheck.capture.keeping import (
     checked_store,
 )
 from attncheck.capture.memory import SHARE, checked_limit
+from attncheck.capture.modules import ModuleTable, module_names
 from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.capture.recorders import RECORDERS
 from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection, checked
-from attncheck.capture.session import Session, module_names
+from attncheck.capture.session import Session
 from attncheck.capture.shared import evaluating, uncompiled
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
@@ -122,7 +123,6 @@ class AttentionExtractor:
             memory_limit=checked_limit(memory_limit),
             keeps=not measured and on_layer is None,
             scratch=not measured or queries is not None,
-            compiled=tuple(_compiled(model)),
         )
         self._layers: list[LayerAttention] = []
         self._profiler = Profiler(evaluator)
@@ -183,7 +183,9 @@ class AttentionExtractor:
         self._layers = []
         self._profiler = Profiler(self._evaluator)
         self._interrupted = False
-        self._session = Session(self.model, self._settings, self._on_layer or self._keep)
+        modules = ModuleTable.of(self.model)
+        settings = replace(self._settings, compiled=tuple(_compiled(modules)))
+        self._session = Session(self.model, settings, self._on_layer or self._keep, modules)
         self._coverage = Coverage(self.model, self._session)
         with ExitStack() as stack:
             stack.enter_context(uncompiled())
@@ -278,7 +280,8 @@ class AttentionExtractor:
         self._stack.close()
 
     def _select(self, layers: LayerChoice) -> LayerSelection:
-        return LayerSelection(layers, list(module_names(self.model).values()))
+        names = [] if layers is None else list(module_names(self.model).values())
+        return LayerSelection(layers, names)
 
     def _judge(self) -> None:
         assert self._session is not None
@@ -292,9 +295,8 @@ class AttentionExtractor:
             raise
 
 
-def _compiled(model: nn.Module) -> Iterator[str]:
+def _compiled(modules: ModuleTable) -> Iterator[str]:
     """Yield the paths of modules that `torch.compile` wrapped or compiled in place."""
-    names = module_names(model)
-    for module in model.modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
-            yield "" if module is model else f"{names[id(module)]}."
+    for module in modules.modules:
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            yield "" if module is modules.modules[0] else f"{modules.names[id(module)]}."

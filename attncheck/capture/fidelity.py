@@ -54,11 +54,10 @@ def unfaithful(
     if call.value is None or (call.dropout and call.without_dropout is None):
         return None
     dtype = torch.promote_types(call.value.dtype, torch.float32)
-    value = of_query_heads(call.value, heads, call.shape[1]).to(dtype)
-    rebuilt = torch.matmul(weights.to(dtype), value)
+    rebuilt, value = _of_values(weights.to(dtype), call.value.detach().to(dtype), heads, call)
     # No mean of values is larger than the largest: what passes by the one passes by the other.
     allowed = _allowed(call, rebuilt)
-    returned = heads.of(output.index_select(2, rows), 1).to(dtype)
+    returned = heads.of(output.detach().index_select(2, rows), 1).to(dtype)
     if seen is not None:
         hidden = ~seen.expand(*seen.shape[:2], call.shape[2]).index_select(2, rows)
         rebuilt = torch.where(hidden[..., None], returned, rebuilt)
@@ -66,6 +65,22 @@ def unfaithful(
     if error <= allowed:
         return None
     return _verdict(error, value, call, rebuilt_scores=call.weights is None)
+
+
+def _of_values(
+    weights: Tensor, value: Tensor, heads: Chosen, call: AttentionCall
+) -> tuple[Tensor, Tensor]:
+    """Multiply weights and value; return the product, and the value as it was multiplied."""
+    batch, n_heads, n_rows, n_key = weights.shape
+    shared = value.shape[1]
+    regular = shared and n_heads % shared == 0 and value.shape[0] == batch
+    if heads.index is not None or not regular:
+        value = of_query_heads(value, heads, call.shape[1])
+        return torch.matmul(weights, value), value
+    # Rows of all query heads that share a value below each other: no value is repeated.
+    grouped = weights.reshape(batch * shared, n_heads // shared * n_rows, n_key)
+    product = torch.bmm(grouped, value.reshape(batch * shared, *value.shape[2:]))
+    return product.view(batch, n_heads, n_rows, value.shape[3]), value
 
 
 @functools.lru_cache(maxsize=64)

@@ -37,6 +37,10 @@ class FlexWatcher:
         """Names of the functions watched."""
         return {"flex_attention": self._attend}
 
+    def follows(self) -> bool:
+        """Nothing but these."""
+        return False
+
     def _attend(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:

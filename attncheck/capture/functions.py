@@ -2,21 +2,35 @@
 
 One function mode sees every torch function that Python code calls, also early imports
 (``from torch.nn.functional import scaled_dot_product_attention``) and ``torch._C._nn``. It hands
-those that matter to a watcher by their name and lets all others pass.
+those that matter to a watcher by their name and lets all others pass. A mode costs microseconds for
+every function, so it rests where it would let all of them pass.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from attncheck.capture.call import Sink
+from attncheck.capture.sharing import Shared
 
-__all__ = ["FunctionRecorder", "Watcher"]
+__all__ = ["PLAIN", "FunctionRecorder", "Watcher", "rested"]
+
+PLAIN: Final = frozenset(
+    {
+        *(nn.Linear, nn.Embedding, nn.Identity, nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
+        *(nn.GELU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.LeakyReLU),
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    }
+)
+"""Classes that call none of the functions watched, unless there are tensors to follow."""
 
 
 class Watcher(Protocol):
@@ -28,6 +42,10 @@ class Watcher(Protocol):
         The replacement is called as ``replacement(function, args, kwargs)``, with all function
         modes off, and returns what ``function(*args, **kwargs)`` returns.
         """
+        ...
+
+    def follows(self) -> bool:
+        """Whether it needs to see all other functions now."""
         ...
 
 
@@ -45,12 +63,26 @@ class FunctionRecorder:
     def installed(self, sink: Sink) -> Iterator[None]:
         """Report calls from ``sink``'s model in this thread until the context ends."""
         mode = _Mode(sink, self._watchers(sink))
-        torch._C._push_on_torch_function_stack(mode)
-        try:
-            yield
-        finally:
-            mode.done = True
-            _remove(mode)
+        with _APPLYING.needed():
+            torch._C._push_on_torch_function_stack(mode)
+            try:
+                yield
+            finally:
+                mode.done = True
+                _remove(mode)
+
+
+class _Applied:
+    """An `autograd.Function` that passes for a torch function."""
+
+    custom: Final = True
+
+    def __init__(self, name: str, apply: Callable[..., Any]) -> None:
+        self.__name__ = name
+        self._apply = apply
+
+    def __call__(self, *args: Any) -> Any:
+        return self._apply(*args)
 
 
 class _Mode(TorchFunctionMode):
@@ -63,16 +95,80 @@ class _Mode(TorchFunctionMode):
         self._replacements: dict[str, Callable[..., Any]] = {}
         for watcher in reversed(watchers):
             self._replacements.update(watcher.functions())
-        self._any_other = self._replacements.get("", _call)
+        self._any_other = self._replacements.pop("", _call)
+        self._followers = [w.follows for w in watchers if "" in w.functions()]
+
+    def rests(self, module: nn.Module) -> bool:
+        """Whether it would let pass every function of a module."""
+        if type(module) not in PLAIN or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        return "forward" not in vars(module) and not any(follows() for follows in self._followers)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it lets all functions pass."""
+        return self.done or self._sink.busy
+
+    def applied(self, function: type, apply: Callable[..., Any], args: Any) -> Any:
+        """Watch an `autograd.Function`, in which each torch function is watched as well."""
+        if self.silent or torch.compiler.is_compiling():
+            return apply(*args)
+
+        return self._any_other(_Applied(function.__name__, apply), args, {})
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
+        replacement = self._replacements.get(getattr(func, "__name__", ""), self._any_other)
         if self.done or self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
-        name = getattr(func, "__name__", "")
-        return self._replacements.get(name, self._any_other)(func, args, options)
+        return replacement(func, args, options)
+
+
+@contextmanager
+def _applying() -> Iterator[None]:
+    """Show calls of ``autograd.Function.apply``, which no function mode sees, to this thread's."""
+    function = torch.autograd.Function
+    original = vars(function)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        call = original.__get__(None, cls)
+        count = torch._C._len_torch_function_stack()
+        mode = torch._C._get_function_stack_at(count - 1) if count and not kwargs else None
+        if type(mode) is not _Mode:
+            return call(*args, **kwargs)
+        return mode.applied(cls, call, args)
+
+    patched: Any = classmethod(functools.wraps(original.__func__)(apply))
+    type.__setattr__(function, "apply", patched)
+    try:
+        yield
+    finally:
+        type.__setattr__(function, "apply", original)
+
+
+_APPLYING: Final = Shared(_applying)
+
+
+def rested(module: nn.Module | None, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make a call with this thread's innermost recorder taken off, if it would see nothing in it.
+
+    Args:
+        module: Whose call it is; None: a function that a recorder reports itself.
+        call: What to call.
+        args: For the call.
+        kwargs: For the call.
+    """
+    count = torch._C._len_torch_function_stack()
+    mode = torch._C._get_function_stack_at(count - 1) if count else None
+    if type(mode) is not _Mode or not (mode.silent if module is None else mode.rests(module)):
+        return call(*args, **kwargs)
+    torch._C._pop_torch_function_stack()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        torch._C._push_on_torch_function_stack(mode)
 
 
 def _call(function: Any, args: Any, options: Mapping[str, Any]) -> Any:

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
+from attncheck.capture.rebuild import contents
 from attncheck.capture.traces import Hiding, Trace
 
-__all__ = ["hiding_in", "visible_keys"]
+__all__ = ["VisibleKeys", "hiding_in", "visible_keys"]
+
+REMEMBERED: Final = 4
+"""How many merged masks are kept: layers share theirs, a model has one or two of them."""
 
 
-def visible_keys(trace: Trace, weights: Tensor) -> Tensor | None:
-    """Merge the masks that the model applied, as far as they fit the weights as they lie."""
-    seen: Tensor | None = None
-    for how, mask in trace.hiding:
-        if how == "added":
-            shown = mask > HIDDEN_BELOW
-            if bool(shown.all()):
-                continue
-        else:
-            shown = mask.bool() if how == "visible" else ~mask.bool()
-        try:
-            shown = shown.broadcast_to(weights.shape)
-        except RuntimeError:
+class VisibleKeys:
+    """Merges masks; those that all layers share only once."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[Any, ...], tuple[list[Tensor], Tensor | None]] = (
+            OrderedDict()
+        )
+
+    def of(self, trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:
+        """See `visible_keys`."""
+        if not trace.hiding:
             return None
-        seen = shown if seen is None else seen & shown
-    return seen
+        masks = [mask for _, mask in trace.hiding]
+        held = [contents(mask) for mask in masks]
+        if None in held:
+            return visible_keys(trace, weights, head_first)
+        same = [(how, mask) for (how, _), mask in zip(trace.hiding, held, strict=True)]
+        key = (*same, weights.shape, head_first.shape)
+        if key not in self._known:
+            # The masks are kept with the result: their memory must stay taken.
+            self._known[key] = masks, visible_keys(trace, weights, head_first)
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return self._known[key][1]
+
+
+def visible_keys(trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:
+    """Merge the masks that the model applied, as far as they fit the weights.
+
+    Args:
+        trace: Of the weights.
+        weights: As they lie in the model.
+        head_first: The same, ``(batch, head, query, key)``.
+
+    Returns:
+        Bool of the shape of one of the two, as the masks fit it; None: nothing is hidden, or it is
+        not known what.
+    """
+    shown = [mask for how, mask in map(_shown, trace.hiding) if how]
+    if not shown:
+        return None
+    for shape in (head_first.shape, weights.shape):
+        if all(_fits(mask, shape) for mask in shown):
+            seen = shown[0]
+            for mask in shown[1:]:
+                seen = seen & mask
+            return seen.broadcast_to(shape)
+    return None
+
+
+def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
+    """Return whether a mask hides anything, and what it shows."""
+    how, mask = hiding
+    if how == "added":
+        shown = mask > HIDDEN_BELOW
+        return not bool(shown.all()), shown
+    return True, mask.bool() if how == "visible" else ~mask.bool()
+
+
+def _fits(mask: Tensor, shape: tuple[int, ...]) -> bool:
+    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
+    return mask.ndim <= len(shape) and all(own in (1, size) for own, size in sizes)
 
 
 def hiding_in(

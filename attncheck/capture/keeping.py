@@ -142,18 +142,19 @@ class Keeper:
         heads, queries = self._chosen("heads", call), self._chosen("queries", call)
         describes = call.query is not None and (call.weights is None or settings.store != "weights")
         record = record_of(call, heads) if describes else None
-        batch, _, _, n_key = call.shape
+        batch, _, n_query, n_key = call.shape
         shape = batch, len(heads.numbers), len(queries.numbers), n_key
         self._admit(call, record, shape, to_come)
-        if record is not None or (call.mask is not None and call.mask.dtype == torch.bool):
+        hides = call.mask is not None or call.bias is not None
+        if hides and (record is not None or call.hides_by_truth):
             # Copied once for all layers that share them, before anybody changes them.
             mask, bias = self._snapshots.of(call.mask), self._snapshots.of(call.bias)
             call = replace(call, mask=mask, bias=bias)
             record = record_of(call, heads) if describes else None
         seen = self._reader.read(
-            call.mask, *call.shape[2:], top_left=call.causal, decoding=call.decoding
+            call.mask, n_query, n_key, top_left=call.causal, decoding=call.decoding
         )
-        rows = compared_rows(call.shape[2], device)
+        rows = compared_rows(n_query, device)
         block, record, note = self._compared(call, record, heads, rows)
         status = unfaithful(call, block, rows, heads, _of(seen.rows, heads))
         held, sink_mass = self._held(call, record, heads, queries)
@@ -174,13 +175,15 @@ class Keeper:
             model_dtype=str(call.output.dtype).removeprefix("torch."),
             model_device=str(call.output.device),
             queries=() if queries.index is None else queries.numbers,
-            n_query_in_call=call.shape[2],
-            note="; ".join(part for part in (note, self._eagerly(call.name)) if part),
+            n_query_in_call=n_query,
+            note="; ".join(part for part in (note, call.note, self._eagerly(call.name)) if part),
         )
         return self._sighted(layer, seen, heads), status
 
     def _eagerly(self, name: str) -> str:
         paths = self._settings.compiled
+        if not paths:
+            return ""
         return RAN_EAGERLY if any(f"{name}.".startswith(path) for path in paths) else ""
 
     def finish(self) -> None:
@@ -215,13 +218,17 @@ class Keeper:
             sink_mass = _rest(weights) if call.sink_is_rest else None
             return self._kept(weights, call.weights), sink_mass
         lasting = settings.store != "weights"
-        record = replace(of_queries(record, queries), dtype=settings.dtype, lasting=lasting)
+        if queries.index is not None or settings.dtype is not None or not lasting:
+            record = replace(of_queries(record, queries), dtype=settings.dtype, lasting=lasting)
         if not lasting and (self._transfer.moves(record.query) or record.nbytes > _size(record)):
             weights, sink_mass = record.weights()
             return self._transfer.of(weights), sink_mass
         if settings.store == "profile":
             return record, None
-        return copied(record).moved(self._transfer.of), None
+        record = copied(record)
+        return (
+            record.moved(self._transfer.of) if self._transfer.moves(record.query) else record
+        ), None
 
     def _kept(self, weights: Tensor, own: Tensor) -> Tensor:
         """Bring weights that the model made to where they are kept, as a copy."""

@@ -41,6 +41,10 @@ class MultiheadWatcher:
             **dict.fromkeys(FUSED, self._fused),
         }
 
+    def follows(self) -> bool:
+        """Nothing but these."""
+        return False
+
     def _attend(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:

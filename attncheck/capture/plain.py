@@ -52,6 +52,9 @@ def require_numbers(tensor: Tensor) -> Tensor:
 
 def as_plain(call: AttentionCall) -> AttentionCall:
     """Return a call with all of its tensors as `require_numbers` gives them."""
+    untransformed = _functorch.peek_interpreter_stack() is None
+    if untransformed and not any(_holds_none(t) for t in (call.output, call.query, call.weights)):
+        return call
     changed: dict[str, Any] = {}
     for field in fields(call):
         held = getattr(call, field.name)
@@ -60,3 +63,11 @@ def as_plain(call: AttentionCall) -> AttentionCall:
             if plain is not held:
                 changed[field.name] = plain
     return replace(call, **changed) if changed else call
+
+
+def _holds_none(tensor: Tensor | None) -> bool:
+    """Whether it holds no plain numbers: on the meta device, fake, or wrapped by `torch.func`."""
+    if tensor is None:
+        return False
+    wrapped = bool(_functorch.is_functorch_wrapped_tensor(tensor))
+    return wrapped or tensor.is_meta or hasattr(tensor, "fake_mode")

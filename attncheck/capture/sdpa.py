@@ -30,6 +30,10 @@ class SdpaWatcher:
         """Names of the functions watched."""
         return {"scaled_dot_product_attention": self._attend}
 
+    def follows(self) -> bool:
+        """Nothing but these."""
+        return False
+
     def _attend(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:

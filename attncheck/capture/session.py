@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,13 +13,14 @@ from torch import nn
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall
 from attncheck.capture.keeping import Keeper, Settings
+from attncheck.capture.modules import ModuleTable
 from attncheck.capture.plain import UnreadableError, as_plain
 from attncheck.capture.quiet import in_backward, quiet
 from attncheck.capture.sharded import local_call
 from attncheck.capture.whereabouts import innermost
 from attncheck.errors import CaptureError
 
-__all__ = ["Failure", "Session", "module_names"]
+__all__ = ["Failure", "Session"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ class Session:
         model: Whose attention is captured; modules of other models are ignored.
         settings: What to keep.
         on_layer: Receives each layer in execution order.
+        modules: Of the model, where they are listed already.
     """
 
     def __init__(
-        self, model: nn.Module, settings: Settings, on_layer: Callable[[LayerAttention], object]
+        self,
+        model: nn.Module,
+        settings: Settings,
+        on_layer: Callable[[LayerAttention], object],
+        modules: ModuleTable | None = None,
     ) -> None:
         self.failures: list[Failure] = []
         self.ran: list[str] = []
@@ -61,36 +67,34 @@ class Session:
         """Names of modules whose attention was seen and understood, wanted or not."""
         self.unused_softmaxes: dict[int, str] = {}
         """Modules that computed a softmax of query and key never seen to multiply values."""
-        self.names = module_names(model)
+        self.modules = ModuleTable.of(model) if modules is None else modules
+        self._parts: dict[int, str] = {}
+        """Modules that raised the scores of some keys, and where that led is not known yet."""
+        self.names = self.modules.names
         """Path of every module, by its id."""
-        self._kinds: dict[str, type[nn.Module]] = {}
-        self._peers: dict[type[nn.Module], list[str]] = {}
-        """Paths of the modules of each class."""
-        for module in model.modules():
-            self._kinds[self.names[id(module)]] = type(module)
-            self._peers.setdefault(type(module), []).append(self.names[id(module)])
+        self.busy = False
+        """Whether a recorder is inside a call that it reports itself."""
+        self._peers = {name: peers for peers in self.modules.peers.values() for name in peers}
+        """Paths of the modules of its class, by the path of each module."""
         self._settings = settings
         self._keeper = Keeper(settings)
         self._on_layer = on_layer
-        self._depth = 0
+        self._inside = 0
         self._order: list[str] = []
         self._calls: Counter[str] = Counter()
         self._pending: list[_Numbered] = []
         self._problem: Exception | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether a recorder is inside a call that it reports itself."""
-        return self._depth > 0
-
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Keep other recorders silent for the length of one call."""
-        self._depth += 1
+        self._inside += 1
+        self.busy = True
         try:
             yield
         finally:
-            self._depth -= 1
+            self._inside -= 1
+            self.busy = self._inside > 0
 
     def name_of(self, module: object) -> str | None:
         """Module path, or None for a module of another model."""
@@ -144,6 +148,23 @@ class Session:
     def softmax_used(self, number: int) -> None:
         """Forget a softmax that turned out to be recorded attention."""
         self.unused_softmaxes.pop(number, None)
+
+    def part_seen(self, number: int) -> None:
+        """Remember raised scores of some keys that multiplied values, and where."""
+        place = self.here()
+        if place is not None and not in_backward():
+            self._parts[number] = place[1]
+
+    def parts_used(self, numbers: Iterable[int]) -> None:
+        """Forget parts that made recorded attention, or something else."""
+        for number in numbers:
+            self._parts.pop(number, None)
+
+    def judge_parts(self) -> None:
+        """Note modules in which several parts of a softmax never became weights."""
+        for name, count in Counter(self._parts.values()).items():
+            if count > 1:
+                self.unreadable(name, ONLINE, ONCE)
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:
         """Note attention that ran but cannot be captured."""
@@ -212,25 +233,28 @@ class Session:
 
     def _expected(self, name: str, index: int) -> int:
         """How many wanted layers are still to come in this call: modules of the same class."""
+        layers, peers = self._settings.layers, self._peers[name]
+        if layers.everything and len(peers) == 1:
+            return 0
         ran = set(self._order)
-        others = [other for other in self._peers[self._kinds[name]] if other not in ran]
-        layers = self._settings.layers
+        others = [other for other in peers if other not in ran]
+        if layers.everything:
+            return len(others)
         if layers.tail is not None:
             return min(len(others), layers.tail - 1)
         return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
+ONLINE = (
+    "its softmax is computed a few keys at a time, and the parts were not seen to become weights "
+    "that sum to 1"
+)
+ONCE = (
+    "Add the parts up and divide by their sum once, call scaled_dot_product_attention, or pass "
+    "strict=False to keep the other layers"
+)
 REPORT = (
     "The model computes something beside softmax(query @ key) @ value here; run it in another "
     "backend (model.set_attn_implementation('eager') in transformers), or leave the layer out with "
     "layers="
 )
-
-
-def module_names(model: nn.Module) -> dict[int, str]:
-    """Path of every module by id; a model that is one module goes by its class name."""
-    names = {}
-    for name, module in model.named_modules():
-        plain = ".".join(part for part in name.split(".") if part != "_orig_mod")
-        names[id(module)] = plain or type(getattr(module, "_orig_mod", module)).__name__
-    return names

@@ -16,35 +16,14 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import nn
 
+from attncheck.capture.functions import PLAIN, rested
+from attncheck.capture.modules import ModuleTable
+from attncheck.capture.sharing import Shared
+
 __all__ = ["called", "evaluating", "uncompiled"]
 
 COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
 """Modules of torch without which nothing is compiled; flex attention compiles by itself."""
-
-
-class _Shared:
-    """A change to the process that lasts as long as anybody needs it."""
-
-    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._change = change
-        self._lock = threading.Lock()
-        self._users = 0
-        self._made = ExitStack()
-
-    @contextmanager
-    def needed(self) -> Iterator[None]:
-        """Make the change, unless it is made; undo it when nobody needs it any more."""
-        with self._lock:
-            if not self._users:
-                self._made.enter_context(self._change())
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._made.close()
 
 
 Listener: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -68,6 +47,8 @@ def _heard() -> Iterator[None]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self, args, kwargs)
+        if type(self) in PLAIN:
+            return rested(self, original, self, *args, **kwargs)
         returned = original(self, *args, **kwargs)
         if id(self) in _AWAITED:
             for ended in _AWAITED[id(self)]:
@@ -81,8 +62,8 @@ def _heard() -> Iterator[None]:
         nn.Module._call_impl = original  # type: ignore[method-assign]
 
 
-_CALLS: Final = _Shared(_heard)
-_EAGER: Final = _Shared(lambda: torch.compiler.set_stance("force_eager"))
+_CALLS: Final = Shared(_heard)
+_EAGER: Final = Shared(lambda: torch.compiler.set_stance("force_eager"))
 _MODES: Final[dict[int, tuple[int, nn.Module, bool]]] = {}
 """By id: how many captures evaluate a module, the module, and whether it was training."""
 _LOCK: Final = threading.Lock()
@@ -134,12 +115,15 @@ def uncompiled() -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients; afterwards every submodule is in the mode it was in."""
-    modules = list(model.modules())
+    modules = ModuleTable.of(model).modules
     with _LOCK:
+        if not _MODES and not any(module.training for module in modules):
+            modules = ()  # nothing to change, and nobody else to wait for
         for module in modules:
             users, _, mode = _MODES.get(id(module), (0, module, module.training))
             _MODES[id(module)] = users + 1, module, mode
-        model.eval()
+        if modules:
+            model.eval()
     try:
         with torch.no_grad():
             yield

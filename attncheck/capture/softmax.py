@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.hiding import hiding_in, visible_keys
+from attncheck.capture.hiding import VisibleKeys, hiding_in
 from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
 from attncheck.capture.parts import CUTS, Columns, after_mixing, cut, keys_last, sums_to_one
 from attncheck.capture.plain import UnreadableError, require_numbers
 from attncheck.capture.products import Product, as_product, is_parameter
 from attncheck.capture.shapes import Layout
 from attncheck.capture.steps import (
+    DIFFERENCES,
     EXPONENTIALS,
     JOINS,
     QUOTIENTS,
@@ -35,7 +36,8 @@ from attncheck.capture.steps import (
     Step,
     mixes_heads,
 )
-from attncheck.capture.traces import Hiding, Trace, Traces
+from attncheck.capture.tiles import after_summed, begins_sum
+from attncheck.capture.traces import Hiding, Part, Trace, Traces
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["SoftmaxWatcher"]
@@ -56,6 +58,7 @@ class SoftmaxWatcher:
         self._sink = sink
         self._traces = Traces()
         self._columns = Columns()
+        self._visible = VisibleKeys()
         self._count = 0
         self._reported: set[int] = set()
         self._next: Mapping[str, Callable[[Step], None]] = {
@@ -64,7 +67,7 @@ class SoftmaxWatcher:
             "raised": self._after_scores,
             "weights": self._after_weights,
             "weighted": self._after_weighted,
-            "summed": self._divide,
+            "summed": self._after_summed,
         }
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
@@ -76,6 +79,10 @@ class SoftmaxWatcher:
             "": self._follow,
         }
 
+    def follows(self) -> bool:
+        """Whether tensors are on their way from query and key to value."""
+        return bool(self._traces)
+
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
@@ -83,8 +90,14 @@ class SoftmaxWatcher:
         product = as_product(function.__name__, args, kwargs)
         if product is None or not isinstance(out, Tensor):
             return out
-        for operand, is_left in ((product.left, True), (product.right, False)):
-            trace = self._traces[operand]
+        known = self._traces[product.left], self._traces[product.right]
+        sums = [trace for trace in known if trace is not None and trace.stage == "summed"]
+        if sums:  # linear attention: a sum over keys that is multiplied once more
+            self._sink.parts_used(part.product for trace in sums for part in trace.parts)
+            return out
+        for operand, trace, is_left in zip(
+            (product.left, product.right), known, (True, False), strict=True
+        ):
             if trace is None:
                 continue
             other = product.right if is_left else product.left
@@ -103,7 +116,15 @@ class SoftmaxWatcher:
             if product.added is not None:
                 added = (("added", product.added),)
             self._count += 1
-            self._traces[out] = Trace("scores", frozenset(out.shape), added, product=self._count)
+            has_place = type(product.right) is Tensor and product.right.layout == torch.strided
+            self._traces[out] = Trace(
+                "scores",
+                frozenset(out.shape),
+                added,
+                product=self._count,
+                storage=product.right.untyped_storage().data_ptr() if has_place else 0,
+                offset=int(product.right.storage_offset()) if has_place else 0,
+            )
         return out
 
     def _combine(
@@ -147,10 +168,17 @@ class SoftmaxWatcher:
         name = getattr(function, "__name__", "")
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
         found = self._traces.first(given)
+        if found is None:
+            return function(*args, **kwargs)
+        source, trace = found
+        begins = trace.stage == "summed" and begins_sum(name, args, source)
         out = function(*args, **kwargs)
-        if found is not None:
-            source, trace = found
-            step = Step(name, args, kwargs, source, trace, out)
+        custom = getattr(function, "custom", False)
+        inside = self._traces[out] if custom and isinstance(out, Tensor) else None
+        if begins:
+            self._traces[args[0]] = trace
+        elif inside is None or inside.stage == trace.stage:  # else it was followed inside
+            step = Step(name, args, kwargs, source, trace, out, custom)
             self._try(partial(self._next[trace.stage], step), trace)
         return out
 
@@ -184,6 +212,8 @@ class SoftmaxWatcher:
         trace = trace.with_hiding(*hiding_in(step.name, step.source, step.args, step.kwargs))
         if step.name not in RESHAPES:
             trace = replace(trace, sizes=trace.sizes | set(target.shape))
+        if step.name in DIFFERENCES and any(t.shape[-1:] == (1,) for t in step.others()):
+            trace = replace(trace, shifted=True)
         if step.name in JOINS:
             known = [self._traces[part] is not None for part in step.args[0]]
             trace = replace(trace, foreign=trace.foreign or not all(known))
@@ -213,6 +243,8 @@ class SoftmaxWatcher:
             return
         if step.drops():
             trace = replace(trace, clean=source.detach())
+        elif trace.clean is not None:
+            trace = replace(trace, clean=step.alike(trace.clean))
         self._traces[target] = trace
 
     def _after_weighted(self, step: Step) -> None:
@@ -262,21 +294,29 @@ class SoftmaxWatcher:
         elif sums_to_one(weights, sliced=trace.sliced):
             self._report(weights, trace, out)
         elif trace.stage == "raised":
-            self._traces[out] = replace(trace, stage="summed", clean=weights)
+            part = Part(weights, None, trace.product, trace.storage, trace.offset)
+            self._traces[out] = replace(trace, stage="summed", clean=None, parts=(part,))
+            if trace.shifted:
+                self._sink.part_seen(trace.product)
 
-    def _divide(self, step: Step) -> None:
-        """Report raised scores that multiplied values, now divided by their own sums."""
-        raised = step.trace.clean
-        others = step.others()
-        if raised is None or len(others) != 1 or step.name not in (*QUOTIENTS, *TIMES):
+    def _after_summed(self, step: Step) -> None:
+        """Follow raised scores that multiplied values until they are divided by their own sums."""
+        trace, target = step.trace, step.target()
+        numbers = [part.product for part in trace.parts]
+        if step.name in QUOTIENTS and step.args[0] is not step.source:  # it divides something else
+            self._sink.parts_used(numbers)
             return
         with torch.no_grad():
-            divisor = others[0] if step.name in QUOTIENTS else others[0].reciprocal()
-            sums = raised.sum(-1, keepdim=True)
-            if divisor.numel() != sums.numel():
-                return
-            if torch.allclose(divisor.flatten(), sums.flatten()):
-                self._report(raised / sums, step.trace, step.out)
+            summed = after_summed(step, self._traces)
+        if summed.trouble is not None:
+            place = self._sink.here()
+            if place is not None:
+                self._sink.unreadable(place[1], *summed.trouble)
+        if summed.weights is not None:
+            self._sink.parts_used(numbers)
+            self._report(summed.weights, trace, step.out)
+        if summed.trace is not None and target is not None:
+            self._traces[target] = summed.trace
 
     def _report_whole(self, trace: Trace, out: Tensor) -> None:
         assert trace.whole is not None
@@ -294,7 +334,8 @@ class SoftmaxWatcher:
                 return
             self._reported.add(trace.softmax)
         module, name = place
-        self._sink.record(name, "softmax", lambda: _as_call(module, name, weights, trace, out))
+        build = partial(_as_call, module, name, weights, trace, out, self._visible)
+        self._sink.record(name, "softmax", build)
 
 
 def _unread(error: Exception) -> UnreadableError:
@@ -302,14 +343,20 @@ def _unread(error: Exception) -> UnreadableError:
 
 
 def _as_call(
-    module: nn.Module, name: str, weights: Tensor, trace: Trace, out: Tensor
+    module: nn.Module,
+    name: str,
+    weights: Tensor,
+    trace: Trace,
+    out: Tensor,
+    visible: VisibleKeys,
 ) -> AttentionCall:
     layout = Layout.of(module, weights)
-    seen = visible_keys(trace, weights)
-    mask = None if seen is None else layout.apply(seen)
-    weights = layout.apply(weights.detach())
-    n_query, n_key = weights.shape[-2:]
-    causal = mask is None and n_query == n_key > 1 and not bool(weights.triu(1).any())
+    with torch.no_grad():
+        as_used, weights = weights, layout.apply(weights.detach())
+        seen = visible.of(trace, as_used, weights)
+        mask = None if seen is None else seen if seen.ndim == 4 else layout.apply(seen)
+        n_query, n_key = weights.shape[-2:]
+        causal = mask is None and n_query == n_key > 1 and _sees_no_later(weights)
     return AttentionCall(
         name=name,
         backend="softmax",
@@ -320,3 +367,10 @@ def _as_call(
         causal=causal,
         sink_is_rest=trace.sliced,
     )
+
+
+def _sees_no_later(weights: Tensor) -> bool:
+    """Whether no query has weight on a key behind it; few rows tell most that do."""
+    if bool(weights[:, :, 0, 1:].any()):
+        return False
+    return not bool(weights.triu(1).any())

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from attncheck.capture.traces import Trace
 
-__all__ = ["EXPONENTIALS", "JOINS", "QUOTIENTS", "RESHAPES", "TIMES", "Step", "mixes_heads"]
+__all__ = [
+    "DIFFERENCES",
+    "EXPONENTIALS",
+    "JOINS",
+    "QUOTIENTS",
+    "RESHAPES",
+    "TIMES",
+    "Step",
+    "mixes_heads",
+]
 
 ENDS: Final = frozenset(
     {
+        *("cos", "sin"),  # angles of rotary embeddings are a product of two tensors as well
         *("linear", "addmm", "conv1d", "conv2d", "cumsum", "sort", "topk"),
         *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
         *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
@@ -30,8 +40,18 @@ EXPONENTIALS: Final = ("exp", "exp_", "exp2", "exp2_", "special_exp2")
 QUOTIENTS: Final = ("div", "div_", "true_divide", "__truediv__", "__itruediv__")
 TIMES: Final = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
 
+DIFFERENCES: Final = ("sub", "sub_", "subtract", "__sub__", "__isub__")
+
 RESHAPES: Final = ("view", "reshape", "flatten", "unflatten", "ravel")
 """Functions that merge or split axes."""
+
+LAYOUTS: Final = frozenset(
+    {
+        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"),
+        *("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis"),
+    }
+)
+"""Functions that only lay the same numbers out otherwise."""
 
 JOINS: Final = ("cat", "concat", "concatenate")
 """Functions that take their tensors as one list."""
@@ -48,6 +68,7 @@ class Step:
         source: The traced tensor among them.
         trace: Of that.
         out: What it returned.
+        custom: It is an `autograd.Function` of somebody.
     """
 
     name: str
@@ -56,6 +77,7 @@ class Step:
     source: Tensor
     trace: Trace
     out: Any
+    custom: bool = False
 
     def target(self) -> Tensor | None:
         """Return the tensor that holds the result."""
@@ -72,12 +94,23 @@ class Step:
         layer = self.name in ("linear", "conv2d")
         return layer and isinstance(self.out, Tensor) and mixes_heads(self.source, self.out)
 
+    def alike(self, tensor: Tensor) -> Tensor:
+        """Lay a tensor of the shape of the source out as the function did with the source."""
+        laid_out = self.name in LAYOUTS and self.args and self.args[0] is self.source
+        if not laid_out or tensor.shape != self.source.shape:
+            return tensor
+        name = "reshape" if self.name == "view" else self.name
+        moved: Tensor = getattr(Tensor, name)(tensor, *self.args[1:], **self.kwargs)
+        return moved
+
     def others(self) -> list[Tensor]:
         """List the other tensors that it got."""
         return [arg for arg in self.args if isinstance(arg, Tensor) and arg is not self.source]
 
     def drops(self) -> bool:
-        """Whether it is a dropout that changes anything."""
+        """Whether it is a dropout that changes anything, or an `autograd.Function` that may be."""
+        if self.custom:
+            return isinstance(self.out, Tensor) and self.out.shape == self.source.shape
         if "dropout" not in self.name:
             return False
         args, kwargs = self.args, self.kwargs

@@ -9,10 +9,37 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Hiding", "Trace", "Traces"]
+__all__ = ["Hiding", "Part", "Trace", "Traces"]
 
 Hiding: TypeAlias = tuple[Literal["visible", "hidden", "added"], Tensor]
 """A mask that a model applied to its scores, and in which of three ways."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Raised scores of some keys that multiplied their values.
+
+    Attributes:
+        raised: ``(..., query, key)``, as they were then.
+        factor: What the product was multiplied with since; None: nothing.
+        product: Number of their product of query and key.
+        storage: Address of the memory that their keys are a view of.
+        offset: Where in it they begin.
+    """
+
+    raised: Tensor
+    factor: Tensor | None = None
+    product: int = -1
+    storage: int = 0
+    offset: int = 0
+
+    def times(self, factor: Tensor) -> Part:
+        """Return the part of a product that was multiplied once more, row by row."""
+        return replace(self, factor=factor if self.factor is None else self.factor * factor)
+
+    def scaled(self) -> Tensor:
+        """Return ``(..., query, key)`` with its factor."""
+        return self.raised if self.factor is None else self.raised * self.factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +57,18 @@ class Trace:
         softmax: Number of the softmax over it.
         n_key: Size of the dimension that softmax ran over.
         over_last: Whether that was the last one.
-        clean: The weights before dropout, where dropout changed them; of what is ``"summed"``
-            the raised scores, of what is ``"weighted"`` the weights as they were multiplied.
+        clean: The weights before dropout, where dropout changed them; of what is ``"weighted"``
+            the weights as they were multiplied.
         sliced: A column of weights was cut off, as models with a sink do.
         foreign: Scores that are no product of query and key were joined to these.
         columns: Range of the keys that this part of the weights is for; None: all keys.
         whole: The weights that it is a part of.
         value: What ``"weighted"`` weights were multiplied with.
+        parts: What a ``"summed"`` tensor is the sum of.
+        reported: It was found to be the output of attention.
+        shifted: A number for each row was subtracted from the scores, such as their largest.
+        storage: Address of the memory that the keys are a view of.
+        offset: Where in it they begin.
     """
 
     stage: Literal["pairs", "scores", "raised", "weighted", "summed", "weights"]
@@ -52,6 +84,11 @@ class Trace:
     columns: tuple[int, int] | None = None
     whole: Tensor | None = field(default=None, repr=False)
     value: Tensor | None = field(default=None, repr=False)
+    parts: tuple[Part, ...] = ()
+    reported: bool = False
+    shifted: bool = False
+    storage: int = 0
+    offset: int = 0
 
     def with_hiding(self, *more: Hiding) -> Trace:
         """Return the trace with further masks."""

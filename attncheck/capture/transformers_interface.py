@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
 from attncheck.capture.flex import shown_by
+from attncheck.capture.functions import rested
 from attncheck.capture.whereabouts import kind_of
+from attncheck.tolerances import tolerance_for
 
 __all__ = ["TransformersRecorder"]
 
@@ -28,6 +31,11 @@ INPUTS: Final = ("module", "query", "key", "value", "attention_mask")
 
 WAYS_TO_ASK: Final = ("get_interface", "__getitem__")
 """Methods of ``AttentionInterface`` that hand out a function."""
+
+
+WITHOUT_SINK: Final = (
+    "the model returns weights before its sink takes its share: weights / (1 - sink_mass)"
+)
 
 
 class TransformersRecorder:
@@ -110,9 +118,7 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
 def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def attend(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(INPUTS, args, strict=False))
-        options = {**kwargs, **given}
-        module = options.get("module")
+        module = args[0] if args else kwargs.get("module")
         listening = [
             (sink, name) for sink in _sinks() if not sink.busy and (name := sink.name_of(module))
         ]
@@ -121,7 +127,7 @@ def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
         with ExitStack() as stack:
             for sink, _ in listening:
                 stack.enter_context(sink.inside())
-            returned = function(*args, **kwargs)
+            returned = rested(None, function, *args, **kwargs)
             for sink, name in listening:
                 build = functools.partial(_as_call, function, backend, name, args, kwargs, returned)
                 sink.record(name, backend, build)
@@ -169,6 +175,7 @@ def _as_call(
         softcap=_number(options.get("softcap")),
         sinks=sinks,
         dropout=dropout,
+        note="" if sinks is None or own is None or _leaves_room(own) else WITHOUT_SINK,
         without_dropout=lambda: _head_first(
             function(*args, **{**kwargs, "dropout": 0.0})[0], query
         ),
@@ -211,6 +218,13 @@ def _sink_scores(module: nn.Module, options: Mapping[str, Any], backend: str) ->
     if found is None and "s_aux" not in options:
         found = getattr(module, "sinks", None)
     return found if isinstance(found, Tensor) else None
+
+
+def _leaves_room(weights: Tensor) -> bool:
+    """Whether rows sum to less than 1: what a model returns then has given the sink its share."""
+    with torch.no_grad():
+        rest = 1 - weights[:, :, -1].sum(-1, dtype=torch.float64)
+    return bool(rest.nan_to_num(1).amax() > 2 * tolerance_for(weights.dtype).row_sum)
 
 
 def _head_first(output: Tensor, query: Tensor) -> Tensor:

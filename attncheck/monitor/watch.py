@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -59,6 +59,7 @@ class Watch:
         Raises:
             Exception: Whatever measuring raised, or a layer asked for does not exist.
         """
+        self._session.judge_parts()
         problems = [str(failure) for failure in self._session.failures]
         self._session.failures.clear()
         self._session.finish(strict=False)
@@ -109,6 +110,14 @@ class Watch:
     def softmax_used(self, number: int) -> None:
         """Note that it was attention."""
         self._session.softmax_used(number)
+
+    def part_seen(self, number: int) -> None:
+        """Note a part of a softmax."""
+        self._session.part_seen(number)
+
+    def parts_used(self, numbers: Iterable[int]) -> None:
+        """Note what parts were."""
+        self._session.parts_used(numbers)
 
     def unreadable(self, name: str, what: str, way_out: str) -> None:
         """Note attention that cannot be captured."""

@@ -160,10 +160,27 @@ def test_grouped_heads_are_told() -> None:
     assert (layer.n_heads, layer.n_key_value_heads) == (4, 2)
 
 
+def test_weights_that_a_model_returns_without_its_sink() -> None:
+    config_class = getattr(transformers, "GraniteSWAConfig", None)
+    if config_class is None:
+        pytest.skip("no GraniteSWA in this transformers")
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(
+        config_class(**{**GQA, "pad_token_id": 0}), attn_implementation="eager"
+    ).eval()
+    layer = AttentionExtractor(model).get_attention(**PLAIN).layers[0]
+    returned = model(**PLAIN, output_attentions=True).attentions[0]
+    assert layer.sink_mass is not None
+    assert "before its sink" in layer.note
+    torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
+    torch.testing.assert_close(layer.weights / (1 - layer.sink_mass[..., None]), returned)
+
+
 def test_sink_mass_completes_the_rows() -> None:
     layer = AttentionExtractor(build("gpt_oss sinks", "eager")).get_attention(**PLAIN).layers[0]
     assert layer.sink_mass is not None
     assert layer.sink_mass.min() > 0
+    assert not layer.note
     torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
 
 
