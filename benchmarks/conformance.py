@@ -31,7 +31,7 @@ from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
 from attncheck.conformance.probe import probe
-from attncheck.conformance.properties.softmax import accuracy_bias
+from attncheck.conformance.properties.bias import accuracy_bias
 from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
 from benchmarks._measure import RESULTS, write_results

@@ -107,6 +107,8 @@ def loosened(weights: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
     logit rounded one way and all others the other way.
     """
     rounding = torch.finfo(dtype).eps * logits
+    if not bool((rounding > COARSE).any()):
+        return torch.zeros_like(weights)
     # From the side that moves further: a weight beyond one half falls as its complement rises.
     small = torch.minimum(weights, 1 - weights).clamp_min(0)
     grown = 1 / (1 + (1 / small.clamp_min(1e-300) - 1) * torch.exp(-2 * rounding))

@@ -108,9 +108,9 @@ print(error.abs().max())  # expected about 0
 assert error.abs().max() < 1e-2""",
 )
 def linear_values(subject: Subject, case: Case) -> None:
-    """Call with 1000 times the values, and a thousandth."""
+    """Call with a million times the values, a thousandth, and minus one time."""
     inputs = subject.build(case)
-    for factor in (1000.0, 0.001, -1.0):
+    for factor in (1e6, 1e-3, -1.0):
         scaled = replace(inputs, value=inputs.value * factor)
         compare(subject.call(scaled).output, expect(scaled, subject.rules)["output"], "output",
                 scaled)  # fmt: skip

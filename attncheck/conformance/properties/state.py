@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,6 +151,8 @@ def calls_independent(subject: Subject, case: Case) -> None:
             continue
     if not torch.equal(first.detach(), kept) and not first.isnan().any():
         raise Violation("a later call changes the output of an earlier one: its memory is reused")
+    if not first.requires_grad:
+        first.fill_(7.0)  # the caller's own: no later call may see it
     for number in range(3):
         again = subject.call(subject.build(case)).output
         if not identical(kept, again, expected):
@@ -178,6 +182,22 @@ def same_tensors_new_numbers(subject: Subject, case: Case) -> None:
         tensor.copy_(other.tensors[name])
     got = subject.call(inputs).output
     compare(got, expect(other, subject.rules)["output"], "output", inputs)
+    # New tensors in old memory, as an allocator gives them: same address, shape and version.
+    last = subject.build(replace(case, seed=case.seed + 78))
+    moved: dict[str, Any] = {}
+    for name, tensor in inputs.tensors.items():
+        tensor.copy_(last.tensors[name])
+        moved["mask" if name == "attn_mask" else name] = _same_memory(tensor)
+    inputs = replace(inputs, **moved)
+    compare(subject.call(inputs).output, expect(last, subject.rules)["output"], "output", inputs)
+
+
+def _same_memory(tensor: Tensor) -> Tensor:
+    """Return a new tensor, never written to, that lies where another does."""
+    new = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return new.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+    )
 
 
 @register(
@@ -229,6 +249,8 @@ def globals_untouched(subject: Subject, case: Case) -> None:
 def _global_state() -> dict[str, Any]:
     return {
         "the random state": torch.get_rng_state(),
+        "Python's random state": random.getstate(),
+        "NumPy's random state": str(np.random.get_state()),
         "the default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
