@@ -37,7 +37,7 @@ def likely_mistake(
     order = [name for violation in violations for name in matches(violation, rules)]
     votes = Counter(order)
     ranked = sorted(votes, key=lambda name: (-votes[name], order.index(name)))
-    best = [name for name in ranked if votes[name] == votes[ranked[0]]]
+    best = [name for name in ranked if 2 * votes[name] >= votes[ranked[0]]]
     fitting = (name for name in best if not any(_would_show(name, i, rules) for i in passed))
     return next(fitting, best[0]) if best else ""
 
