@@ -34,16 +34,24 @@ from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.bias import accuracy_bias
 from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
+from benchmarks._conformance_joint import probed, run_jointly, unit_key
 from benchmarks._measure import RESULTS, write_results
 from tests.conformance.extended import RIGHT, WRONG
 from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
 from tests.conformance.mutants import MUTANTS, Mutant
+from tests.conformance.unusual import UNUSUAL
 
 SECTIONS: Final = ("errors", "times", "mutants", "alarms")
 DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
 NO_VERDICT: Final = ("report.py", "pytest_door.py", "reproduce.py", "diagnose.py", "mistakes.py")
 LIMITS = {"quick": 10.0, "default": 60.0}
-SLOW = ("flex_attention",)  # not compiled, it takes minutes for what others do in seconds
+SLOW: Final = ("flex_attention",)  # not compiled, it takes minutes for what others do in seconds
+ALONE: Final = (
+    "flex_attention", "multi_head_attention_forward", "nn.MultiheadAttention",
+    "transformers eager", "transformers sdpa",
+)  # fmt: skip
+"""Implementations that support too little to be given the inputs of all others."""
+CORRECT: Final = {**IMPLEMENTATIONS, **UNUSUAL}
 
 
 class Ledger:
@@ -61,13 +69,20 @@ class Ledger:
                 if path.name not in NO_VERDICT and not path.name.startswith("test_"):
                     digest.update(path.read_bytes())
         self.folder = root / "build" / "conformance" / digest.hexdigest()[:12]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lasting = self.folder.with_name("lasting")  # keys that carry a fingerprint themselves
+        for folder in (self.folder, self.lasting):
+            folder.mkdir(parents=True, exist_ok=True)
         self.end = time.monotonic() + 60 * minutes
         self.missing = 0
 
-    def run(self, key: str, work: Callable[[], Any]) -> Any:
+    def path(self, key: str, lasting: bool = False) -> Path:
+        """Return where the result of a key is kept."""
+        folder = self.lasting if lasting else self.folder
+        return folder / f"{key.replace(' ', '-').replace('/', '-')}.json"
+
+    def run(self, key: str, work: Callable[[], Any], lasting: bool = False) -> Any:
         """Return the result kept under a key, or of the work; None where no time is left."""
-        path = self.folder / f"{key.replace(' ', '-').replace('/', '-')}.json"
+        path = self.path(key, lasting)
         if not path.exists():
             if time.monotonic() > self.end:
                 self.missing += 1
@@ -148,30 +163,79 @@ def alarms(ledger: Ledger, efforts: Mapping[str, int], share: tuple[int, int]) -
     rows: dict[str, Any] = {
         name: {"seeds": Counter(), "inputs": 0, "false alarms": [],
                "known failures": dict(entry.known)}
-        for name, entry in IMPLEMENTATIONS.items()
+        for name, entry in CORRECT.items()
     }  # fmt: skip
     for name, function in list(RIGHT.items())[share[0] :: share[1]]:
         found = ledger.run(f"right-{name}", partial(_extension_alarms, function, name))
         seeds = {} if found is None else {"quick": 1}
         rows[f"extension {name}"] = {"seeds": seeds, "false alarms": found or []}
-    planned = [(effort, seed) for effort, seeds in efforts.items() for seed in range(seeds)]
-    todo = [(name, "quick", 0) for name in SLOW]
-    todo += [(name, *run) for run in planned for name in IMPLEMENTATIONS if name not in SLOW]
-    for name, effort, seed in todo[share[0] :: share[1]]:
-        found = ledger.run(
-            f"correct-{name}-{effort}-{seed}", partial(one_alarm, name, effort, seed)
-        )
-        if found is not None:
-            row = rows[name]
-            row["seeds"][effort] += 1
-            row["inputs"] += found["inputs"]
-            row["false alarms"] += found["false alarms"]
+    for effort, seed in planned(efforts)[share[0] :: share[1]]:
+        for name, found in jointly(ledger, effort, seed).items():
+            _enter(rows[name], effort, found)
+    alone = [(name, *run) for run in planned(efforts) for name in ALONE]
+    for name, effort, seed in alone[share[0] :: share[1]]:
+        if name in SLOW and (effort, seed) != ("quick", 0):
+            continue
+        work = partial(one_alarm, name, effort, seed)
+        if (found := ledger.run(f"correct-{name}-{effort}-{seed}", work)) is not None:
+            _enter(rows[name], effort, found)
     return rows
+
+
+def planned(efforts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return efforts and seeds, one of the long runs after every seven short ones.
+
+    Example:
+        >>> planned({"default": 1, "quick": 2})
+        [('default', 0), ('quick', 0), ('quick', 1)]
+    """
+    runs = [(effort, seed) for effort, seeds in efforts.items() for seed in range(seeds)]
+    return sorted(runs, key=lambda run: (run[1] * (7 if run[0] == "default" else 1), run[0]))
+
+
+def _enter(row: dict[str, Any], effort: str, found: Mapping[str, Any]) -> None:
+    row["seeds"][effort] += 1
+    row["inputs"] += found["inputs"]
+    row["false alarms"] += found["false alarms"]
+
+
+def jointly(ledger: Ledger, effort: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Run all implementations that go together once; nothing where time ran out before the end."""
+    together = {name: entry for name, entry in CORRECT.items() if name not in ALONE}
+    whole = ledger.path(f"together-{effort}-{seed}")
+    if whole.exists():
+        return dict(json.loads(whole.read_text()))
+    if time.monotonic() > ledger.end:
+        ledger.missing += 1
+        return {}
+    subjects, plan = probed(together, effort, seed)
+    units = {}
+    for entry in select_properties(None, True):
+        key = unit_key(entry, plan, together)
+        units[entry.id] = ledger.run(key, partial(run_jointly, entry, plan, subjects), lasting=True)
+        if units[entry.id] is None:
+            return {}
+    found = {}
+    for name, implementation in together.items():
+        mine = {id: unit[name] for id, unit in units.items() if name in unit}
+        false = [
+            f"{id} ({effort}, seed {seed}): {row['failure']}"
+            for id, row in mine.items()
+            if row["failure"] and id not in implementation.known
+        ] + [
+            f"{id} passes ({effort}, seed {seed})"
+            for id in implementation.known
+            if not mine[id]["failure"]
+        ]
+        found[name] = {"inputs": sum(r["inputs"] for r in mine.values()), "false alarms": false}
+        print(f"  {name}; {effort}, seed {seed}: {len(false)} false alarms", *false, flush=True)
+    whole.write_text(json.dumps(found))
+    return found
 
 
 def one_alarm(name: str, effort: str, seed: int) -> dict[str, Any]:
     """Run one correct implementation once."""
-    entry = IMPLEMENTATIONS[name]
+    entry = CORRECT[name]
     report = check_attention(
         entry.function,
         returns_weights=entry.returns_weights,
