@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -81,6 +82,11 @@ def sinks_ignored(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, **f: Any) -
     return _attend(q, k, v, **f)
 
 
+def sinks_twice(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, **f: Any) -> Tensor:
+    """https://github.com/ROCm/rocm-libraries/issues/12227."""
+    return _attend(q, k, v, **f, sinks=sinks + math.log(2.0))
+
+
 def cache(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor, *, tail: int = 0) -> Tensor:
     rows = []
     for number, end in enumerate(cache_len.tolist()):
@@ -99,6 +105,21 @@ def cache_off_by_one(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tens
 
 def cache_first_length(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
     return cache(q, k, v, cache_len[:1].expand(cache_len.shape))
+
+
+def cache_nan_padding(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
+    """https://github.com/Dao-AILab/flash-attention/issues/1745: weights of zero times NaN."""
+    last = torch.arange(q.shape[-2]) - q.shape[-2]
+    hidden = torch.arange(k.shape[-2]) > (cache_len[:, None] + last)[:, None, :, None]
+    return _attend(q, k.nan_to_num(0.0), v, enable_gqa=True, hidden=hidden)
+
+
+def cache_prefill_not_causal(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
+    """https://github.com/Mikyx-1/TinyLLM/pull/18."""
+    rows = []
+    for number, end in enumerate(cache_len.tolist()):
+        rows.append(_attend(q[number], k[number, :, :end], v[number, :, :end], enable_gqa=True))
+    return torch.stack(rows) if rows else q
 
 
 def _gathered(pages: Tensor, table: Tensor, length: int) -> Tensor:
@@ -144,6 +165,7 @@ def paged_kernel(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len
 def paged_table_ignored(
     q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
 ) -> Tensor:
+    """https://github.com/hw-native-sys/pypto/pull/470: pages taken for neighbours."""
     n = block_table.shape[1] - 1
     in_order = (torch.arange(n) + n * torch.arange(len(q))[:, None]) % len(k)
     return paged(q, k, v, in_order, cache_len)
@@ -158,6 +180,7 @@ def paged_first_table(
 def paged_whole_last_page(
     q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
 ) -> Tensor:
+    """https://github.com/hw-native-sys/simpler/pull/72."""
     rows = []
     for number, end in enumerate(cache_len.tolist()):
         last = -(-end // k.shape[1])
@@ -198,6 +221,7 @@ def packed_leaks(
 def packed_causal_ignored(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False
 ) -> Tensor:
+    """https://github.com/facebookresearch/xformers/issues/1185."""
     return packed(q, k, v, cu_seqlens)
 
 
@@ -209,8 +233,13 @@ WRONG = {
     "sliding_window": (window_off_by_one, window_right_ignored),
     "softcap": (softcap_after_mask, softcap_clamp),
     "alibi": (alibi_one_slope,),
-    "sinks": (sinks_ignored,),
-    "kv_cache": (cache_off_by_one, cache_first_length),
+    "sinks": (sinks_ignored, sinks_twice),
+    "kv_cache": (
+        cache_off_by_one,
+        cache_first_length,
+        cache_nan_padding,
+        cache_prefill_not_causal,
+    ),
     "paged": (
         paged_table_ignored,
         paged_first_table,
