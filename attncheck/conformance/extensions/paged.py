@@ -146,7 +146,8 @@ def _property(id: str, reason: str, examine: Callable[[Subject, Case], None]) ->
         id,
         "extension",
         reason,
-        "Kwon et al. 2023 (PagedAttention), 4.2 and 4.4",
+        "Kwon et al. 2023 (PagedAttention), 4.2 and 4.4; "
+        "https://github.com/pegainfer-project/pegainfer/issues/291",
         frozenset({"extension"}),
         paged_cases,
         examine,

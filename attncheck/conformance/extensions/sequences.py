@@ -100,7 +100,7 @@ KV_CACHE = Extension(
             "cache-ragged",
             "extension",
             "sequences of a batch have lengths of their own, and NaN may lie behind them",
-            "https://github.com/Dao-AILab/flash-attention/blob/main/tests/test_flash_attn.py",
+            "https://github.com/Dao-AILab/flash-attention/issues/1745",
             frozenset({"extension"}),
             cache_cases,
             ragged_cache,

@@ -57,7 +57,7 @@ register(
     "causal-no-leak",
     "causal",
     reason="a key or value after the query must not change its output by one bit that matters",
-    source="https://github.com/pytorch/pytorch/issues/101967; a leak inflates every metric",
+    source="https://github.com/facebookresearch/xformers/issues/103; a leak inflates every metric",
     cases=bases(
         6, 30, 100, mask=("none",), causal=(True,), n_query=(4, 17, 40, 65, 130),
         content=("normal", "large"),

@@ -130,7 +130,7 @@ def _independent(got: Tensor, visible: Tensor, p: float) -> None:
     "dropout",
     reason="dropout belongs to the weights: features of one output share them",
     source="Vaswani et al. 2017, 5.4; "
-    "https://github.com/jadore801120/attention-is-all-you-need-pytorch/issues/72",
+    "https://github.com/nikhilbarhate99/min-decision-transformer/issues/2",
     cases=dropout_cases,
     script="""v[:] = v[..., :1]  # all features alike
 torch.manual_seed(5)

@@ -277,7 +277,8 @@ for _id, _reason, _source, _cases in (
     (
         "batch-large",
         "grids of at most 65,535 blocks and small counters wrap around",
-        "https://github.com/pytorch/pytorch/issues/142228",
+        "https://github.com/pytorch/pytorch/issues/142228; "
+        "https://github.com/flashinfer-ai/flashinfer/issues/3125",
         batch_cases,
     ),
 ):

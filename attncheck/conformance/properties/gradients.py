@@ -39,7 +39,7 @@ register(
     "gradient-long",
     "gradient",
     reason="the backward pass has block loops of its own",
-    source="https://github.com/PriorLabs/TabPFN/pull/1184",
+    source="https://github.com/triton-lang/triton/issues/5660",
     cases=designed(
         5, 24, 80, grad=(True,), n_query=(1, 31, 33, 127, 129, 257, 513), heads=((1, 1), (1, 2)),
         n_key=("same", 15, 63, 65, 128, 255, 511), size=(8, 32), mask=("none", "bool", "float"),

@@ -76,7 +76,7 @@ register(
     "mask-lowest-rows",
     "mask",
     reason="a row of the dtype's lowest number is not hidden: it sees all its keys alike",
-    source="https://github.com/pytorch/pytorch/issues/109517; models mask with finfo.min",
+    source="https://github.com/pytorch/pytorch/issues/110213; models mask with finfo.min",
     cases=designed(
         8, 36, 90, mask=("float",), pattern=("all lowest", "lowest and hidden"),
         mask_shape=("qk", "q1", "b1q1"),

@@ -16,7 +16,7 @@ register(
     "softmax-large-logits",
     "softmax",
     reason="logits of hundreds overflow exp unless the row's maximum is subtracted first",
-    source="https://github.com/huggingface/transformers/pull/17437; Milakov, Gimelshein 2018",
+    source="https://github.com/pytorch/executorch/pull/18407; Milakov, Gimelshein 2018",
     cases=designed(
         10, 50, 150, content=("huge", "large", "shifted"),
         scale=("default", "one", "given", "large"),
@@ -81,7 +81,7 @@ register(
     "accuracy-dtypes",
     "softmax",
     reason="float64 must be float64 throughout, and half precision must not accumulate in half",
-    source="https://github.com/Dao-AILab/flash-attention/issues/613",
+    source="https://github.com/zhuzilin/ring-flash-attention/issues/22",
     cases=accuracy_cases,
 )(agrees)
 

@@ -33,7 +33,7 @@ def identical(first: Tensor, second: Tensor, like: Expected) -> bool:
     "state-inputs-untouched",
     "state",
     reason="scaling or masking in place ruins the caller's query, key, value or mask",
-    source="https://github.com/huggingface/diffusers, in-place scaling of query; " + PURE,
+    source=PURE,
     cases=designed(
         8, 60, 200, layout=tuple(LAYOUTS), mask=("none", "bool", "float"),
         mask_shape=("qk", "b11k", "bhqk"), causal=(False, True), scale=("default", "given"),

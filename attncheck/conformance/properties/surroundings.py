@@ -98,8 +98,8 @@ def garbage_in_new_memory() -> Iterator[None]:
     "state-uninitialised",
     "state",
     reason="memory that nobody wrote may hold NaN: each element of a buffer must be set",
-    source="https://docs.pytorch.org/docs/stable/deterministic.html "
-    "(fill_uninitialized_memory)",
+    source="https://github.com/flashinfer-ai/flashinfer/issues/1046; "
+    "https://github.com/fla-org/flash-linear-attention/pull/892",
     cases=designed(
         12, 70, 200, batch=(1, 2), heads=((1, 1), (2, 1), (1, 2)), n_query=(1, 3, 17, 65, 130),
         n_key=("same", 1, 5, 33, 70, 257), size=(3, 8, 17), mask=("none", "bool", "float"),
