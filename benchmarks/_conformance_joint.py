@@ -33,10 +33,13 @@ from tests.conformance.implementations import Implementation
 __all__ = ["probed", "run_jointly", "unit_key"]
 
 CORE: Final = (
-    "capabilities.py", "case.py", "examine.py", "kinds.py", "numerics.py", "oracle.py", "probe.py",
-    "run.py", "search.py", "subject.py",
+    "capabilities.py", "case.py", "examine.py", "kinds.py", "oracle.py", "probe.py", "run.py",
+    "search.py", "subject.py",
 )  # fmt: skip
 """What a verdict depends on, besides a property's inputs and how it examines them."""
+
+TIGHTENED: Final = 1
+"""To be raised when an allowance becomes smaller: while they only grow, who passed passes."""
 
 
 class _Shared(Reference):
@@ -124,8 +127,8 @@ def unit_key(entry: Property, plan: Plan, implementations: Mapping[str, Implemen
     """Return a name for a unit of work that changes with all that may change its verdicts."""
     folder = Path(attncheck.conformance.__file__).parent
     parts = [_digest(folder / name) for name in CORE]
-    parts += [repr(sorted(plan.refused)), repr(list(entry.cases(plan)))]
-    parts.append(inspect.getsource(entry.examine))
+    parts += [str(TIGHTENED), repr(sorted(plan.refused)), repr(list(entry.cases(plan)))]
+    parts.append(inspect.getsource(entry.examine).split("\ndef ", 1)[-1])
     for name, implementation in implementations.items():
         try:
             parts.append(f"{name} {_digest(Path(inspect.getfile(implementation.function)))}")

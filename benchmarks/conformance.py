@@ -10,15 +10,12 @@ battery exceeds its time.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -34,63 +31,17 @@ from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.bias import accuracy_bias
 from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
-from benchmarks._conformance_joint import probed, run_jointly, unit_key
+from benchmarks._conformance_alarms import alarms
+from benchmarks._conformance_ledger import Ledger
+from benchmarks._conformance_page import write_page
 from benchmarks._measure import RESULTS, write_results
-from tests.conformance.extended import RIGHT, WRONG
-from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
+from tests.conformance.extended import WRONG
+from tests.conformance.implementations import einsum_attention
 from tests.conformance.mutants import MUTANTS, Mutant
-from tests.conformance.unusual import UNUSUAL
 
 SECTIONS: Final = ("errors", "times", "mutants", "alarms")
 DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
-NO_VERDICT: Final = ("report.py", "pytest_door.py", "reproduce.py", "diagnose.py", "mistakes.py")
 LIMITS = {"quick": 10.0, "default": 60.0}
-SLOW: Final = ("flex_attention",)  # not compiled, it takes minutes for what others do in seconds
-ALONE: Final = (
-    "flex_attention", "multi_head_attention_forward", "nn.MultiheadAttention",
-    "transformers eager", "transformers sdpa",
-)  # fmt: skip
-"""Implementations that support too little to be given the inputs of all others."""
-CORRECT: Final = {**IMPLEMENTATIONS, **UNUSUAL}
-
-
-class Ledger:
-    """Results of finished runs, on disk.
-
-    Args:
-        minutes: Time after which no further run is begun.
-        root: Where the sources are, and ``build``.
-    """
-
-    def __init__(self, minutes: float, root: Path = Path(__file__).parents[1]) -> None:
-        digest = hashlib.sha256()
-        for folder in ("attncheck/conformance", "tests/conformance"):
-            for path in sorted((root / folder).rglob("*.py")):
-                if path.name not in NO_VERDICT and not path.name.startswith("test_"):
-                    digest.update(path.read_bytes())
-        self.folder = root / "build" / "conformance" / digest.hexdigest()[:12]
-        self.lasting = self.folder.with_name("lasting")  # keys that carry a fingerprint themselves
-        for folder in (self.folder, self.lasting):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.end = time.monotonic() + 60 * minutes
-        self.missing = 0
-
-    def path(self, key: str, lasting: bool = False) -> Path:
-        """Return where the result of a key is kept."""
-        folder = self.lasting if lasting else self.folder
-        return folder / f"{key.replace(' ', '-').replace('/', '-')}.json"
-
-    def run(self, key: str, work: Callable[[], Any], lasting: bool = False) -> Any:
-        """Return the result kept under a key, or of the work; None where no time is left."""
-        path = self.path(key, lasting)
-        if not path.exists():
-            if time.monotonic() > self.end:
-                self.missing += 1
-                return None
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(work()))
-            part.replace(path)
-        return json.loads(path.read_text())
 
 
 def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
@@ -152,114 +103,6 @@ def _fails_one(function: Callable[..., Any], extension: str) -> bool:
     return not check_attention(function, extension=extension, effort="quick", raises=False).passed
 
 
-def alarms(ledger: Ledger, efforts: Mapping[str, int], share: tuple[int, int]) -> dict[str, Any]:
-    """Run the correct implementations; list failures that are not known, by implementation.
-
-    Args:
-        ledger: Keeps what is done.
-        efforts: Seeds by effort.
-        share: Which part of the runs, and of how many, when several processes share the work.
-    """
-    rows: dict[str, Any] = {
-        name: {"seeds": Counter(), "inputs": 0, "false alarms": [],
-               "known failures": dict(entry.known)}
-        for name, entry in CORRECT.items()
-    }  # fmt: skip
-    for name, function in list(RIGHT.items())[share[0] :: share[1]]:
-        found = ledger.run(f"right-{name}", partial(_extension_alarms, function, name))
-        seeds = {} if found is None else {"quick": 1}
-        rows[f"extension {name}"] = {"seeds": seeds, "false alarms": found or []}
-    for effort, seed in planned(efforts)[share[0] :: share[1]]:
-        for name, found in jointly(ledger, effort, seed).items():
-            _enter(rows[name], effort, found)
-    alone = [(name, *run) for run in planned(efforts) for name in ALONE]
-    for name, effort, seed in alone[share[0] :: share[1]]:
-        if name in SLOW and (effort, seed) != ("quick", 0):
-            continue
-        work = partial(one_alarm, name, effort, seed)
-        if (found := ledger.run(f"correct-{name}-{effort}-{seed}", work)) is not None:
-            _enter(rows[name], effort, found)
-    return rows
-
-
-def planned(efforts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return efforts and seeds, one of the long runs after every seven short ones.
-
-    Example:
-        >>> planned({"default": 1, "quick": 2})
-        [('default', 0), ('quick', 0), ('quick', 1)]
-    """
-    runs = [(effort, seed) for effort, seeds in efforts.items() for seed in range(seeds)]
-    return sorted(runs, key=lambda run: (run[1] * (7 if run[0] == "default" else 1), run[0]))
-
-
-def _enter(row: dict[str, Any], effort: str, found: Mapping[str, Any]) -> None:
-    row["seeds"][effort] += 1
-    row["inputs"] += found["inputs"]
-    row["false alarms"] += found["false alarms"]
-
-
-def jointly(ledger: Ledger, effort: str, seed: int) -> dict[str, dict[str, Any]]:
-    """Run all implementations that go together once; nothing where time ran out before the end."""
-    together = {name: entry for name, entry in CORRECT.items() if name not in ALONE}
-    whole = ledger.path(f"together-{effort}-{seed}")
-    if whole.exists():
-        return dict(json.loads(whole.read_text()))
-    if time.monotonic() > ledger.end:
-        ledger.missing += 1
-        return {}
-    subjects, plan = probed(together, effort, seed)
-    units = {}
-    for entry in select_properties(None, True):
-        key = unit_key(entry, plan, together)
-        units[entry.id] = ledger.run(key, partial(run_jointly, entry, plan, subjects), lasting=True)
-        if units[entry.id] is None:
-            return {}
-    found = {}
-    for name, implementation in together.items():
-        mine = {id: unit[name] for id, unit in units.items() if name in unit}
-        false = [
-            f"{id} ({effort}, seed {seed}): {row['failure']}"
-            for id, row in mine.items()
-            if row["failure"] and id not in implementation.known
-        ] + [
-            f"{id} passes ({effort}, seed {seed})"
-            for id in implementation.known
-            if not mine[id]["failure"]
-        ]
-        found[name] = {"inputs": sum(r["inputs"] for r in mine.values()), "false alarms": false}
-        print(f"  {name}; {effort}, seed {seed}: {len(false)} false alarms", *false, flush=True)
-    whole.write_text(json.dumps(found))
-    return found
-
-
-def one_alarm(name: str, effort: str, seed: int) -> dict[str, Any]:
-    """Run one correct implementation once."""
-    entry = CORRECT[name]
-    report = check_attention(
-        entry.function,
-        returns_weights=entry.returns_weights,
-        capabilities=entry.capabilities,
-        effort=effort,
-        seed=seed,
-        expected_failures=entry.known,
-        raises=False,
-    )
-    false = [f"{f.id} ({effort}, seed {seed}): {f.violated}; {f.input}" for f in report.failures]
-    false += [
-        f"{outcome.id} passes ({effort}, seed {seed})"
-        for outcome in report.outcomes
-        if outcome.status == "unexpected pass"
-    ]
-    print(f"  {report.summary()}; {effort}, seed {seed}: {len(false)} false alarms", flush=True)
-    return {"inputs": sum(o.cases for o in report.outcomes), "false alarms": false}
-
-
-def _extension_alarms(function: Callable[..., Any], name: str) -> list[str]:
-    report = check_attention(function, extension=name, effort="quick", raises=False)
-    return [failure.id for failure in report.failures]
-
-
 def times(ledger: Ledger, efforts: list[str]) -> dict[str, Any]:
     """Time the battery on a correct CPU implementation: float32 alone, and all dtypes."""
     rows: dict[str, Any] = {}
@@ -270,7 +113,9 @@ def times(ledger: Ledger, efforts: list[str]) -> dict[str, Any]:
         ):
             found = ledger.run(f"time-{effort}-{label}", partial(one_time, effort, capabilities))
             if found is not None:
-                rows[f"{effort}, {label}"] = found | {"limit": LIMITS.get(effort)}
+                rows[f"{effort}, {label}"] = found | {
+                    "limit": LIMITS.get(effort) if label == "float32" else None
+                }
     return rows
 
 
@@ -354,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in [chosen.only] if chosen.only else SECTIONS:
         data[name] = sections[name]()
         write_results("conformance", data)  # after each: a long run may be cut short
+    write_page(data)
     return verdict(data, ledger.missing)
 
 

@@ -261,11 +261,14 @@ def _gradient_magnitudes(
 def _landing_on_maxima(inner: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what a row's rounding adds at one key, where autograd goes through a running maximum.
 
-    The derivative by the maximum is zero, computed as a sum over the row that leaves its rounding.
+    The derivative by the maximum is zero, computed as a sum over the row that leaves its rounding:
+    in half precision that of terms rounded apart and summed in something wider.
     """
     if dtype in HALF:
-        return torch.zeros_like(inner)  # summed in something wider
-    return (inner.sum(-1, keepdim=True) / 16) * (scores > -torch.inf)
+        left = 0.3 * inner.square().sum(-1, keepdim=True).sqrt()
+    else:
+        left = inner.sum(-1, keepdim=True) / 16
+    return left * (scores > -torch.inf)
 
 
 def worst(got: Tensor, expected: Expected) -> Worst | None:

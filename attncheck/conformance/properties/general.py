@@ -22,7 +22,7 @@ THREE_FACTORS = "Kuhn, Wallace, Gallo 2004, Software Fault Interactions, IEEE TS
 LONG = (255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 2500)
 
 
-VERY_LONG = (4097, 5000, 8193, 10_000)
+VERY_LONG = (4097, 8193, 10_001)
 
 
 def separate(cases: Sequence[Case], plan: Plan, both: int = 4) -> list[Case]:
@@ -124,11 +124,15 @@ def long_cases(plan: Plan) -> Sequence[Case]:
         "layout": ("contiguous", "heads last", "columns"), "layout_on": ("qkv", "k", "v"),
         "content": ("normal", "growing", "positive"),
     }  # fmt: skip
-    most = covering(plan.narrow(beyond), plan.pick(2, 30, 120), plan.seed, limit=3_000_000)
-    turned += [replace(case, n_query=case.n_key, n_key=case.n_query).legal() for case in most[1::2]]
+    narrow, count = plan.narrow(beyond), plan.pick(1, 24, 60)
+    most = covering(narrow, count, plan.seed, limit=3_000_000)
+    turned += [
+        replace(case, n_query=case.n_key, n_key=case.n_query).legal()
+        for case in covering(narrow, count, plan.seed + 1, limit=3_000_000)
+    ]
     if "rectangular" in plan.refused:
         turned, longest, most = [], [], []
-    return separate(found + turned + most[::2] + longest[: plan.pick(2, 9, 9)], plan)
+    return separate(found + turned + most + longest[: plan.pick(2, 9, 9)], plan)
 
 
 def square_cases(plan: Plan) -> Sequence[Case]:

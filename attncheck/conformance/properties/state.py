@@ -216,8 +216,11 @@ def deterministic(subject: Subject, case: Case) -> None:
     expected = expect(inputs, subject.rules)["output"]
     first = subject.call(inputs).output.detach().clone()
     for _ in range(11):
-        if not identical(first, subject.call(inputs).output, expected):
+        output = subject.call(inputs).output
+        if not identical(first, output, expected):
             raise Violation("the same call gives different outputs")
+        if not output.requires_grad:
+            output.fill_(7.0)  # the caller's own: no later call may see it
 
 
 @register(
@@ -235,12 +238,18 @@ assert torch.equal(before, torch.get_rng_state())""",
 def globals_untouched(subject: Subject, case: Case) -> None:
     """Compare the global state before and after a call without dropout."""
     inputs = subject.build(case)
-    kept = torch.get_rng_state()
-    torch.manual_seed(987_654)  # a state that no implementation would set by itself
-    before = _global_state()
-    subject.call(inputs)
-    after = _global_state()
-    torch.set_rng_state(kept)
+    kept = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
+    torch.manual_seed(987_654)  # states that no implementation would set by itself
+    random.seed(987_654)
+    np.random.seed(987_654)
+    try:
+        before = _global_state()
+        subject.call(inputs)
+        after = _global_state()
+    finally:
+        torch.set_rng_state(kept[0])
+        random.setstate(kept[1])
+        np.random.set_state(kept[2])
     changed = [name for name in before if not _equal(before[name], after[name])]
     if changed:
         raise Violation(f"the call changed {', '.join(changed)}")
@@ -250,7 +259,7 @@ def _global_state() -> dict[str, Any]:
     return {
         "the random state": torch.get_rng_state(),
         "Python's random state": random.getstate(),
-        "NumPy's random state": str(np.random.get_state()),
+        "NumPy's random state": str(np.random.get_state(legacy=False)),
         "the default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
