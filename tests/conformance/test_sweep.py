@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
+from attncheck.conformance import PROPERTIES
+from attncheck.conformance.design import Plan
+from attncheck.conformance.subject import Subject
+from benchmarks import _conformance_alarms as correct
 from benchmarks import conformance as sweep
+from benchmarks._conformance_joint import probed, run_jointly, unit_key
+from benchmarks._conformance_page import tables
 from benchmarks.conformance import Ledger, alarms, kill_all, verdict
 from tests.conformance.implementations import IMPLEMENTATIONS
 from tests.conformance.mutants import MUTANTS
@@ -72,12 +78,13 @@ def test_one_seed_of_everything_comes_before_the_second(
         false = ["cried wolf"] if (name, seed) == ("NumPy", 1) else []
         return {"inputs": 5, "false alarms": false}
 
-    monkeypatch.setattr(sweep, "IMPLEMENTATIONS", {
-        name: IMPLEMENTATIONS[name] for name in ("einsum", "NumPy")
-    })  # fmt: skip
-    monkeypatch.setattr(sweep, "one_alarm", one)
-    monkeypatch.setattr(sweep, "_extension_alarms", lambda *_: [])
-    monkeypatch.setattr(sweep, "SLOW", ())
+    names = ("einsum", "NumPy")
+    monkeypatch.setattr(correct, "CORRECT", {name: IMPLEMENTATIONS[name] for name in names})
+    monkeypatch.setattr(correct, "ALONE", names)
+    monkeypatch.setattr(correct, "one_alarm", one)
+    monkeypatch.setattr(correct, "jointly", lambda *_: {})
+    monkeypatch.setattr(correct, "_extension_alarms", lambda *_: [])
+    monkeypatch.setattr(correct, "SLOW", ())
     for part in ((0, 2), (1, 2)):
         alarms(Ledger(1, sources), {"default": 2}, part)
     assert [seed for _, seed in ran[:1] + ran[2:3]] == [0, 0]
@@ -90,6 +97,44 @@ def test_one_seed_of_everything_comes_before_the_second(
     assert verdict({"alarms": rows}, 0) == 1
     assert verdict({"alarms": {"einsum": rows["einsum"]}}, 2) == 3
     assert verdict({"alarms": {"einsum": rows["einsum"]}}, 0) == 0
+
+
+def test_a_joint_run_gives_each_its_own_verdict() -> None:
+    mutant = MUTANTS["scale-ignored"]
+    subjects = {
+        "right": Subject(IMPLEMENTATIONS["einsum"].function),
+        "wrong": Subject(mutant.make()),
+    }
+    for subject in subjects.values():
+        subject.dtypes = ("float32",)
+    found = run_jointly(PROPERTIES["scale-given"], Plan("quick"), subjects)
+    assert not found["right"]["failure"]
+    assert found["right"]["inputs"] > found["wrong"]["inputs"] > 0
+    assert "output is wrong" in found["wrong"]["failure"]
+    assert all(subject.references is None for subject in subjects.values())
+
+
+def test_a_unit_is_known_by_its_inputs_and_by_who_is_tried() -> None:
+    some = {name: IMPLEMENTATIONS[name] for name in ("einsum", "NumPy")}
+    _, plan = probed(some, "quick", 0)
+    entry = PROPERTIES["scale-zero"]
+    key = unit_key(entry, plan, some)
+    assert key == unit_key(entry, plan, some)
+    others = {"einsum": some["einsum"]}
+    assert key != unit_key(entry, plan, others)
+    assert key != unit_key(entry, Plan("quick", 1), some)
+
+
+def test_failures_do_not_outlive_the_battery(sources: Path) -> None:
+    ledger = Ledger(1, sources)
+    for key, failure in (("good", ""), ("bad", "wrong")):
+        ledger.run(key, lambda f=failure: {"a": {"failure": f}}, lasting=True,
+                   keep=correct._all_pass)  # fmt: skip
+    assert [path.stem for path in ledger.lasting.iterdir()] == ["good"]
+    assert ledger.run("bad", refuse, lasting=True)["a"]["failure"] == "wrong"
+    (sources / "attncheck/conformance/case.py").write_text("second")
+    assert Ledger(0, sources).run("bad", refuse, lasting=True) is None
+    assert Ledger(0, sources).run("good", refuse, lasting=True) is not None
 
 
 def test_mutants_not_tried_are_not_counted_as_killed(
@@ -128,10 +173,6 @@ def test_a_late_battery_fails() -> None:
 def test_the_published_table_is_the_measured_one() -> None:
     root = Path(__file__).parents[2]
     data = json.loads((root / "benchmarks/results/conformance.json").read_text())
-    text = (root / "docs/conformance.md").read_text()
-    for family, row in data["mutants"].items():
-        counts = [str(row[name]) for name in ("killed", "tried", "planted", "runs")]
-        assert f"| {family} | {' | '.join(counts)} |" in text
-    for name, row in data["alarms"].items():
-        seeds = [row["seeds"].get(effort, 0) for effort in ("default", "quick")]
-        assert f"| {name} | {seeds[0]} | {seeds[1]} | {len(row['false alarms'])} |" in text
+    assert tables(data) in (root / "docs/conformance.md").read_text()
+    assert not any(row["false alarms"] for row in data["alarms"].values())
+    assert not any(row["survivors"] for row in data["mutants"].values())
