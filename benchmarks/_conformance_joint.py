@@ -84,10 +84,10 @@ def run_jointly(
     rows: dict[str, dict[str, Any]] = {n: {"inputs": 0, "failure": ""} for n in subjects}
     store: dict[Case, Reference] = {}
 
-    def shared(case: Case, inputs: Inputs) -> Reference:
+    def shared(case: Case, _inputs: Inputs) -> Reference:
         if case not in store:
             store.clear()
-            store[case] = _Shared(inputs, grad=case.grad)
+            store[case] = _Shared(case.build(), grad=case.grad)  # its own: inputs may be changed
         return store[case]
 
     def examine(case: Case) -> Violation | None:

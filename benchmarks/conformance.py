@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -29,9 +29,9 @@ from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
 from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.bias import accuracy_bias
-from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
 from benchmarks._conformance_alarms import alarms
+from benchmarks._conformance_joint import run_jointly
 from benchmarks._conformance_ledger import Ledger
 from benchmarks._conformance_page import write_page
 from benchmarks._measure import RESULTS, write_results
@@ -44,18 +44,32 @@ DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
 LIMITS = {"quick": 10.0, "default": 60.0}
 
 
-def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
-    """Return the first property that a mutant fails, without shrinking; empty if it survives."""
-    subject = Subject(mutant.make(), mutant.returns_weights)
-    plan, failure = probe(subject, Plan(effort, seed))
-    if failure:
-        return failure.id
-    subject.refused, subject.dtypes = plan.refused, plan.dtypes
-    for entry in select_properties(None, mutant.returns_weights):
-        for case in entry.cases(plan):
-            if attempt(entry, subject, case)[0] is not None:
-                return entry.id
-    return ""
+def kill_jointly(
+    ledger: Ledger, mutants: Sequence[Mutant], effort: str, seed: int, share: tuple[int, int]
+) -> dict[str, str]:
+    """Return the first property that each mutant fails, empty if it survives them all.
+
+    Those about which nothing can be said yet, as time ran out, are left out.
+    """
+    killed: dict[str, str] = {}
+    subjects: dict[str, Subject] = {}
+    for mutant in mutants:
+        subject = Subject(mutant.make(), mutant.returns_weights)
+        plan, failure = probe(subject, Plan(effort, seed))
+        subject.refused, subject.dtypes = plan.refused, plan.dtypes
+        if failure is None:
+            subjects[mutant.id] = subject
+        else:
+            killed[mutant.id] = failure.id
+    everything = replace(Plan(effort, seed), accepted=Plan().dtypes)
+    for entry in select_properties(None, True):
+        alive = {id: subject for id, subject in subjects.items() if id not in killed}
+        key = f"mutants-{effort}-{seed}-{share[0]}-{share[1]}-{entry.id}"
+        found = ledger.run(key, partial(run_jointly, entry, everything, alive))
+        if found is None:
+            return killed
+        killed |= {id: entry.id for id, row in found.items() if row["failure"] and id in alive}
+    return {mutant.id: killed.get(mutant.id, "") for mutant in mutants}
 
 
 def kill_all(
@@ -84,11 +98,8 @@ def kill_all(
     mine = list(MUTANTS.values())[share[0] :: share[1]]
     runs: dict[str, dict[int, str]] = {mutant.id: {} for mutant in mine}
     for seed in range(seeds):
-        for mutant in mine:
-            work = partial(killer, mutant, effort, seed)
-            found = ledger.run(f"{mutant.id}-{effort}-{seed}", work)
-            if found is not None:
-                runs[mutant.id][seed] = found
+        for id, found in kill_jointly(ledger, mine, effort, seed, share).items():
+            runs[id][seed] = found
     for mutant in mine:
         row, tried = families[mutant.family], runs[mutant.id]
         row["planted"] += 1

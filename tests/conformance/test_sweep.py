@@ -15,7 +15,7 @@ from benchmarks import _conformance_alarms as correct
 from benchmarks import conformance as sweep
 from benchmarks._conformance_joint import probed, run_jointly, unit_key
 from benchmarks._conformance_page import tables
-from benchmarks.conformance import Ledger, alarms, kill_all, verdict
+from benchmarks.conformance import Ledger, alarms, kill_all, kill_jointly, verdict
 from tests.conformance.implementations import IMPLEMENTATIONS
 from tests.conformance.mutants import MUTANTS
 
@@ -144,23 +144,35 @@ def test_mutants_not_tried_are_not_counted_as_killed(
     found = {("scale-missing", 0): "scale-default", ("scale-missing", 1): "scale-default",
              ("scale-ignored", 0): "scale-given", ("scale-ignored", 1): ""}  # fmt: skip
 
-    def killer(mutant: Any, effort: str, seed: int) -> str:
-        if (mutant.id, seed) not in found:
-            ledger.end = 0.0
-            raise KeyboardInterrupt
-        return found[mutant.id, seed]
+    def some(_ledger: Ledger, mutants: Any, _effort: str, seed: int, _share: Any) -> dict[str, str]:
+        return {m.id: found[m.id, seed] for m in mutants if (m.id, seed) in found}
 
-    monkeypatch.setattr(sweep, "MUTANTS", {id: MUTANTS[id] for id in chosen[:2]})
     monkeypatch.setattr(sweep, "WRONG", {})
-    monkeypatch.setattr(sweep, "killer", killer)
-    ledger = Ledger(1, sources)
-    kill_all(ledger, "default", 2)
+    monkeypatch.setattr(sweep, "kill_jointly", some)
     monkeypatch.setattr(sweep, "MUTANTS", {id: MUTANTS[id] for id in chosen})
     row = kill_all(Ledger(0, sources), "default", 2)["scale"]
     assert row == {
         "planted": 3, "tried": 2, "killed": 1, "runs": 4, "survivors": ["scale-ignored, seed 1"]
     }  # fmt: skip
     assert verdict({"mutants": {"scale": row}}, 0) == 1
+
+
+def test_mutants_die_together_as_they_die_alone(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [PROPERTIES[id] for id in ("scale-default", "scale-given", "state-inputs-untouched")]
+    monkeypatch.setattr(sweep, "select_properties", lambda *_: few)
+    ids = ("scale-missing", "scale-ignored", "state-scales-in-place", "dropout-ignored")
+    mutants = [MUTANTS[id] for id in ids]
+    ledger = Ledger(1, sources)
+    found = kill_jointly(ledger, mutants, "quick", 0, (0, 1))
+    assert found["scale-missing"] == "scale-default"
+    assert found["scale-ignored"] == "scale-given"
+    assert found["state-scales-in-place"]
+    assert found["dropout-ignored"] == ""
+    ledger.end = 0.0
+    assert kill_jointly(ledger, mutants, "quick", 0, (0, 1)) == found
+    assert kill_jointly(ledger, mutants, "quick", 1, (0, 1)) == {}
 
 
 def test_a_late_battery_fails() -> None:
