@@ -22,13 +22,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from attncheck.conformance import Capabilities, check_attention
+from attncheck.conformance import PROPERTIES, Capabilities, check_attention
 from attncheck.conformance.battery import select_properties
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
+from attncheck.conformance.extensions import EXTENSIONS
 from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.bias import accuracy_bias
+from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
 from benchmarks._conformance_alarms import alarms
 from benchmarks._conformance_joint import run_jointly
@@ -110,8 +112,26 @@ def kill_all(
     return dict(families)
 
 
-def _fails_one(function: Callable[..., Any], extension: str) -> bool:
-    return not check_attention(function, extension=extension, effort="quick", raises=False).passed
+def _fails_one(function: Callable[..., Any], name: str) -> bool:
+    """Whether an implementation of an extension fails anything at quick effort."""
+    extension = EXTENSIONS[name]
+    entries = [*extension.properties, *(PROPERTIES[id] for id in extension.select)]
+    for variant in extension.variants:
+        subject = Subject(
+            variant.adapt(function),
+            capabilities=extension.capabilities,
+            rules=variant.rules,
+            original=function,
+        )
+        plan, failure = probe(subject, Plan("quick"))
+        subject.refused, subject.dtypes = plan.refused, plan.dtypes
+        if failure or any(
+            attempt(entry, subject, case)[0] is not None
+            for entry in entries
+            for case in entry.cases(plan)
+        ):
+            return True
+    return False
 
 
 def times(ledger: Ledger, efforts: list[str]) -> dict[str, Any]:

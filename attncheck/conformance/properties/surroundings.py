@@ -16,7 +16,7 @@ from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees_on, compare
 from attncheck.conformance.numerics import expect
 from attncheck.conformance.registry import register
-from attncheck.conformance.subject import Subject, Violation
+from attncheck.conformance.subject import Crash, Refused, Subject, Violation
 
 
 @register(
@@ -53,27 +53,26 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 @register(
     "state-default-dtype",
     "state",
-    reason="the default dtype is for new tensors: an answer follows the dtype of its inputs",
+    reason="the default dtype is for new tensors: an answer follows from the inputs alone",
     source="https://docs.pytorch.org/docs/stable/generated/torch.set_default_dtype.html; loading a "
     "model sets it",
-    cases=bases(6, 24, 60, mask=("none", "bool", "float"), scale=("default", "given"),
-                grad=(False, True)),
+    cases=bases(4, 24, 60, mask=("none", "bool", "float"), scale=("default", "given")),
     script="""torch.set_default_dtype(torch.float64)
 got = {call}
 torch.set_default_dtype(torch.float32)
-print(got.dtype, (got - {call}).abs().max())  # expected the dtype of q, about 0
-assert got.dtype == q.dtype and (got - {call}).abs().max() < 1e-2""",
-)  # fmt: skip
+print((got - {call}).abs().max())  # expected about 0
+assert (got - {call}).abs().max() < 1e-2""",
+)
 def other_default_dtype(subject: Subject, case: Case) -> None:
-    """Compare with the oracle while the default dtype is float64, then bfloat16."""
-    for dtype in (torch.float64, torch.bfloat16):
-        inputs = subject.build(case)
-        with default_dtype(dtype):
-            try:
-                agrees_on(subject, inputs, case.grad)
-            except Violation as violation:
-                violation.message = f"with default dtype {str(dtype)[6:]}: {violation.message}"
-                raise
+    """Compare values with the oracle while the default dtype is float64.
+
+    A mask or a bias of the default dtype may turn the output into it: that is not judged.
+    """
+    inputs = subject.build(case)
+    expected = expect(inputs, subject.rules)["output"]
+    with default_dtype(torch.float64):
+        got = subject.call(inputs).output
+    compare(got, expected, "output with default dtype float64", inputs)
 
 
 @contextmanager
@@ -143,7 +142,10 @@ print((got - {call}).abs().max())  # expected what rounding to bfloat16 does
 assert (got - {call}).abs().max() < 0.1""",
 )
 def under_autocast(subject: Subject, case: Case) -> None:
-    """Compare with what inputs rounded to bfloat16 may give, in whatever dtype the output is."""
+    """Compare with what inputs rounded to bfloat16 may give, in whatever dtype the output is.
+
+    An error is a refusal here: whoever allocates outputs has another dtype to fill.
+    """
     inputs = subject.build(case)
     exact = expect(inputs, subject.rules)["output"]
     rounded = replace(inputs, query=inputs.query.bfloat16(), key=inputs.key.bfloat16(),
@@ -151,5 +153,8 @@ def under_autocast(subject: Subject, case: Case) -> None:
     allowed = 3 * expect(rounded, subject.rules)["output"].allowed
     allowed = allowed + (expect(rounded, subject.rules)["output"].value - exact.value).abs().amax()
     with torch.autocast(inputs.query.device.type, dtype=torch.bfloat16):
-        got = subject.call(inputs).output
+        try:
+            got = subject.call(inputs).output
+        except Crash as crash:
+            raise Refused(f"under autocast: {crash.message}") from crash
     compare(got.to(inputs.query.dtype), type(exact)(exact.value, allowed), "output under autocast")
