@@ -10,86 +10,68 @@ battery exceeds its time.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from attncheck.conformance import Capabilities, check_attention
+from attncheck.conformance import PROPERTIES, Capabilities, check_attention
 from attncheck.conformance.battery import select_properties
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees
+from attncheck.conformance.extensions import EXTENSIONS
 from attncheck.conformance.probe import probe
-from attncheck.conformance.properties.softmax import accuracy_bias
+from attncheck.conformance.properties.bias import accuracy_bias
 from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject, Violation
+from benchmarks._conformance_alarms import alarms
+from benchmarks._conformance_joint import run_jointly
+from benchmarks._conformance_ledger import Ledger
+from benchmarks._conformance_page import write_page
 from benchmarks._measure import RESULTS, write_results
-from tests.conformance.extended import RIGHT, WRONG
-from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
+from tests.conformance.extended import WRONG
+from tests.conformance.implementations import einsum_attention
 from tests.conformance.mutants import MUTANTS, Mutant
 
 SECTIONS: Final = ("errors", "times", "mutants", "alarms")
 DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
-NO_VERDICT: Final = ("report.py", "pytest_door.py", "reproduce.py", "diagnose.py", "mistakes.py")
 LIMITS = {"quick": 10.0, "default": 60.0}
-SLOW = ("flex_attention",)  # not compiled, it takes minutes for what others do in seconds
 
 
-class Ledger:
-    """Results of finished runs, on disk.
+def kill_jointly(
+    ledger: Ledger, mutants: Sequence[Mutant], effort: str, seed: int, share: tuple[int, int]
+) -> dict[str, str]:
+    """Return the first property that each mutant fails, empty if it survives them all.
 
-    Args:
-        minutes: Time after which no further run is begun.
-        root: Where the sources are, and ``build``.
+    Those about which nothing can be said yet, as time ran out, are left out.
     """
-
-    def __init__(self, minutes: float, root: Path = Path(__file__).parents[1]) -> None:
-        digest = hashlib.sha256()
-        for folder in ("attncheck/conformance", "tests/conformance"):
-            for path in sorted((root / folder).rglob("*.py")):
-                if path.name not in NO_VERDICT and not path.name.startswith("test_"):
-                    digest.update(path.read_bytes())
-        self.folder = root / "build" / "conformance" / digest.hexdigest()[:12]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.end = time.monotonic() + 60 * minutes
-        self.missing = 0
-
-    def run(self, key: str, work: Callable[[], Any]) -> Any:
-        """Return the result kept under a key, or of the work; None where no time is left."""
-        path = self.folder / f"{key.replace(' ', '-').replace('/', '-')}.json"
-        if not path.exists():
-            if time.monotonic() > self.end:
-                self.missing += 1
-                return None
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(work()))
-            part.replace(path)
-        return json.loads(path.read_text())
-
-
-def killer(mutant: Mutant, effort: str, seed: int = 0) -> str:
-    """Return the first property that a mutant fails, without shrinking; empty if it survives."""
-    subject = Subject(mutant.make(), mutant.returns_weights)
-    plan, failure = probe(subject, Plan(effort, seed))
-    if failure:
-        return failure.id
-    subject.refused, subject.dtypes = plan.refused, plan.dtypes
-    for entry in select_properties(None, mutant.returns_weights):
-        for case in entry.cases(plan):
-            if attempt(entry, subject, case)[0] is not None:
-                return entry.id
-    return ""
+    killed: dict[str, str] = {}
+    subjects: dict[str, Subject] = {}
+    for mutant in mutants:
+        subject = Subject(mutant.make(), mutant.returns_weights)
+        plan, failure = probe(subject, Plan(effort, seed))
+        subject.refused, subject.dtypes = plan.refused, plan.dtypes
+        if failure is None:
+            subjects[mutant.id] = subject
+        else:
+            killed[mutant.id] = failure.id
+    everything = replace(Plan(effort, seed), accepted=Plan().dtypes)
+    for entry in select_properties(None, True):
+        alive = {id: subject for id, subject in subjects.items() if id not in killed}
+        key = f"mutants-{effort}-{seed}-{share[0]}-{share[1]}-{entry.id}"
+        found = ledger.run(key, partial(run_jointly, entry, everything, alive))
+        if found is None:
+            return killed
+        killed |= {id: entry.id for id, row in found.items() if row["failure"] and id in alive}
+    return {mutant.id: killed.get(mutant.id, "") for mutant in mutants}
 
 
 def kill_all(
@@ -118,11 +100,8 @@ def kill_all(
     mine = list(MUTANTS.values())[share[0] :: share[1]]
     runs: dict[str, dict[int, str]] = {mutant.id: {} for mutant in mine}
     for seed in range(seeds):
-        for mutant in mine:
-            work = partial(killer, mutant, effort, seed)
-            found = ledger.run(f"{mutant.id}-{effort}-{seed}", work)
-            if found is not None:
-                runs[mutant.id][seed] = found
+        for id, found in kill_jointly(ledger, mine, effort, seed, share).items():
+            runs[id][seed] = found
     for mutant in mine:
         row, tried = families[mutant.family], runs[mutant.id]
         row["planted"] += 1
@@ -133,67 +112,26 @@ def kill_all(
     return dict(families)
 
 
-def _fails_one(function: Callable[..., Any], extension: str) -> bool:
-    return not check_attention(function, extension=extension, effort="quick", raises=False).passed
-
-
-def alarms(ledger: Ledger, efforts: Mapping[str, int], share: tuple[int, int]) -> dict[str, Any]:
-    """Run the correct implementations; list failures that are not known, by implementation.
-
-    Args:
-        ledger: Keeps what is done.
-        efforts: Seeds by effort.
-        share: Which part of the runs, and of how many, when several processes share the work.
-    """
-    rows: dict[str, Any] = {
-        name: {"seeds": Counter(), "inputs": 0, "false alarms": [],
-               "known failures": dict(entry.known)}
-        for name, entry in IMPLEMENTATIONS.items()
-    }  # fmt: skip
-    for name, function in list(RIGHT.items())[share[0] :: share[1]]:
-        found = ledger.run(f"right-{name}", partial(_extension_alarms, function, name))
-        seeds = {} if found is None else {"quick": 1}
-        rows[f"extension {name}"] = {"seeds": seeds, "false alarms": found or []}
-    planned = [(effort, seed) for effort, seeds in efforts.items() for seed in range(seeds)]
-    todo = [(name, "quick", 0) for name in SLOW]
-    todo += [(name, *run) for run in planned for name in IMPLEMENTATIONS if name not in SLOW]
-    for name, effort, seed in todo[share[0] :: share[1]]:
-        found = ledger.run(
-            f"correct-{name}-{effort}-{seed}", partial(one_alarm, name, effort, seed)
+def _fails_one(function: Callable[..., Any], name: str) -> bool:
+    """Whether an implementation of an extension fails anything at quick effort."""
+    extension = EXTENSIONS[name]
+    entries = [*extension.properties, *(PROPERTIES[id] for id in extension.select)]
+    for variant in extension.variants:
+        subject = Subject(
+            variant.adapt(function),
+            capabilities=extension.capabilities,
+            rules=variant.rules,
+            original=function,
         )
-        if found is not None:
-            row = rows[name]
-            row["seeds"][effort] += 1
-            row["inputs"] += found["inputs"]
-            row["false alarms"] += found["false alarms"]
-    return rows
-
-
-def one_alarm(name: str, effort: str, seed: int) -> dict[str, Any]:
-    """Run one correct implementation once."""
-    entry = IMPLEMENTATIONS[name]
-    report = check_attention(
-        entry.function,
-        returns_weights=entry.returns_weights,
-        capabilities=entry.capabilities,
-        effort=effort,
-        seed=seed,
-        expected_failures=entry.known,
-        raises=False,
-    )
-    false = [f"{f.id} ({effort}, seed {seed}): {f.violated}; {f.input}" for f in report.failures]
-    false += [
-        f"{outcome.id} passes ({effort}, seed {seed})"
-        for outcome in report.outcomes
-        if outcome.status == "unexpected pass"
-    ]
-    print(f"  {report.summary()}; {effort}, seed {seed}: {len(false)} false alarms", flush=True)
-    return {"inputs": sum(o.cases for o in report.outcomes), "false alarms": false}
-
-
-def _extension_alarms(function: Callable[..., Any], name: str) -> list[str]:
-    report = check_attention(function, extension=name, effort="quick", raises=False)
-    return [failure.id for failure in report.failures]
+        plan, failure = probe(subject, Plan("quick"))
+        subject.refused, subject.dtypes = plan.refused, plan.dtypes
+        if failure or any(
+            attempt(entry, subject, case)[0] is not None
+            for entry in entries
+            for case in entry.cases(plan)
+        ):
+            return True
+    return False
 
 
 def times(ledger: Ledger, efforts: list[str]) -> dict[str, Any]:
@@ -206,7 +144,9 @@ def times(ledger: Ledger, efforts: list[str]) -> dict[str, Any]:
         ):
             found = ledger.run(f"time-{effort}-{label}", partial(one_time, effort, capabilities))
             if found is not None:
-                rows[f"{effort}, {label}"] = found | {"limit": LIMITS.get(effort)}
+                rows[f"{effort}, {label}"] = found | {
+                    "limit": LIMITS.get(effort) if label == "float32" else None
+                }
     return rows
 
 
@@ -290,6 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in [chosen.only] if chosen.only else SECTIONS:
         data[name] = sections[name]()
         write_results("conformance", data)  # after each: a long run may be cut short
+    write_page(data)
     return verdict(data, ledger.missing)
 
 

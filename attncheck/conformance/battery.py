@@ -50,8 +50,8 @@ def check_attention(
         select: Ids, families or tags of the properties to run; all by default.
         expected_failures: Reasons by property id: these must fail, and are reported apart.
         extension: What the function computes instead of plain attention: ``"sliding_window"``,
-            ``"softcap"``, ``"alibi"``, ``"sinks"``, ``"kv_cache"`` or ``"packed"``; their
-            signatures are in `attncheck.conformance.extensions.EXTENSIONS`.
+            ``"softcap"``, ``"alibi"``, ``"sinks"``, ``"kv_cache"``, ``"paged"`` or ``"packed"``;
+            their signatures are in `attncheck.conformance.extensions.EXTENSIONS`.
         raises: Whether to raise when something fails.
 
     Returns:

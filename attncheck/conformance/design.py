@@ -19,14 +19,23 @@ from numpy.typing import NDArray
 from attncheck.conformance.case import Case
 from attncheck.conformance.kinds import (
     BOOL_PATTERNS,
-    CONTENTS,
     FLOAT_PATTERNS,
     LAYOUTS,
     MASK_LAYOUTS,
     SCALES,
+    USUAL_CONTENTS,
 )
 
-__all__ = ["HEADS", "LENGTHS", "MASK_SHAPES", "SIZES", "Plan", "covering", "general_levels"]
+__all__ = [
+    "HEADS",
+    "LENGTHS",
+    "MASK_SHAPES",
+    "RARE_PATTERNS",
+    "SIZES",
+    "Plan",
+    "covering",
+    "general_levels",
+]
 
 Levels = Mapping[str, Sequence[Any]]
 
@@ -47,6 +56,9 @@ MASK_SHAPES: Final = (
     )),
 )  # fmt: skip
 """Every shape that broadcasts to the weights: full or 1 on each axis, in 2, 3 and 4 dimensions."""
+
+RARE_PATTERNS: Final = ("none", "all lowest", "lowest and hidden", "all hidden", "zeros")
+"""Masks that have properties of their own, and teach little about other axes."""
 
 SAME: Final = "same"
 """Level of a size that equals the one it is paired with."""
@@ -132,13 +144,13 @@ def general_levels(dtypes: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         "dtype": tuple(dtypes),
         "mask": ("none", "bool", "float"),
         "mask_shape": MASK_SHAPES,
-        "pattern": tuple(p for p in patterns if p not in ("none", "all lowest")),
+        "pattern": tuple(p for p in patterns if p not in RARE_PATTERNS),
         "mask_layout": tuple(MASK_LAYOUTS),
         "causal": (False, True),
         "scale": tuple(SCALES),
         "layout": tuple(LAYOUTS),
         "layout_on": ("qkv", "q", "k", "v", "kv"),
-        "content": tuple(CONTENTS),
+        "content": USUAL_CONTENTS,
         "grad": (False, True),
     }
 

@@ -22,17 +22,38 @@ from attncheck.conformance.subject import Violation
 __all__ = ["MISTAKES", "likely_mistake"]
 
 
-def likely_mistake(violations: Sequence[Violation], rules: Rules = PLAIN) -> str:
+def likely_mistake(
+    violations: Sequence[Violation], rules: Rules = PLAIN, passed: Sequence[Inputs] = ()
+) -> str:
     """Return the known mistake that explains wrong outputs, or an empty string.
 
     Args:
         violations: Of one property, on several inputs; the mistake that explains most of them
             is named, since small inputs make many mistakes look alike.
         rules: What attention means for the implementation.
+        passed: Calls that were right: a mistake that would have shown in one of them comes after
+            those that explain this too.
     """
-    votes = Counter(name for violation in violations for name in matches(violation, rules))
     order = [name for violation in violations for name in matches(violation, rules)]
-    return max(votes, key=lambda name: (votes[name], -order.index(name))) if votes else ""
+    votes = Counter(order)
+    ranked = sorted(votes, key=lambda name: (-votes[name], order.index(name)))
+    best = [name for name in ranked if 2 * votes[name] >= votes[ranked[0]]]
+    fitting = (name for name in best if not any(_would_show(name, i, rules) for i in passed))
+    return next(fitting, best[0]) if best else ""
+
+
+def _would_show(name: str, inputs: Inputs, rules: Rules) -> bool:
+    """Whether a mistake gives something else than the right answer on some inputs."""
+    mistake = MISTAKES.get(name.removeprefix("matches "))
+    if mistake is None:
+        return False
+    inputs = _on_cpu(inputs)
+    right = attend(inputs, torch.float64, rules)[0]
+    try:
+        wrong = mistake(inputs, rules)
+    except (RuntimeError, IndexError, ValueError, TypeError, ZeroDivisionError):
+        return False
+    return wrong.shape == right.shape and not _same(wrong, right, _slack(inputs, right))
 
 
 def matches(violation: Violation, rules: Rules = PLAIN) -> list[str]:

@@ -20,25 +20,35 @@ __all__ = ["agrees", "check_form", "check_values", "compare"]
 def agrees(subject: Subject, case: Case) -> None:
     """Raise unless the implementation does on this input what the oracle does."""
     inputs = subject.build(case)
-    agrees_on(subject, inputs, case.grad)
+    if subject.references is None:
+        agrees_on(subject, inputs, case.grad)
+    else:
+        agrees_on(subject, inputs, case.grad, subject.references(case, inputs))
 
 
-def agrees_on(subject: Subject, inputs: Inputs, grad: bool = False) -> Result:
+def agrees_on(
+    subject: Subject, inputs: Inputs, grad: bool = False, reference: Reference | None = None
+) -> Result:
     """As `agrees`, for tensors; return what the implementation returned."""
-    reference = Reference(inputs, subject.rules, grad)
+    reference = reference or Reference(inputs, subject.rules, grad)
     expected = reference.values()
     asked = requiring_grad(inputs) if grad else inputs
     before = {name: (tensor, tensor._version) for name, tensor in asked.tensors.items()}
     copies = {name: tensor.detach().clone() for name, tensor in inputs.tensors.items()}
     result = subject.call(asked)
-    check_form(result, inputs)
+    check_form(result, asked)
     check_values(result, expected, inputs)
-    for name, (tensor, version) in before.items():
-        same = tensor._version == version and torch.equal(tensor, copies[name])
-        if not same and not (copies[name].isnan().any()):
-            raise Violation(f"{name} was modified in place", inputs=inputs)
+
+    def check_untouched(when: str) -> None:
+        for name, (tensor, version) in before.items():
+            same = tensor._version == version and torch.equal(tensor, copies[name])
+            if not same and not (copies[name].isnan().any()):
+                raise Violation(f"{name} was modified in place{when}", inputs=inputs)
+
+    check_untouched("")
     if grad:
         check_gradients(subject, asked, result, reference)
+        check_untouched(" by the backward pass")
     return result
 
 
@@ -56,6 +66,8 @@ def check_form(result: Result, inputs: Inputs) -> None:
     for what, (got, expected) in wanted.items():
         if got != expected:
             raise Violation(f"{what} of the output is {got}, expected {expected}")
+    if output.requires_grad and not any(t.requires_grad for t in inputs.tensors.values()):
+        raise Violation("the output asks for a gradient, and no input does")
     if result.weights is not None:
         full = (*query.shape[:-1], inputs.key.shape[-2])
         if tuple(result.weights.shape) != full:
@@ -117,7 +129,12 @@ def check_gradients(subject: Subject, asked: Inputs, result: Result, reference: 
         refuse_or_fail_detached(subject, asked)
     direction = direction_of(result.output)
     leaves = {n: t for n, t in asked.tensors.items() if t.requires_grad}
+    kept, toward = result.output.detach().clone(), direction.clone()
     found = differentiate(result.output, leaves, direction)
+    if not torch.equal(direction, toward):
+        raise Violation("the gradient of the output was modified in place by the backward pass")
+    if not torch.equal(result.output.detach(), kept) and not bool(kept.isnan().any()):
+        raise Violation("the output was modified in place by the backward pass")
     for name, wanted in reference.gradients(direction).items():
         grad = found[name]
         if grad is None:

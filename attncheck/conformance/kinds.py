@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["BOOL_PATTERNS", "CONTENTS", "FLOAT_PATTERNS", "LAYOUTS", "MASK_LAYOUTS", "SCALES"]
+__all__ = [
+    "BOOL_PATTERNS",
+    "CONTENTS",
+    "FLOAT_PATTERNS",
+    "LAYOUTS",
+    "MASK_LAYOUTS",
+    "SCALES",
+    "USUAL_CONTENTS",
+]
 
 SCALES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -16,6 +24,8 @@ SCALES: Final[Mapping[str, str]] = MappingProxyType(
         "large": "2.5",
         "small": "0.01",
         "tensor": "torch.tensor(0.4)",
+        "double tensor": "torch.tensor(0.3, dtype=torch.float64)",
+        "integer": "2",
         "negative": "-0.3",
         "zero": "0.0",
     }
@@ -34,9 +44,14 @@ CONTENTS: Final[Mapping[str, str]] = MappingProxyType(
         "zeros": "k = 0 * k",
         "offset values": "v = v + 4",
         "big values": "v = 100 * v",
+        "enormous": "q = 30_000 * q",
+        "sunken": "q, k = 300 * q.abs(), -k.abs()",
     }
 )
 """The kind of numbers by name; a line that turns normal numbers into that kind."""
+
+USUAL_CONTENTS: Final = tuple(name for name in CONTENTS if name not in ("enormous", "sunken"))
+"""Kinds whose scores stay within the range of half precision."""
 
 LAYOUTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -83,6 +98,10 @@ FLOAT_PATTERNS: Final[Mapping[str, str]] = MappingProxyType(
         "lowest": "mask = torch.zeros({m}, dtype=q.dtype).masked_fill("
         "torch.arange({K}) >= torch.randint(1, {K} + 1, {m1}), torch.finfo(q.dtype).min)",
         "all lowest": "mask = torch.full({m}, torch.finfo(q.dtype).min, dtype=q.dtype)",
+        "lowest and hidden": "mask = torch.full({m}, torch.finfo(q.dtype).min, dtype=q.dtype)"
+        ".masked_fill(torch.rand({m}) < 0.3, -torch.inf)",
+        "all hidden": "mask = torch.full({m}, -torch.inf, dtype=q.dtype)",
+        "zeros": "mask = torch.zeros({m}, dtype=q.dtype)",
     }
 )
 """Additive masks by name, as `BOOL_PATTERNS`."""
@@ -93,6 +112,8 @@ MASK_LAYOUTS: Final[Mapping[str, str]] = MappingProxyType(
         "columns": "mask = mask.mT.contiguous().mT",
         "every second": "mask = mask.repeat_interleave(2, -1)[..., ::2]",
         "expanded": "mask = mask.expand({full})",
+        "offset": "mask = torch.cat([mask[..., :1], mask], -1)[..., 1:]",
+        "later rows": "mask = torch.cat([mask[..., :1, :], mask], -2)[..., 1:, :]",
     }
 )
 """Strides of a mask by name."""

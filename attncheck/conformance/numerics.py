@@ -9,8 +9,9 @@ second term, because the reference's error is nearly zero on easy inputs while c
 9 times it. The floor is a running error bound, element by element. An error of ``eps * |logit|`` in
 a logit moves an output by at most that times the spread of the values under the weights, and
 summing rounds ``weights @ |value|``; ``magnitude`` is the sum of both, and the backward formula in
-absolute values for gradients. A row that looks at one key only gets a small allowance, however
-large its logits.
+absolute values for gradients. Weights made as ``exp(score - logsumexp)`` share the rounding of the
+row's log-sum, so a little of ``|logit| * |output|`` joins them. A row that looks at one key only
+gets a small allowance, however large its logits.
 
 Where the rounding of a logit is not small against 1 (half precision, logits of hundreds) the first
 order says too little: two keys 3 apart change places when each logit may be off by 2. There the
@@ -29,7 +30,16 @@ from torch import Tensor
 from attncheck.conformance.case import Inputs
 from attncheck.conformance.oracle import PLAIN, Rules, attend
 
-__all__ = ["FLOOR", "NATIVE", "Expected", "Reference", "expect", "expect_gradients", "worst"]
+__all__ = [
+    "FLOOR",
+    "NATIVE",
+    "Expected",
+    "Reference",
+    "expect",
+    "expect_gradients",
+    "logit_size",
+    "worst",
+]
 
 NATIVE: Final = 3.0
 """Multiple of the same-dtype reference's largest error."""
@@ -41,6 +51,9 @@ FLOOR: Final[Mapping[torch.dtype, float]] = {
     torch.bfloat16: 1.0,
 }
 """Multiple of ``eps * magnitude`` by dtype; half precision relies on the reference's error."""
+
+NORMALISER: Final = 0.125
+"""Share of a logit's rounding that a whole row may be off by: ``exp(score - logsumexp)``."""
 
 COARSE: Final = 0.25
 """Rounding of a logit from which the first order in it is not enough; float32 never gets there."""
@@ -107,6 +120,8 @@ def loosened(weights: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
     logit rounded one way and all others the other way.
     """
     rounding = torch.finfo(dtype).eps * logits
+    if not bool((rounding > COARSE).any()):
+        return torch.zeros_like(weights)
     # From the side that moves further: a weight beyond one half falls as its complement rises.
     small = torch.minimum(weights, 1 - weights).clamp_min(0)
     grown = 1 / (1 + (1 / small.clamp_min(1e-300) - 1) * torch.exp(-2 * rounding))
@@ -155,9 +170,11 @@ class Reference:
             floor = FLOOR[self.dtype] * torch.finfo(self.dtype).eps
             magnitudes = {
                 "output": summing * (weights @ value.abs()) + logits * spread
+                + NORMALISER * logits * output.abs()
                 + (loose.sum(-1, keepdim=True) * away).sqrt() / floor,
                 # A weight far below eps is lost in any output: its own digits are not judged.
                 "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01
+                + NORMALISER * logits * weights
                 + loose / floor,
             }  # fmt: skip
             native, native_weights, _ = self.native.found
@@ -244,11 +261,14 @@ def _gradient_magnitudes(
 def _landing_on_maxima(inner: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what a row's rounding adds at one key, where autograd goes through a running maximum.
 
-    The derivative by the maximum is zero, computed as a sum over the row that leaves its rounding.
+    The derivative by the maximum is zero, computed as a sum over the row that leaves its rounding:
+    in half precision that of terms rounded apart and summed in something wider.
     """
     if dtype in HALF:
-        return torch.zeros_like(inner)  # summed in something wider
-    return (inner.sum(-1, keepdim=True) / 16) * (scores > -torch.inf)
+        left = 0.3 * inner.square().sum(-1, keepdim=True).sqrt()
+    else:
+        left = inner.sum(-1, keepdim=True) / 16
+    return left * (scores > -torch.inf)
 
 
 def worst(got: Tensor, expected: Expected) -> Worst | None:

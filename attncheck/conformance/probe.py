@@ -109,6 +109,8 @@ def _nothing_usable(subject: Subject, plan: Plan) -> Failure | None:
             failure = failure or _plain_failure(subject, case, crash.message)
             continue
         if output.shape == inputs.query.shape:
+            if subject.first is None:
+                subject.first = inputs, output.detach().clone()
             return None
         text = f"shape of the output is {tuple(output.shape)}, expected {tuple(inputs.query.shape)}"
         failure = failure or _plain_failure(subject, case, text)

@@ -11,6 +11,7 @@ import torch
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.diagnose import likely_mistake
+from attncheck.conformance.examine import agrees
 from attncheck.conformance.registry import Property
 from attncheck.conformance.report import Failure, Outcome
 from attncheck.conformance.reproduce import script_for
@@ -50,6 +51,7 @@ def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
     if "search" in entry.tags:
         return _searched(entry, subject, plan, start)
     tried = refused = 0
+    passed: list[Case] = []
     cases = list(entry.cases(plan))
     for case in cases:
         tried += 1
@@ -57,8 +59,11 @@ def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
         if refusal:
             refused += 1
             subject.refusals[refusal] += 1
+        elif violation is None and case.work < 1e6:
+            passed.append(case)
         if violation is not None:
-            failure = explain(entry, subject, case, violation, cases[tried : tried + 12])
+            around = cases[tried : tried + 12], passed[-6:]
+            failure = explain(entry, subject, case, violation, *around)
             break
     else:
         failure = None
@@ -108,13 +113,21 @@ def explain(
     case: Case,
     violation: Violation,
     others: Iterable[Case] = (),
+    passed: Iterable[Case] = (),
 ) -> Failure:
-    """Shrink a failing case and say what is known about it; other cases help to tell why."""
+    """Shrink a failing case and say what is known about it.
+
+    Other cases help to tell why: those that fail too, and those that passed.
+    """
     again, _ = attempt(entry, subject, case)
     repeats = again is not None
-    evidence = [violation]
-    if repeats:
-        evidence += [v for v in (attempt(entry, subject, other)[0] for other in others) if v]
+    evidence, passed = [violation], list(passed)
+    for other in others if repeats else ():
+        found, refusal = attempt(entry, subject, other)
+        if found is not None:
+            evidence.append(found)
+        elif not refusal and other.work < 1e6:
+            passed.append(other)
     if again is not None:
         case, violation = shrink(case, again, lambda other: _simpler_fails(entry, subject, other))
     return Failure(
@@ -124,7 +137,13 @@ def explain(
         severity=violation.severity,
         input=case.describe(),
         evidence=violation.evidence,
-        mechanism=likely_mistake([*evidence, violation], subject.rules) if repeats else "",
+        mechanism=likely_mistake(
+            [*evidence, violation],
+            subject.rules,
+            [subject.build(other) for other in passed] if entry.examine is agrees else [],
+        )
+        if repeats
+        else "",
         script=script_for(entry, case, violation, subject),
         case=case.to_dict(),
         repeats=repeats,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attncheck.conformance.capabilities import Capabilities, is_refusal
 from attncheck.conformance.case import Case, Inputs
+from attncheck.conformance.numerics import Reference
 from attncheck.conformance.oracle import PLAIN, Rules
 
 __all__ = ["Crash", "Refused", "Result", "Subject", "Violation"]
@@ -81,6 +82,9 @@ class Subject:
         original: What an extension's adapter wraps, for properties of the extension itself.
         dtypes: Names of the dtypes that it supports, as the probe found.
         refused: Names of features that it does not support, as the probe found.
+        first: Inputs and output of the very first call, which the probe makes.
+        references: Gives the arithmetic that a case is judged by, where several implementations
+            are judged in turn and share it.
     """
 
     function: Callable[..., Any]
@@ -93,6 +97,8 @@ class Subject:
     dtypes: tuple[str, ...] = ()
     calls: int = 0
     original: Callable[..., Any] | None = None
+    first: tuple[Inputs, Tensor] | None = None
+    references: Callable[[Case, Inputs], Reference] | None = None
 
     def call(self, inputs: Inputs, **changes: Any) -> Result:
         """Call the implementation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -81,6 +82,11 @@ def sinks_ignored(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, **f: Any) -
     return _attend(q, k, v, **f)
 
 
+def sinks_twice(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, **f: Any) -> Tensor:
+    """https://github.com/ROCm/rocm-libraries/issues/12227."""
+    return _attend(q, k, v, **f, sinks=sinks + math.log(2.0))
+
+
 def cache(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor, *, tail: int = 0) -> Tensor:
     rows = []
     for number, end in enumerate(cache_len.tolist()):
@@ -101,6 +107,102 @@ def cache_first_length(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Te
     return cache(q, k, v, cache_len[:1].expand(cache_len.shape))
 
 
+def cache_nan_padding(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
+    """https://github.com/Dao-AILab/flash-attention/issues/1745: weights of zero times NaN."""
+    last = torch.arange(q.shape[-2]) - q.shape[-2]
+    hidden = torch.arange(k.shape[-2]) > (cache_len[:, None] + last)[:, None, :, None]
+    return _attend(q, k.nan_to_num(0.0), v, enable_gqa=True, hidden=hidden)
+
+
+def cache_prefill_not_causal(q: Tensor, k: Tensor, v: Tensor, cache_len: Tensor) -> Tensor:
+    """https://github.com/Mikyx-1/TinyLLM/pull/18."""
+    rows = []
+    for number, end in enumerate(cache_len.tolist()):
+        rows.append(_attend(q[number], k[number, :, :end], v[number, :, :end], enable_gqa=True))
+    return torch.stack(rows) if rows else q
+
+
+def _gathered(pages: Tensor, table: Tensor, length: int) -> Tensor:
+    """Return the first tokens of one sequence, ``(head, token, size)``."""
+    return pages[table.long()].flatten(0, 1)[:length].transpose(0, 1)
+
+
+def paged(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor, *, drop: int = 0
+) -> Tensor:
+    rows = []
+    for number, end in enumerate(cache_len.tolist()):
+        end -= drop * (end % k.shape[1]) if end > k.shape[1] else 0
+        used = block_table[number, : -(-end // k.shape[1])]
+        keys, values = (_gathered(x, used, end) for x in (k, v))
+        hidden = _distance(q[number], keys) > end - q.shape[-2]
+        rows.append(_attend(q[number], keys, values, enable_gqa=True, hidden=hidden))
+    return torch.stack(rows) if rows else q
+
+
+def paged_kernel(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor) -> Tensor:
+    """Online softmax, a page at a time, as a decoding kernel goes."""
+    output = torch.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    for b, h in [(b, h) for b in range(q.shape[0]) for h in range(q.shape[1])]:
+        kv, end = h // (q.shape[1] // k.shape[2]), int(cache_len[b])
+        position = torch.arange(q.shape[2])[:, None] + end - q.shape[2]
+        peak = torch.full((q.shape[2], 1), -torch.inf, dtype=wide)
+        total, found = torch.zeros_like(peak), torch.zeros(*output.shape[2:], dtype=wide)
+        for start in range(0, end, k.shape[1]):
+            page, n = int(block_table[b, start // k.shape[1]]), min(end - start, k.shape[1])
+            scores = q[b, h].to(wide) @ k[page, :n, kv].to(wide).mT * q.shape[-1] ** -0.5
+            scores = scores.masked_fill(torch.arange(start, start + n) > position, -torch.inf)
+            new = torch.maximum(peak, scores.amax(-1, keepdim=True))
+            old, powers = torch.exp(peak - new), torch.exp(scores - new)
+            total = total * old + powers.sum(-1, keepdim=True)
+            found = found * old + powers @ v[page, :n, kv].to(wide)
+            peak = new
+        output[b, h] = (found / total).to(q.dtype)
+    return output
+
+
+def paged_table_ignored(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
+) -> Tensor:
+    """https://github.com/hw-native-sys/pypto/pull/470: pages taken for neighbours."""
+    n = block_table.shape[1] - 1
+    in_order = (torch.arange(n) + n * torch.arange(len(q))[:, None]) % len(k)
+    return paged(q, k, v, in_order, cache_len)
+
+
+def paged_first_table(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
+) -> Tensor:
+    return paged(q, k, v, block_table[:1].expand(len(q), -1), cache_len)
+
+
+def paged_whole_last_page(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
+) -> Tensor:
+    """https://github.com/hw-native-sys/simpler/pull/72."""
+    rows = []
+    for number, end in enumerate(cache_len.tolist()):
+        last = -(-end // k.shape[1])
+        keys, values = (_gathered(x, block_table[number, :last], last * k.shape[1]) for x in (k, v))
+        hidden = _distance(q[number], keys) > end - q.shape[-2]
+        hidden[:, end:] = False
+        rows.append(_attend(q[number], keys, values, enable_gqa=True, hidden=hidden))
+    return torch.stack(rows) if rows else q
+
+
+def paged_partial_page_lost(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
+) -> Tensor:
+    return paged(q, k, v, block_table, cache_len, drop=1)
+
+
+def paged_values_by_key_page_of_first_head(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, cache_len: Tensor
+) -> Tensor:
+    return paged(q, k, v[:, :, :1].expand(v.shape), block_table, cache_len)
+
+
 def packed(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False) -> Tensor:
     bounds = cu_seqlens.tolist()
     rows = []
@@ -119,18 +221,31 @@ def packed_leaks(
 def packed_causal_ignored(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, is_causal: bool = False
 ) -> Tensor:
+    """https://github.com/facebookresearch/xformers/issues/1185."""
     return packed(q, k, v, cu_seqlens)
 
 
 RIGHT = {
     "sliding_window": window, "softcap": softcap, "alibi": alibi, "sinks": sinks,
-    "kv_cache": cache, "packed": packed,
+    "kv_cache": cache, "paged": paged, "packed": packed,
 }  # fmt: skip
 WRONG = {
     "sliding_window": (window_off_by_one, window_right_ignored),
     "softcap": (softcap_after_mask, softcap_clamp),
     "alibi": (alibi_one_slope,),
-    "sinks": (sinks_ignored,),
-    "kv_cache": (cache_off_by_one, cache_first_length),
+    "sinks": (sinks_ignored, sinks_twice),
+    "kv_cache": (
+        cache_off_by_one,
+        cache_first_length,
+        cache_nan_padding,
+        cache_prefill_not_causal,
+    ),
+    "paged": (
+        paged_table_ignored,
+        paged_first_table,
+        paged_whole_last_page,
+        paged_partial_page_lost,
+        paged_values_by_key_page_of_first_head,
+    ),
     "packed": (packed_leaks, packed_causal_ignored),
 }

@@ -73,4 +73,4 @@ def test_right_code_raises_no_alarm(name: str) -> None:
     for seed in range(4):
         outcome = judged(entry.function, *dtypes, seed=seed)
         assert outcome.status == "passed", str(outcome.failure)
-        assert outcome.cases == 6
+        assert outcome.cases == 24

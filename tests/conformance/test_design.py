@@ -9,7 +9,14 @@ import torch
 
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan, coverage, covering, general_levels, lighten
-from attncheck.conformance.kinds import BOOL_PATTERNS, CONTENTS, FLOAT_PATTERNS, LAYOUTS, SCALES
+from attncheck.conformance.kinds import (
+    BOOL_PATTERNS,
+    CONTENTS,
+    FLOAT_PATTERNS,
+    LAYOUTS,
+    SCALES,
+    USUAL_CONTENTS,
+)
 from attncheck.conformance.probe import probe
 from attncheck.conformance.properties.general import general_cases, large_cases, small_cases
 from attncheck.conformance.registry import PROPERTIES, register
@@ -33,6 +40,8 @@ def test_layouts_change_strides_not_shapes(layout: str) -> None:
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_contents_are_finite_and_keep_the_dtype(content: str, dtype: str) -> None:
+    if content not in USUAL_CONTENTS and "16" in dtype:
+        return  # beyond the range of half precision, and used in no design that has it
     inputs = replace(BASE, content=content, dtype=dtype).build()
     for tensor in inputs.tensors.values():
         assert tensor.dtype == getattr(torch, dtype)
@@ -65,7 +74,7 @@ def test_the_same_case_gives_the_same_numbers_and_leaves_the_random_state() -> N
 def test_scales_are_passed(scale: str) -> None:
     flags = replace(BASE, scale=scale).build().flags
     assert ("scale" in flags) == (scale != "default")
-    assert isinstance(flags.get("scale"), torch.Tensor) == (scale == "tensor")
+    assert isinstance(flags.get("scale"), torch.Tensor) == (scale in ("tensor", "double tensor"))
 
 
 def test_a_design_covers_every_pair() -> None:

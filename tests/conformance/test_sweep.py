@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
+from attncheck.conformance import PROPERTIES
+from attncheck.conformance.design import Plan
+from attncheck.conformance.subject import Subject
+from benchmarks import _conformance_alarms as correct
 from benchmarks import conformance as sweep
-from benchmarks.conformance import Ledger, alarms, kill_all, verdict
+from benchmarks._conformance_joint import probed, run_jointly, unit_key
+from benchmarks._conformance_page import tables
+from benchmarks.conformance import Ledger, alarms, kill_all, kill_jointly, verdict
 from tests.conformance.implementations import IMPLEMENTATIONS
 from tests.conformance.mutants import MUTANTS
 
@@ -72,12 +78,13 @@ def test_one_seed_of_everything_comes_before_the_second(
         false = ["cried wolf"] if (name, seed) == ("NumPy", 1) else []
         return {"inputs": 5, "false alarms": false}
 
-    monkeypatch.setattr(sweep, "IMPLEMENTATIONS", {
-        name: IMPLEMENTATIONS[name] for name in ("einsum", "NumPy")
-    })  # fmt: skip
-    monkeypatch.setattr(sweep, "one_alarm", one)
-    monkeypatch.setattr(sweep, "_extension_alarms", lambda *_: [])
-    monkeypatch.setattr(sweep, "SLOW", ())
+    names = ("einsum", "NumPy")
+    monkeypatch.setattr(correct, "CORRECT", {name: IMPLEMENTATIONS[name] for name in names})
+    monkeypatch.setattr(correct, "ALONE", names)
+    monkeypatch.setattr(correct, "one_alarm", one)
+    monkeypatch.setattr(correct, "jointly", lambda *_: {})
+    monkeypatch.setattr(correct, "_extension_alarms", lambda *_: [])
+    monkeypatch.setattr(correct, "SLOW", ())
     for part in ((0, 2), (1, 2)):
         alarms(Ledger(1, sources), {"default": 2}, part)
     assert [seed for _, seed in ran[:1] + ran[2:3]] == [0, 0]
@@ -92,6 +99,44 @@ def test_one_seed_of_everything_comes_before_the_second(
     assert verdict({"alarms": {"einsum": rows["einsum"]}}, 0) == 0
 
 
+def test_a_joint_run_gives_each_its_own_verdict() -> None:
+    mutant = MUTANTS["scale-ignored"]
+    subjects = {
+        "right": Subject(IMPLEMENTATIONS["einsum"].function),
+        "wrong": Subject(mutant.make()),
+    }
+    for subject in subjects.values():
+        subject.dtypes = ("float32",)
+    found = run_jointly(PROPERTIES["scale-given"], Plan("quick"), subjects)
+    assert not found["right"]["failure"]
+    assert found["right"]["inputs"] > found["wrong"]["inputs"] > 0
+    assert "output is wrong" in found["wrong"]["failure"]
+    assert all(subject.references is None for subject in subjects.values())
+
+
+def test_a_unit_is_known_by_its_inputs_and_by_who_is_tried() -> None:
+    some = {name: IMPLEMENTATIONS[name] for name in ("einsum", "NumPy")}
+    _, plan = probed(some, "quick", 0)
+    entry = PROPERTIES["scale-zero"]
+    key = unit_key(entry, plan, some)
+    assert key == unit_key(entry, plan, some)
+    others = {"einsum": some["einsum"]}
+    assert key != unit_key(entry, plan, others)
+    assert key != unit_key(entry, Plan("quick", 1), some)
+
+
+def test_failures_do_not_outlive_the_battery(sources: Path) -> None:
+    ledger = Ledger(1, sources)
+    for key, failure in (("good", ""), ("bad", "wrong")):
+        ledger.run(key, lambda f=failure: {"a": {"failure": f}}, lasting=True,
+                   keep=correct._all_pass)  # fmt: skip
+    assert [path.stem for path in ledger.lasting.iterdir()] == ["good"]
+    assert ledger.run("bad", refuse, lasting=True)["a"]["failure"] == "wrong"
+    (sources / "attncheck/conformance/case.py").write_text("second")
+    assert Ledger(0, sources).run("bad", refuse, lasting=True) is None
+    assert Ledger(0, sources).run("good", refuse, lasting=True) is not None
+
+
 def test_mutants_not_tried_are_not_counted_as_killed(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,23 +144,35 @@ def test_mutants_not_tried_are_not_counted_as_killed(
     found = {("scale-missing", 0): "scale-default", ("scale-missing", 1): "scale-default",
              ("scale-ignored", 0): "scale-given", ("scale-ignored", 1): ""}  # fmt: skip
 
-    def killer(mutant: Any, effort: str, seed: int) -> str:
-        if (mutant.id, seed) not in found:
-            ledger.end = 0.0
-            raise KeyboardInterrupt
-        return found[mutant.id, seed]
+    def some(_ledger: Ledger, mutants: Any, _effort: str, seed: int, _share: Any) -> dict[str, str]:
+        return {m.id: found[m.id, seed] for m in mutants if (m.id, seed) in found}
 
-    monkeypatch.setattr(sweep, "MUTANTS", {id: MUTANTS[id] for id in chosen[:2]})
     monkeypatch.setattr(sweep, "WRONG", {})
-    monkeypatch.setattr(sweep, "killer", killer)
-    ledger = Ledger(1, sources)
-    kill_all(ledger, "default", 2)
+    monkeypatch.setattr(sweep, "kill_jointly", some)
     monkeypatch.setattr(sweep, "MUTANTS", {id: MUTANTS[id] for id in chosen})
     row = kill_all(Ledger(0, sources), "default", 2)["scale"]
     assert row == {
         "planted": 3, "tried": 2, "killed": 1, "runs": 4, "survivors": ["scale-ignored, seed 1"]
     }  # fmt: skip
     assert verdict({"mutants": {"scale": row}}, 0) == 1
+
+
+def test_mutants_die_together_as_they_die_alone(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [PROPERTIES[id] for id in ("scale-default", "scale-given", "state-inputs-untouched")]
+    monkeypatch.setattr(sweep, "select_properties", lambda *_: few)
+    ids = ("scale-missing", "scale-ignored", "state-scales-in-place", "dropout-ignored")
+    mutants = [MUTANTS[id] for id in ids]
+    ledger = Ledger(1, sources)
+    found = kill_jointly(ledger, mutants, "quick", 0, (0, 1))
+    assert found["scale-missing"] == "scale-default"
+    assert found["scale-ignored"] == "scale-given"
+    assert found["state-scales-in-place"]
+    assert found["dropout-ignored"] == ""
+    ledger.end = 0.0
+    assert kill_jointly(ledger, mutants, "quick", 0, (0, 1)) == found
+    assert kill_jointly(ledger, mutants, "quick", 1, (0, 1)) == {}
 
 
 def test_a_late_battery_fails() -> None:
@@ -128,10 +185,6 @@ def test_a_late_battery_fails() -> None:
 def test_the_published_table_is_the_measured_one() -> None:
     root = Path(__file__).parents[2]
     data = json.loads((root / "benchmarks/results/conformance.json").read_text())
-    text = (root / "docs/conformance.md").read_text()
-    for family, row in data["mutants"].items():
-        counts = [str(row[name]) for name in ("killed", "tried", "planted", "runs")]
-        assert f"| {family} | {' | '.join(counts)} |" in text
-    for name, row in data["alarms"].items():
-        seeds = [row["seeds"].get(effort, 0) for effort in ("default", "quick")]
-        assert f"| {name} | {seeds[0]} | {seeds[1]} | {len(row['false alarms'])} |" in text
+    assert tables(data) in (root / "docs/conformance.md").read_text()
+    assert not any(row["false alarms"] for row in data["alarms"].values())
+    assert not any(row["survivors"] for row in data["mutants"].values())

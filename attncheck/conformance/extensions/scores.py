@@ -45,7 +45,7 @@ def _window(left: int, right: int) -> Variant:
 SLIDING_WINDOW = Extension(
     "sliding_window",
     "fn(query, key, value, ..., window=(left, right)): query i sees keys i - left to i + right",
-    "Beltagy et al. 2020 (Longformer); https://github.com/ROCm/flash-attention/issues/158",
+    "Beltagy et al. 2020 (Longformer); window_size of flash_attn_func",
     [_window(0, 0), _window(3, 0), _window(16, 2), _window(63, 64)],
 )
 
@@ -108,7 +108,7 @@ def sink_logits(heads: int) -> Tensor:
 SINKS = Extension(
     "sinks",
     "fn(query, key, value, ..., sinks=logits): exp(logits[head]) joins the softmax's sum",
-    "Xiao et al. 2024; gpt-oss 2025; https://github.com/ROCm/flash-attention/issues/158",
+    "Xiao et al. 2024; gpt-oss 2025; https://github.com/ROCm/rocm-libraries/issues/12227",
     [
         Variant(
             "sinks",

@@ -20,7 +20,7 @@ from attncheck.conformance.oracle import Rules
 from attncheck.conformance.registry import Property
 from attncheck.conformance.subject import Subject
 
-__all__ = ["KV_CACHE", "PACKED"]
+__all__ = ["DECODING", "KV_CACHE", "PACKED", "STORED", "only_plain"]
 
 DECODING = Rules(align="bottom-right", causal=True, lines=None)
 STORED = (
@@ -31,7 +31,13 @@ STORED = (
 )  # fmt: skip
 
 
-def _only_plain(kwargs: dict[str, Any], allowed: Sequence[str] = ()) -> None:
+def only_plain(kwargs: dict[str, Any], allowed: Sequence[str] = ()) -> None:
+    """Refuse what an adapter cannot express.
+
+    Args:
+        kwargs: What a call passes.
+        allowed: What it may pass besides ``enable_gqa``.
+    """
     asked = sorted(name for name in kwargs if name not in allowed and name != "enable_gqa")
     if asked:
         raise NotImplementedError(f"the adapter has no {', '.join(asked)}")
@@ -44,7 +50,7 @@ def cache_adapter(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def attention(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Any:
-        _only_plain(kwargs)
+        only_plain(kwargs)
         if query.dim() != 4 or query.shape[-2] > key.shape[-2]:
             raise NotImplementedError("the adapter wants 4-D inputs, no more queries than keys")
         key, value = (
@@ -94,7 +100,7 @@ KV_CACHE = Extension(
             "cache-ragged",
             "extension",
             "sequences of a batch have lengths of their own, and NaN may lie behind them",
-            "https://github.com/Dao-AILab/flash-attention/blob/main/tests/test_flash_attn.py",
+            "https://github.com/Dao-AILab/flash-attention/issues/1745",
             frozenset({"extension"}),
             cache_cases,
             ragged_cache,
@@ -111,7 +117,7 @@ def packed_adapter(function: Callable[..., Any]) -> Callable[..., Any]:
     def attention(
         query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **kwargs: Any
     ) -> Any:
-        _only_plain(kwargs)
+        only_plain(kwargs)
         if query.dim() != 4 or query.shape[-2] != key.shape[-2]:
             raise NotImplementedError("the adapter wants 4-D inputs of equal lengths")
         batch, _, length, _ = query.shape

@@ -13,7 +13,7 @@ from attncheck.conformance.case import Case
 from attncheck.conformance.examine import compare
 from attncheck.conformance.numerics import expect
 from attncheck.conformance.registry import register
-from attncheck.conformance.subject import Subject
+from attncheck.conformance.subject import Subject, Violation
 
 THREE = ("query", "key", "value")
 
@@ -38,6 +38,14 @@ def modes(subject: Subject, case: Case) -> None:
         compare(subject.call(inputs).output, expected, "output under inference_mode", inputs)
     if "gradients" in subject.refused:
         return
+    three = (x.detach().requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
+    parameters: dict[str, Any] = dict(zip(THREE, three, strict=True))
+    all_asking = replace(inputs, **parameters)
+    with torch.no_grad():
+        got = subject.call(all_asking).output
+    compare(got, expected, "output of parameters under no_grad", inputs)
+    if got.requires_grad:
+        raise Violation("the output asks for a gradient under no_grad")
     asking = replace(inputs, value=inputs.value.detach().requires_grad_())
     compare(subject.call(asking).output, expected, "output with gradients asked for", inputs)
 
@@ -53,10 +61,14 @@ print(error.abs().max())  # expected about 0
 assert error.abs().max() < 1e-2""",
 )
 def shared_inputs(subject: Subject, case: Case) -> None:
-    """Call with one tensor as query, key and value."""
+    """Call with one tensor as query, key and value, and as two of the three."""
     inputs = subject.build(case)
-    one = replace(inputs, key=inputs.query, value=inputs.query)
-    compare(subject.call(one).output, expect(one, subject.rules)["output"], "output", one)
+    q, k, v = inputs.query, inputs.key, inputs.value
+    ways: list[dict[str, Any]] = [{"key": q, "value": q}, {"value": k}, {"key": q}, {"query": v}]
+    for changes in ways:
+        one = replace(inputs, **changes)
+        if one.query.shape[-1] == one.key.shape[-1]:
+            compare(subject.call(one).output, expect(one, subject.rules)["output"], "output", one)
 
 
 @register(

@@ -57,7 +57,7 @@ register(
     "causal-no-leak",
     "causal",
     reason="a key or value after the query must not change its output by one bit that matters",
-    source="https://github.com/pytorch/pytorch/issues/101967; a leak inflates every metric",
+    source="https://github.com/facebookresearch/xformers/issues/103; a leak inflates every metric",
     cases=bases(
         6, 30, 100, mask=("none",), causal=(True,), n_query=(4, 17, 40, 65, 130),
         content=("normal", "large"),
@@ -133,7 +133,8 @@ register(
         for case in designed(
             24, 130, 400,
             heads=((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2), (1, 3), (2, 3), (3, 3), (1, 4),
-                   (2, 4), (5, 4), (1, 8), (2, 8), (4, 8), (1, 7), (7, 2)),
+                   (2, 4), (5, 4), (1, 8), (2, 8), (4, 8), (1, 7), (7, 2), (2, 5), (2, 6), (2, 7),
+                   (2, 12), (2, 16), (3, 32)),
             batch=(1, 2, 3), n_query=(1, 4, 17, 65), n_key=("same", 3, 33),
             mask=("none", "bool", "float"), mask_shape=("qk", "1hqk", "bhqk", "1h1k", "b11k"),
             pattern=("random", "padding"), causal=(False, True), rank=(4, 4, 3, 5),

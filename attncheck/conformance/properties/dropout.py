@@ -33,12 +33,20 @@ def dropout_cases(plan: Plan) -> Sequence[Case]:
         (replace(base, mask="bool", mask_shape="b11k", pattern="padding"), "bool"),
         (replace(base, kv_heads=2, ratio=2).legal(), "gqa"),
         (replace(base, n_query=65, n_key=70, scale="given"), "scale"),
+        (replace(base, n_query=1, n_key=160), "rectangular"),
+        (replace(base, rank=3, n_query=40).legal(), "rank3"),
+        (replace(base, value_size=5, causal=True, kv_heads=1, ratio=3).legal(), "gqa"),
+        (replace(base, n_query=140, n_key=150, size=17, value_size=17), "rectangular"),
+        (replace(base, batch=9, n_query=5, n_key=40, layout="heads last"), "strided"),
+        (replace(base, grad=True), "gradients"),
     ]
     kept = [case for case, need in variants if need not in plan.refused]
-    return [plan.fit(case) for case in kept[: plan.pick(4, 7, 7)]]
+    return [plan.fit(case) for case in kept[: plan.pick(4, 13, 13)]]
 
 
-def dropped(subject: Subject, inputs: Inputs, p: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def dropped(
+    subject: Subject, inputs: Inputs, p: float, seed: int, grad: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Call with one-hot values, so that the output is the weights after dropout.
 
     Returns:
@@ -49,7 +57,8 @@ def dropped(subject: Subject, inputs: Inputs, p: float, seed: int) -> tuple[Tens
     value = eye.expand(*inputs.key.shape[:-2], n_key, n_key).contiguous()
     call = replace(inputs, value=value)
     torch.manual_seed(seed)
-    got = subject.call(call, dropout_p=p).output.detach().double()
+    asked = requiring_grad(call) if grad else call
+    got = subject.call(asked, dropout_p=p).output.detach().double()
     weights = attend(call, torch.float64, subject.rules)[1]
     visible = weights > 1e-3
     zeros = (got.abs() < 1e-9)[visible].double().mean()
@@ -71,7 +80,7 @@ def dropout_on_weights(subject: Subject, case: Case) -> None:
     """Count zeros, compare what is left with the weights, look at where the zeros are."""
     inputs = subject.build(case)
     for p in (0.1, 0.25, 0.5, 0.8):
-        got, weights, zeros = dropped(subject, inputs, p, seed=5)
+        got, weights, zeros = dropped(subject, inputs, p, seed=5, grad=case.grad)
         visible = weights > 1e-3
         count = int(visible.sum())
         if count < 60:
@@ -95,23 +104,25 @@ def dropout_on_weights(subject: Subject, case: Case) -> None:
 
 
 def _independent(got: Tensor, visible: Tensor, p: float) -> None:
-    """Raise if two batches, heads, queries or keys always lose the same weights."""
+    """Raise if batches, heads, queries or keys, near or some way apart, lose the same weights."""
     lost = (got.abs() < 1e-9) & visible
+    chance = p * p + (1 - p) * (1 - p)
     for axis, name in ((-4, "batches"), (-3, "heads"), (-2, "queries"), (-1, "keys")):
-        if got.dim() < -axis or got.shape[axis] < 2:
-            continue
-        first, second = (lost.narrow(axis, i, got.shape[axis] - 1) for i in (0, 1))
-        seen = [visible.narrow(axis, i, got.shape[axis] - 1) for i in (0, 1)]
-        both = seen[0] & seen[1]
-        count = int(both.sum())
-        if count < 60:
-            continue
-        same = float((first == second)[both].double().mean())
-        chance = p * p + (1 - p) * (1 - p)
-        if same - chance > 6 * (chance * (1 - chance) / count) ** 0.5 + 0.05:
-            raise Violation(
-                f"neighbouring {name} lose the same weights (alike {same:.2f}, chance {chance:.2f})"
-            )
+        for apart in (1, 2, 3, 4, 8, 16, 32, 64, 128):
+            if got.dim() < -axis or got.shape[axis] <= apart:
+                break
+            rest = got.shape[axis] - apart
+            first, second = (lost.narrow(axis, i, rest) for i in (0, apart))
+            both = visible.narrow(axis, 0, rest) & visible.narrow(axis, apart, rest)
+            count = int(both.sum())
+            if count < 60:
+                continue
+            same = float((first == second)[both].double().mean())
+            if same - chance > 6 * (chance * (1 - chance) / count) ** 0.5 + 0.05:
+                raise Violation(
+                    f"{name} that are {apart} apart lose the same weights "
+                    f"(alike {same:.2f}, chance {chance:.2f})"
+                )
 
 
 @register(
@@ -119,7 +130,7 @@ def _independent(got: Tensor, visible: Tensor, p: float) -> None:
     "dropout",
     reason="dropout belongs to the weights: features of one output share them",
     source="Vaswani et al. 2017, 5.4; "
-    "https://github.com/jadore801120/attention-is-all-you-need-pytorch/issues/72",
+    "https://github.com/nikhilbarhate99/min-decision-transformer/issues/2",
     cases=dropout_cases,
     script="""v[:] = v[..., :1]  # all features alike
 torch.manual_seed(5)

@@ -22,6 +22,9 @@ THREE_FACTORS = "Kuhn, Wallace, Gallo 2004, Software Fault Interactions, IEEE TS
 LONG = (255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 2500)
 
 
+VERY_LONG = (4097, 8193, 10_001)
+
+
 def separate(cases: Sequence[Case], plan: Plan, both: int = 4) -> list[Case]:
     """Keep a mask together with ``is_causal`` in one case of ``both``, as its documentation asks.
 
@@ -111,9 +114,25 @@ def long_cases(plan: Plan) -> Sequence[Case]:
         for dtype in plan.dtypes[:1]
         if m not in plan.refused and not (c and "causal" in plan.refused)
     ]
+    beyond = {
+        "n_key": VERY_LONG, "n_query": (1, 2, 3), "batch": (1, 2), "size": (2, 5, 8),
+        "heads": ((1, 1), (2, 1), (1, 2)), "value_size": (SAME, 3), "dtype": plan.dtypes,
+        "rank": (4, 4, 3, 5), "mask": ("none", "bool", "float"),
+        "mask_shape": ("qk", "1k", "b11k", "bhqk", "1hq1"),
+        "pattern": ("random", "padding", "left padding", "empty rows", "holes"),
+        "causal": (False, True), "scale": ("default", "given"), "grad": (False, True),
+        "layout": ("contiguous", "heads last", "columns"), "layout_on": ("qkv", "k", "v"),
+        "content": ("normal", "growing", "positive"),
+    }  # fmt: skip
+    narrow, count = plan.narrow(beyond), plan.pick(1, 24, 60)
+    most = covering(narrow, count, plan.seed, limit=3_000_000)
+    turned += [
+        replace(case, n_query=case.n_key, n_key=case.n_query).legal()
+        for case in covering(narrow, count, plan.seed + 1, limit=3_000_000)
+    ]
     if "rectangular" in plan.refused:
-        turned, longest = [], []
-    return separate(found + turned + longest[: plan.pick(2, 9, 9)], plan)
+        turned, longest, most = [], [], []
+    return separate(found + turned + most + longest[: plan.pick(2, 9, 9)], plan)
 
 
 def square_cases(plan: Plan) -> Sequence[Case]:
@@ -147,7 +166,18 @@ def square_cases(plan: Plan) -> Sequence[Case]:
         for q, k, size in ((2100, 2049, 8), (1100, 1025, 16), (600, 513, 8), (300, 257, 17))
         if "rectangular" not in plan.refused
     ]
-    return separate(found + [plan.fit(case) for case in past[: plan.pick(1, 9, 9)]], plan)
+    both = {
+        "n_query": (257, 400, 513, 700, 1025), "n_key": (260, 300, 520, 640, 1100),
+        "causal": (True, True, False), "mask": ("none", "bool", "float"),
+        "mask_shape": ("qk", "11k", "b11k"), "pattern": ("random", "padding"),
+        "heads": ((1, 1), (2, 1), (1, 2)), "dtype": plan.dtypes, "size": (4, 9),
+        "content": ("normal", "growing"), "grad": (False, True),
+    }  # fmt: skip
+    unequal = covering(plan.narrow(both), plan.pick(1, 14, 50), plan.seed, limit=15_000_000)
+    if "rectangular" in plan.refused:
+        unequal = []
+    past = past[: plan.pick(1, 9, 9)] + unequal
+    return separate(found + [plan.fit(case) for case in past], plan)
 
 
 def large_cases(plan: Plan) -> Sequence[Case]:
@@ -172,8 +202,9 @@ def large_cases(plan: Plan) -> Sequence[Case]:
 def batch_cases(plan: Plan) -> Sequence[Case]:
     """Return many batches and heads, beyond the limits of small counters, with tiny sequences."""
     levels = {
-        "batch": (9, 16, 17, 33, 64, 65, 129, 257),
-        "heads": ((1, 1), (7, 1), (16, 1), (33, 1), (1, 16), (2, 6), (13, 2), (65, 1)),
+        "batch": (9, 16, 17, 33, 64, 65, 129, 257, 520, 1030),
+        "heads": ((1, 1), (7, 1), (16, 1), (33, 1), (1, 16), (2, 6), (13, 2), (65, 1), (64, 1),
+                  (129, 1), (3, 16), (2, 32), (3, 12)),
         "n_query": (1, 2, 3),
         "n_key": (SAME, 1, 3, 5),
         "size": (2, 8),
@@ -184,12 +215,30 @@ def batch_cases(plan: Plan) -> Sequence[Case]:
         "dtype": plan.dtypes,
         "layout": ("contiguous", "heads last", "reversed axes", "expanded batch"),
         "grad": (False, True),
-    }
+    }  # fmt: skip
     found = covering(plan.narrow(levels), plan.pick(20, 160, 600), plan.seed, limit=6_000_000)
     huge = [Case(batch=70_000, n_query=2, n_key=2, size=2, value_size=2),
             Case(batch=1, kv_heads=66_000, n_query=1, n_key=3, size=2, value_size=2),
             Case(batch=260, kv_heads=257, n_query=2, n_key=1, size=1, value_size=1)]  # fmt: skip
-    return separate(found, plan) + [plan.fit(case) for case in huge[: plan.pick(1, 3, 3)]]
+    huge += [
+        replace(huge[0], causal=True),
+        replace(huge[0], mask="float", mask_shape="b1qk"),
+        replace(huge[1], mask="bool", mask_shape="1h1k"),
+        replace(huge[2], kv_heads=1, ratio=257, gqa=True),
+        replace(huge[0], grad=True, dtype=plan.dtypes[-1]),
+        replace(huge[2], dtype=plan.dtypes[-1], n_key=3, causal=True),
+    ]
+    words = {"causal": "causal", "mask_bool": "bool", "mask_float": "float", "gqa": "gqa"}
+    kept = [
+        case
+        for case in huge
+        if not any(
+            word in plan.refused and (getattr(case, name, False) or name == f"mask_{case.mask}")
+            for name, word in words.items()
+        )
+        and not (case.grad and "gradients" in plan.refused)
+    ]
+    return separate(found, plan) + [plan.fit(case) for case in kept[: plan.pick(1, 9, 9)]]
 
 
 for _id, _reason, _source, _cases in (
@@ -232,7 +281,8 @@ for _id, _reason, _source, _cases in (
     (
         "batch-large",
         "grids of at most 65,535 blocks and small counters wrap around",
-        "https://github.com/pytorch/pytorch/issues/142228",
+        "https://github.com/pytorch/pytorch/issues/142228; "
+        "https://github.com/flashinfer-ai/flashinfer/issues/3125",
         batch_cases,
     ),
 ):

@@ -8,12 +8,14 @@ from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
 from attncheck.conformance.examine import (
     agrees,
+    compare,
     differentiate,
     direction_of,
     refuse_or_fail_detached,
     requiring_grad,
 )
-from attncheck.conformance.kinds import CONTENTS, LAYOUTS
+from attncheck.conformance.kinds import LAYOUTS, USUAL_CONTENTS
+from attncheck.conformance.numerics import Reference
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
 
@@ -28,7 +30,7 @@ register(
         value_size=("same", 5), mask=("none", "bool", "float"),
         mask_shape=("qk", "1k", "q1", "11", "b11k", "bhqk", "1h1k", "1hqk", "b1q1", "h1k"),
         pattern=("random", "padding", "empty rows", "holes", "large"), causal=(False, True),
-        scale=("default", "given", "one", "tensor"), content=tuple(CONTENTS),
+        scale=("default", "given", "one", "tensor"), content=USUAL_CONTENTS,
         layout=tuple(LAYOUTS), layout_on=("qkv", "q", "k", "v"), rank=(4, 4, 3, 5),
     ),
 )(agrees)  # fmt: skip
@@ -37,7 +39,7 @@ register(
     "gradient-long",
     "gradient",
     reason="the backward pass has block loops of its own",
-    source="https://github.com/PriorLabs/TabPFN/pull/1184",
+    source="https://github.com/triton-lang/triton/issues/5660",
     cases=designed(
         5, 24, 80, grad=(True,), n_query=(1, 31, 33, 127, 129, 257, 513), heads=((1, 1), (1, 2)),
         n_key=("same", 15, 63, 65, 128, 255, 511), size=(8, 32), mask=("none", "bool", "float"),
@@ -129,3 +131,45 @@ def partial_gradients(subject: Subject, case: Case) -> None:
         slack = 200 * torch.finfo(leaf.dtype).eps * (float(wanted.abs().amax()) + 1)
         if not bool(((grad - wanted).abs() <= slack).all()):
             raise Violation(f"the gradient of {name} depends on which inputs ask for one")
+
+
+@register(
+    "gradient-direction",
+    "gradient",
+    reason="the gradient that arrives may be expanded, transposed, or used twice",
+    source="output.sum().backward() gives strides of 0; torch.autograd.grad with retain_graph",
+    cases=bases(4, 20, 60, n_query=(1, 4, 17, 40), grad=(True,), pattern=("random", "empty rows"),
+                value_size=("same", 5)),
+    script="""v.requires_grad_()
+got = {call}
+dense, = torch.autograd.grad(got, v, torch.ones(got.shape, dtype=got.dtype), retain_graph=True)
+error = torch.autograd.grad(got.sum(), v)[0] - dense
+print(error.abs().max())  # expected about 0
+assert error.abs().max() < 1e-2""",
+)  # fmt: skip
+def directions(subject: Subject, case: Case) -> None:
+    """Go backward with gradients of several strides, each compared with the oracle, then again."""
+    asked = requiring_grad(subject.build(case))
+    output = subject.call(asked).output
+    if not output.requires_grad:
+        refuse_or_fail_detached(subject, asked)
+    leaves = {name: t for name, t in asked.tensors.items() if t.requires_grad}
+    plain = direction_of(output)
+    ways = {
+        "expanded": torch.ones_like(plain[..., :1, :1]).expand(plain.shape),
+        "one row expanded": plain[..., :1, :].expand(plain.shape),
+        "transposed": plain.mT.contiguous().mT,
+        "sliced": plain.repeat_interleave(2, -1)[..., ::2],
+        "dense": plain,
+    }
+    reference = Reference(asked, subject.rules, grad=True)
+    for way, direction in ways.items():
+        found = differentiate(output, leaves, direction)
+        for name, wanted in reference.gradients(direction).items():
+            grad = found[name]
+            grad = torch.zeros_like(leaves[name]) if grad is None else grad
+            try:
+                compare(grad, wanted, f"gradient of {name}")
+            except Violation as violation:
+                violation.message += f", where the gradient that arrives is {way}"
+                raise

@@ -8,9 +8,9 @@ import torch
 
 from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
-from attncheck.conformance.design import MASK_SHAPES
+from attncheck.conformance.design import MASK_SHAPES, RARE_PATTERNS
 from attncheck.conformance.examine import agrees, compare
-from attncheck.conformance.kinds import BOOL_PATTERNS, FLOAT_PATTERNS
+from attncheck.conformance.kinds import BOOL_PATTERNS, FLOAT_PATTERNS, MASK_LAYOUTS
 from attncheck.conformance.numerics import expect
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
@@ -26,11 +26,11 @@ SHAPES = {
     "n_key": ("same", 1, 3, 18, 34),
     "mask_shape": MASK_SHAPES,
     "rank": (4, 4, 3, 5, 2),
-    "mask_layout": ("contiguous", "columns", "every second", "expanded"),
+    "mask_layout": tuple(MASK_LAYOUTS),
     "grad": (False, True),
 }
 ORDINARY_BOOL = tuple(name for name in BOOL_PATTERNS if name != "none")
-ORDINARY_FLOAT = tuple(name for name in FLOAT_PATTERNS if name != "all lowest")
+ORDINARY_FLOAT = tuple(name for name in FLOAT_PATTERNS if name not in RARE_PATTERNS)
 
 register(
     "mask-bool",
@@ -66,8 +66,8 @@ register(
     reason="a row of -inf hides every key: zeros, and finite gradients",
     source="https://github.com/pytorch/pytorch/issues/109517",
     cases=designed(
-        10, 40, 120, mask=("float",), pattern=("empty rows", "holes", "padding"),
-        mask_shape=("qk", "q1", "b1q1", "bhqk", "b11k"), grad=(False, True),
+        10, 40, 120, mask=("float",), pattern=("empty rows", "holes", "all hidden"),
+        mask_shape=("qk", "q1", "b1q1", "bhqk", "b11k", "1k", "11"), grad=(False, True),
         batch=(1, 3), heads=((2, 1), (1, 2)), n_query=(1, 4, 33), n_key=("same", 1, 6, 40, 513),
     ),
 )(agrees)  # fmt: skip
@@ -76,9 +76,10 @@ register(
     "mask-lowest-rows",
     "mask",
     reason="a row of the dtype's lowest number is not hidden: it sees all its keys alike",
-    source="https://github.com/pytorch/pytorch/issues/109517; models mask with finfo.min",
+    source="https://github.com/pytorch/pytorch/issues/110213; models mask with finfo.min",
     cases=designed(
-        8, 24, 60, mask=("float",), pattern=("all lowest",), mask_shape=("qk", "q1", "b1q1"),
+        8, 36, 90, mask=("float",), pattern=("all lowest", "lowest and hidden"),
+        mask_shape=("qk", "q1", "b1q1"),
         batch=(1, 2), heads=((2, 1),), n_query=(1, 4, 33), n_key=("same", 5, 7, 33, 40, 513, 1030),
         dtype=("float32", "float64", "bfloat16"),
     ),
@@ -176,7 +177,7 @@ def mask_cut(subject: Subject, case: Case) -> None:
         replace(case, causal=True, mask=kind, pattern="random")
         for kind in ("bool", "float")
         for case in designed(
-            6, 60, 200, mask=("bool",), mask_shape=("qk", "11k", "b11k", "bhqk", "1h1k", "b1q1"),
+            6, 80, 200, mask=("bool",), mask_shape=MASK_SHAPES,
             batch=(1, 2), heads=((1, 1), (3, 1), (1, 2), (2, 2)), grad=(False, True),
             n_query=(1, 4, 17, 64, 65), n_key=("same", 3, 33, 65),
         )(plan)
@@ -231,3 +232,24 @@ def mask_nan_value(subject: Subject, case: Case) -> None:
     found = subject.call(replace(inputs, value=value)).output.isnan()
     if not bool(found[..., 0].all()):
         raise Violation("NaN in a value does not show in the output: it is silently replaced")
+
+
+@register(
+    "mask-inf-value",
+    "mask",
+    reason="inf in a visible value must show: inf, or NaN, and not a large number",
+    source="IEEE 754: a sum with inf is no finite number",
+    cases=bases(4, 12, 40, mask=("none",), causal=(False,), dtype=("float32", "bfloat16")),
+    script="""v[..., 0, 0] = torch.inf
+got = attention(q, k, v{more})
+print(got[..., 0].isfinite().any())  # expected False
+assert not got[..., 0].isfinite().any()""",
+)
+def mask_inf_value(subject: Subject, case: Case) -> None:
+    """Put inf into the first feature of the first value."""
+    inputs = subject.build(case)
+    value = inputs.value.clone()
+    value[..., 0, 0] = torch.inf
+    found = subject.call(replace(inputs, value=value)).output
+    if bool(found[..., 0].isfinite().any()):
+        raise Violation("inf in a value does not show in the output: it is silently replaced")

@@ -115,7 +115,7 @@ def _others_unchanged(
     "relation-batch-independent",
     "relation",
     reason="one sequence of a batch must not touch another: not its numbers, not its NaN",
-    source="https://github.com/Dao-AILab/flash-attention/issues/1786; batch invariance",
+    source="https://github.com/Dao-AILab/flash-attention/issues/47; batch invariance",
     cases=bases(4, 24, 80, batch=(2, 3, 5, 17)),
     script="""q2, k2, v2 = q.clone(), k.clone(), v.clone()
 for x in (q2, k2, v2): x[0] = 1000.0

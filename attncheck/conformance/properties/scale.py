@@ -26,7 +26,7 @@ register(
     reason="the default is 1/sqrt of the head size of query and key, also where that is padded",
     source="Vaswani et al. 2017, eq. 1; https://github.com/intel/ipex-llm/pull/12619",
     cases=designed(
-        22, 66, 200, size=(*SIZES, 2, 5, 7, 24, 40, 72, 100, 112, 129, 192, 255),
+        22, 66, 200, size=(*SIZES, 2, 5, 7, 24, 40, 48, 72, 100, 112, 129, 160, 192, 255, 320),
         value_size=("same", 4, 65), causal=(False, True),
     ),
 )(agrees)  # fmt: skip
@@ -37,7 +37,7 @@ register(
     reason="a given scale replaces the default, for every mask and in the gradient",
     source=DOCUMENTED,
     cases=designed(
-        16, 60, 200, scale=("given", "one", "large", "small"), causal=(False, True),
+        16, 60, 200, scale=("given", "one", "large", "small", "integer"), causal=(False, True),
         size=(1, 8, 17, 64), content=("normal", "large"), **MIXED,
     ),
 )(agrees)  # fmt: skip
@@ -47,7 +47,15 @@ register(
     "scale",
     reason="a scale that is a 0-d tensor counts as its number",
     source=DOCUMENTED,
-    cases=designed(4, 16, 40, scale=("tensor",), causal=(False, True), size=(8, 64), **MIXED),
+    cases=designed(
+        4,
+        20,
+        40,
+        scale=("tensor", "double tensor"),
+        causal=(False, True),
+        size=(8, 64),
+        **MIXED,
+    ),
 )(agrees)
 
 register(

@@ -10,7 +10,7 @@ from attncheck.conformance.bases import designed
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import SIZES, Plan
 from attncheck.conformance.examine import agrees, check_form
-from attncheck.conformance.kinds import LAYOUTS
+from attncheck.conformance.kinds import LAYOUTS, MASK_LAYOUTS
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
 
@@ -37,7 +37,8 @@ register(
     reason="head sizes that are odd, small, padded or unequal between query and value",
     source="https://github.com/pytorch/pytorch/blob/main/test/test_transformers.py (head_dim % 8)",
     cases=designed(
-        24, 120, 300, size=SIZES, value_size=("same", *SIZES), n_query=(1, 5, 33),
+        24, 120, 300, size=(*SIZES, 48, 72, 160, 192, 320, 576),
+        value_size=("same", *SIZES, 512), n_query=(1, 5, 33),
         n_key=("same", 7, 65), mask=("none", "bool"), mask_shape=("qk",), causal=(False, True),
         grad=(False, True), heads=((1, 1), (1, 2)),
     ),
@@ -55,7 +56,7 @@ register(
         heads=((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)), n_query=(1, 4, 17, 65),
         n_key=("same", "same", 6, 33), size=(1, 8, 17, 64), value_size=("same", "same", 4),
         mask=("none", "bool", "float"), mask_shape=("qk", "b11k", "bhqk"),
-        mask_layout=("contiguous", "columns", "every second", "expanded"),
+        mask_layout=tuple(MASK_LAYOUTS),
         causal=(False, True), grad=(False, True),
     ),
 )(agrees)  # fmt: skip
@@ -78,8 +79,12 @@ def empty_cases(plan: Plan) -> Sequence[Case]:
     for axis in axes:
         plain = replace(Case(batch=2, kv_heads=2, n_query=3, n_key=4), **axis)
         found += [plain, replace(plain, causal=True)]
+        if "bool" not in plan.refused:
+            found.append(replace(plain, mask="bool", mask_shape="qk", pattern="all"))
+        if "float" not in plan.refused:
+            found.append(replace(plain, mask="float", mask_shape="bhqk", pattern="zeros"))
     kept = [case for case in found if not (case.causal and "causal" in plan.refused)]
-    return [replace(case, dtype=plan.dtypes[0]) for case in kept]
+    return [replace(case, dtype=dtype) for dtype in plan.dtypes[:3:2] for case in kept]
 
 
 @register(

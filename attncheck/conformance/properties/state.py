@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +34,7 @@ def identical(first: Tensor, second: Tensor, like: Expected) -> bool:
     "state-inputs-untouched",
     "state",
     reason="scaling or masking in place ruins the caller's query, key, value or mask",
-    source="https://github.com/huggingface/diffusers, in-place scaling of query; " + PURE,
+    source=PURE,
     cases=designed(
         8, 60, 200, layout=tuple(LAYOUTS), mask=("none", "bool", "float"),
         mask_shape=("qk", "b11k", "bhqk"), causal=(False, True), scale=("default", "given"),
@@ -149,6 +152,7 @@ def calls_independent(subject: Subject, case: Case) -> None:
             continue
     if not torch.equal(first.detach(), kept) and not first.isnan().any():
         raise Violation("a later call changes the output of an earlier one: its memory is reused")
+    _overwrite(first)
     for number in range(3):
         again = subject.call(subject.build(case)).output
         if not identical(kept, again, expected):
@@ -178,6 +182,29 @@ def same_tensors_new_numbers(subject: Subject, case: Case) -> None:
         tensor.copy_(other.tensors[name])
     got = subject.call(inputs).output
     compare(got, expect(other, subject.rules)["output"], "output", inputs)
+    # New tensors in old memory, as an allocator gives them: same address, shape and version.
+    last = subject.build(replace(case, seed=case.seed + 78))
+    moved: dict[str, Any] = {}
+    for name, tensor in inputs.tensors.items():
+        tensor.copy_(last.tensors[name])
+        moved["mask" if name == "attn_mask" else name] = _same_memory(tensor)
+    inputs = replace(inputs, **moved)
+    compare(subject.call(inputs).output, expect(last, subject.rules)["output"], "output", inputs)
+
+
+def _overwrite(output: Tensor) -> None:
+    """Write into an output: it is the caller's own, and no later call may see it."""
+    if not output.requires_grad:
+        with suppress(RuntimeError):  # an expanded view, which another property judges
+            output.fill_(7.0)
+
+
+def _same_memory(tensor: Tensor) -> Tensor:
+    """Return a new tensor, never written to, that lies where another does."""
+    new = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return new.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+    )
 
 
 @register(
@@ -196,8 +223,10 @@ def deterministic(subject: Subject, case: Case) -> None:
     expected = expect(inputs, subject.rules)["output"]
     first = subject.call(inputs).output.detach().clone()
     for _ in range(11):
-        if not identical(first, subject.call(inputs).output, expected):
+        output = subject.call(inputs).output
+        if not identical(first, output, expected):
             raise Violation("the same call gives different outputs")
+        _overwrite(output)
 
 
 @register(
@@ -215,12 +244,18 @@ assert torch.equal(before, torch.get_rng_state())""",
 def globals_untouched(subject: Subject, case: Case) -> None:
     """Compare the global state before and after a call without dropout."""
     inputs = subject.build(case)
-    kept = torch.get_rng_state()
-    torch.manual_seed(987_654)  # a state that no implementation would set by itself
-    before = _global_state()
-    subject.call(inputs)
-    after = _global_state()
-    torch.set_rng_state(kept)
+    kept = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
+    torch.manual_seed(987_654)  # states that no implementation would set by itself
+    random.seed(987_654)
+    np.random.seed(987_654)
+    try:
+        before = _global_state()
+        subject.call(inputs)
+        after = _global_state()
+    finally:
+        torch.set_rng_state(kept[0])
+        random.setstate(kept[1])
+        np.random.set_state(kept[2])
     changed = [name for name in before if not _equal(before[name], after[name])]
     if changed:
         raise Violation(f"the call changed {', '.join(changed)}")
@@ -229,6 +264,8 @@ def globals_untouched(subject: Subject, case: Case) -> None:
 def _global_state() -> dict[str, Any]:
     return {
         "the random state": torch.get_rng_state(),
+        "Python's random state": random.getstate(),
+        "NumPy's random state": str(np.random.get_state(legacy=False)),
         "the default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),

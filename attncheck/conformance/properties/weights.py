@@ -9,7 +9,8 @@ import torch
 from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
 from attncheck.conformance.examine import agrees, check_values, compare
-from attncheck.conformance.numerics import Expected, expect
+from attncheck.conformance.numerics import Expected, expect, logit_size
+from attncheck.conformance.oracle import attend
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
 
@@ -53,12 +54,14 @@ def rows_sum_to_one(subject: Subject, case: Case) -> None:
     assert weights is not None
     sums = weights.detach().double().sum(-1)
     exact = expect(inputs, subject.rules)["weights"].value.sum(-1)
-    slack = 12 * torch.finfo(inputs.query.dtype).eps
+    logits = logit_size(inputs, attend(inputs, torch.float64, subject.rules)[2]).squeeze(-1)
+    slack = (12 + logits) * torch.finfo(inputs.query.dtype).eps
     if bool((weights < 0).any()):
         raise Violation("weights are negative")
     if not bool(((sums - exact).abs() <= slack).all()):
         worst = float((sums - exact).abs().max())
-        raise Violation(f"rows of weights miss their sum by {worst:.3g}", severity=worst / slack)
+        ratio = float(((sums - exact).abs() / slack).max())
+        raise Violation(f"rows of weights miss their sum by {worst:.3g}", severity=ratio)
 
 
 @register(

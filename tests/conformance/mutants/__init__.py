@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conformance.mutants import families, kernels, stateful  # noqa: F401
+from tests.conformance.mutants import families, kernels, reported, stateful  # noqa: F401
 from tests.conformance.mutants.base import MUTANTS, Mutant
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -18,46 +18,49 @@ OFF = Steps()
 steps(
     "scale-missing",
     "scale",
-    GH + "ibm-granite/granite-code-models/issues/6",
+    "https://github.com/mlc-ai/mlc-llm/pull/3426",
     factor=lambda c: 1.0 if c.scale is None else float(c.scale),
 )
 steps(
     "scale-one-over-d",
     "scale",
-    GH + "mosaicml/examples/pull/209",
+    "no report; muP's 1/d taken for 1/sqrt(d)",
     factor=lambda c: 1 / c.E if c.scale is None else float(c.scale),
 )
 steps(
-    "scale-ignored", "scale", GH + "bo-ke/llm-internal-medicine/pull/47", factor=lambda c: c.E**-0.5
+    "scale-ignored",
+    "scale",
+    "https://github.com/NVIDIA/Megatron-LM/pull/3698",
+    factor=lambda c: c.E**-0.5,
 )
 steps(
     "scale-padded-head",
     "scale",
-    GH + "intel/ipex-llm/pull/12619",
+    "https://github.com/bytedance-iaas/sglang/pull/485",
     factor=lambda c: (-(-c.E // 8) * 8) ** -0.5 if c.scale is None else float(c.scale),
 )
 steps(
     "scale-of-value-size",
     "scale",
-    GH + "Graylab/DL4Proteins-notebooks/issues/12",
+    "no report; common slip",
     factor=lambda c: c.Ev**-0.5 if c.scale is None else float(c.scale),
 )
 steps(
     "scale-zero-is-none",
     "scale",
-    "truth value of a number: `scale or default`",
+    "https://github.com/SKaiNET-developers/SKaiNET/pull/880",
     factor=lambda c: float(c.scale or c.E**-0.5),
 )
 steps(
     "scale-on-top",
     "scale",
-    GH + "iree-org/iree/pull/16679",
+    "no report; common slip",
     factor=lambda c: c.E**-0.5 * (1 if c.scale is None else float(c.scale)),
 )
 steps(
     "scale-absolute",
     "scale",
-    "sqrt of the scale on query and key each: math.sqrt(abs(scale))",
+    "no report; sqrt of the scale on query and key each: math.sqrt(abs(scale))",
     factor=lambda c: abs(float(c.E**-0.5 if c.scale is None else c.scale)),
 )
 steps(
@@ -69,7 +72,7 @@ steps(
 steps(
     "scale-rounded-half",
     "scale",
-    "the scale kept in the inputs' half precision, also for float32",
+    "no report; the scale kept in the inputs' half precision, also for float32",
     factor=lambda c: (
         float(torch.tensor(c.E**-0.5).bfloat16()) if c.scale is None else float(c.scale)
     ),
@@ -79,7 +82,7 @@ steps(
 steps(
     "mask-inverted",
     "mask",
-    "torch's documentation warns of MultiheadAttention's inverse",
+    "https://github.com/rasbt/LLMs-from-scratch/issues/1061",
     apply_mask=lambda c: OFF.apply_mask(
         _with(c, mask=~c.mask if c.mask.dtype == torch.bool else c.mask)
     ),
@@ -87,7 +90,7 @@ steps(
 steps(
     "mask-bool-added",
     "mask",
-    GH + "lucidrains/nGPT-pytorch/issues/11",
+    "https://github.com/mlverse/torch/pull/1208",
     apply_mask=lambda c: _set(c, scores=c.scores + c.mask),
 )
 steps(
@@ -104,7 +107,7 @@ steps(
 steps(
     "mask-after-softmax",
     "mask",
-    "weights multiplied by the mask, not renormalised",
+    "no report; weights multiplied by the mask, not renormalised",
     apply_mask=lambda c: None,
     combine=lambda c: (
         (
@@ -117,7 +120,7 @@ steps(
 steps(
     "mask-first-head",
     "mask",
-    GH + "NVIDIA/TensorRT-LLM/pull/18174",
+    "no report; common slip",
     apply_mask=lambda c: OFF.apply_mask(
         _with(c, mask=c.mask[..., :1, :, :] if c.mask.dim() > 2 else c.mask)
     ),
@@ -125,19 +128,19 @@ steps(
 steps(
     "mask-first-batch",
     "mask",
-    PT + "112577",
+    "no report; common slip",
     apply_mask=lambda c: OFF.apply_mask(_with(c, mask=c.mask[:1] if c.mask.dim() > 3 else c.mask)),
 )
 steps(
     "mask-float-as-bool",
     "mask",
-    "mask.bool() of an additive mask",
+    "no report; mask.bool() of an additive mask",
     apply_mask=lambda c: _set(c, scores=c.scores.masked_fill(~c.mask.bool(), -torch.inf)),
 )
 steps(
     "mask-float-numbers-lost",
     "mask",
-    "only -inf of a float mask is read",
+    "no report; only -inf of a float mask is read",
     apply_mask=lambda c: _set(
         c,
         scores=c.scores.masked_fill(
@@ -148,7 +151,7 @@ steps(
 steps(
     "mask-before-scale",
     "mask",
-    GH + "microsoft/onnxruntime/pull/14348",
+    "no report; common slip",
     apply_mask=lambda c: _set(
         c,
         scores=c.scores.masked_fill(~c.mask, -torch.inf)
@@ -160,19 +163,19 @@ steps("mask-empty-row-nan", "mask", PT + "103963", softmax=lambda c: torch.softm
 steps(
     "mask-empty-row-mean",
     "mask",
-    PT + "109517",
+    "https://github.com/pytorch/pytorch/issues/103749",
     softmax=lambda c: torch.softmax(c.scores.clamp_min(-1e30), -1),
 )
 steps(
     "mask-nan-to-num",
     "mask",
-    "torch.nan_to_num over the whole output hides real NaN",
+    "no report; torch.nan_to_num over the whole output hides real NaN",
     finish=lambda c: c.output.nan_to_num(0.0),
 )
 steps(
     "mask-contiguous-view",
     "mask",
-    PT + "139424",
+    "https://github.com/pytorch/pytorch/issues/112577",
     apply_mask=lambda c: OFF.apply_mask(
         _with(
             c,
@@ -187,7 +190,7 @@ steps(
 steps(
     "mask-query-broadcast",
     "mask",
-    "a mask of one row is applied to the first query only",
+    "no report; a mask of one row is applied to the first query only",
     apply_mask=lambda c: OFF.apply_mask(_with(c, mask=_first_row_only(c))),
 )
 steps(
@@ -212,40 +215,43 @@ steps(
 steps(
     "causal-strict",
     "causal",
-    "j < i instead of j <= i",
+    "no report; j < i instead of j <= i",
     future=lambda c: torch.ones(c.L, c.S, dtype=torch.bool).triu(0),
 )
 steps(
     "causal-one-ahead",
     "causal",
-    GH + "gittensor-ai-lab/sparkinfer/issues/3",
+    "no report; common slip",
     future=lambda c: torch.ones(c.L, c.S, dtype=torch.bool).triu(2),
 )
 steps(
-    "causal-ignored", "causal", FA + "402", future=lambda c: torch.zeros(c.L, c.S, dtype=torch.bool)
+    "causal-ignored",
+    "causal",
+    "https://github.com/facebookresearch/xformers/issues/103",
+    future=lambda c: torch.zeros(c.L, c.S, dtype=torch.bool),
 )
 steps(
     "causal-only-square",
     "causal",
-    GH + "NVIDIA/cutlass/issues/2336",
+    "https://github.com/gittensor-ai-lab/sparkinfer/issues/3",
     future=lambda c: torch.ones(c.L, c.S, dtype=torch.bool).triu(1 if c.L == c.S else c.S),
 )
 steps(
     "causal-off-for-one",
     "causal",
-    "single queries are taken for decoding: no mask",
+    "no report; single queries are taken for decoding: no mask",
     future=lambda c: torch.ones(c.L, c.S, dtype=torch.bool).triu(1 if c.L > 1 else c.S),
 )
 steps(
     "causal-by-block",
     "causal",
-    "diagonal block of 16 left unmasked",
+    "no report; diagonal block of 16 left unmasked",
     future=lambda c: (torch.arange(c.S) // 16)[None] > (torch.arange(c.L) // 16)[:, None],
 )
 steps(
     "causal-last-row-open",
     "causal",
-    "loop bound off by one",
+    "no report; loop bound off by one",
     future=lambda c: (
         torch.ones(c.L, c.S, dtype=torch.bool).triu(1) & (torch.arange(c.L) < c.L - 1)[:, None]
     ),
@@ -253,7 +259,7 @@ steps(
 steps(
     "causal-drops-mask",
     "causal",
-    "causal branch returns before the mask",
+    "https://github.com/AI-Hypercomputer/maxtext/issues/878",
     hide=lambda c: (
         _set(c, scores=c.scores.masked_fill(OFF.future(c), -torch.inf)) if c.causal else OFF.hide(c)
     ),
@@ -277,7 +283,7 @@ steps(
 steps(
     "gqa-values-by-repeat",
     "gqa",
-    GH + "jlamprou/Infini-Attention/issues/5",
+    "https://github.com/ekzhang/jax-js/pull/180",
     group=lambda c: (
         _set(
             c,
@@ -291,7 +297,7 @@ steps(
 steps(
     "gqa-ratio-two",
     "gqa",
-    "ratio by shift: 3 heads per group are taken for 2",
+    "no report; ratio by shift: 3 heads per group are taken for 2",
     group=lambda c: (
         _set(
             c,
@@ -307,7 +313,7 @@ steps(
 steps(
     "gqa-mask-of-kv-head",
     "gqa",
-    GH + "jwohlwend/boltz/issues/523",
+    "no report; common slip",
     apply_mask=lambda c: OFF.apply_mask(
         _with(
             c,
@@ -322,13 +328,13 @@ steps(
 steps(
     "softmax-no-maximum",
     "softmax",
-    GH + "intel/xFasterTransformer/pull/326",
+    "https://github.com/pytorch/executorch/pull/18407",
     softmax=lambda c: _divide(c.scores.exp()),
 )
 steps(
     "softmax-global-maximum",
     "softmax",
-    "one maximum for the whole tensor: small rows underflow",
+    "no report; one maximum for the whole tensor: small rows underflow",
     softmax=lambda c: _divide(
         (
             c.scores - c.scores.masked_fill(c.scores == -torch.inf, -1e30).amax()
@@ -340,46 +346,49 @@ steps(
 steps(
     "softmax-over-queries",
     "softmax",
-    "dim=-2",
+    "https://github.com/nerdai/llms-from-scratch-rs/pull/30",
     softmax=lambda c: torch.softmax(c.scores, -2).nan_to_num(0),
 )
 steps(
-    "softmax-one", "softmax", "softmax1 / quiet attention", softmax=lambda c: _one_added(c.scores)
+    "softmax-one",
+    "softmax",
+    "no report; softmax1 / quiet attention",
+    softmax=lambda c: _one_added(c.scores),
 )
 steps(
     "softmax-clamped",
     "softmax",
-    "logits clamped to +-50 against overflow",
+    "no report; logits clamped to +-50 against overflow",
     softmax=lambda c: OFF.softmax(_with(c, scores=c.scores.clamp(max=50))),
 )
 steps(
     "softmax-epsilon",
     "softmax",
-    "1e-6 added to the sum",
+    "no report; 1e-6 added to the sum",
     softmax=lambda c: _epsilon(c.scores, 1e-5),
 )
 steps(
     "softmax-no-rescale",
     "softmax",
-    GH + "Dao-AILab/flash-attention, algorithm 1 without line 12",
+    "no report; FlashAttention, algorithm 1 without line 12",
     softmax=lambda c: _no_rescale(c.scores, 64),
 )
 steps(
     "softmax-bf16",
     "softmax",
-    FA + "613",
+    "no report; common slip",
     softmax=lambda c: OFF.softmax(_with(c, scores=c.scores.bfloat16())).to(c.dtype),
 )
 steps(
     "softmax-exp2",
     "softmax",
-    "log2(e) rounded to 1.44",
+    "no report; log2(e) rounded to 1.44",
     softmax=lambda c: _divide(torch.exp2((c.scores - _peak(c.scores)) * 1.44)),
 )
 steps(
     "softmax-causal-normaliser",
     "softmax",
-    "the sum runs over hidden keys too",
+    "no report; the sum runs over hidden keys too",
     hide=lambda c: (_set(c, free=c.scores), OFF.hide(c)),
     softmax=lambda c: torch.softmax(c.free, -1).masked_fill(c.scores == -torch.inf, 0),
 )
@@ -388,37 +397,37 @@ steps(
 steps(
     "dtype-float64-in-32",
     "dtype",
-    "a float32 accumulator for float64 inputs",
+    "no report; a float32 accumulator for float64 inputs",
     scores=lambda c: OFF.scores(c).float().to(c.dtype),
 )
 steps(
     "dtype-float32-in-16",
     "dtype",
-    "tensor cores: float32 rounded to half precision",
+    "no report; tensor cores: float32 rounded to half precision",
     combine=lambda c: c.dropped.bfloat16().to(c.dtype) @ c.v.bfloat16().to(c.dtype),
 )
 steps(
     "dtype-tf32",
     "dtype",
-    "torch.backends.cuda.matmul.allow_tf32: 10 bits of mantissa",
+    "no report; torch.backends.cuda.matmul.allow_tf32: 10 bits of mantissa",
     prepare=lambda c: _set(c, q=_tf32(c.q), k=_tf32(c.k)),
 )
 steps(
     "dtype-output-float32",
     "dtype",
-    GH + "huggingface/transformers/pull/17437",
+    "no report; common slip",
     finish=lambda c: c.output.float() if c.dtype != torch.float64 else c.output,
 )
 steps(
     "dtype-half-accumulation",
     "dtype",
-    GH + "gizatechxyz/orion/pull/389",
+    "https://github.com/zhuzilin/ring-flash-attention/issues/22",
     combine=lambda c: _chunked(c, 8),
 )
 steps(
     "dtype-score-half",
     "dtype",
-    "scores stored as float16: they overflow, and round",
+    "no report; scores stored as float16: they overflow, and round",
     scores=lambda c: (
         OFF.scores(c).half().to(c.dtype) if c.dtype == torch.float32 else OFF.scores(c)
     ),
@@ -438,11 +447,13 @@ steps(
     GH + "pytorch/pytorch/pull/187506",
     prepare=lambda c: _unit(c),
 )
-steps("layout-offset-ignored", "layout", PT + "116333", prepare=lambda c: _zero_offset(c))
+steps(
+    "layout-offset-ignored", "layout", "no report; common slip", prepare=lambda c: _zero_offset(c)
+)
 steps(
     "layout-transposed-output",
     "layout",
-    "reshape instead of transpose",
+    "no report; reshape instead of transpose",
     finish=lambda c: (
         c.output.transpose(-3, -2).reshape(c.output.shape) if c.output.dim() > 2 else c.output
     ),
@@ -453,19 +464,19 @@ for _block in (16, 64, 128):
     steps(
         f"shape-last-block-{_block}",
         "shape",
-        GH + "torch-spyre/torch-spyre/issues/4331",
+        "https://github.com/66RING/tiny-flash-attention/issues/12",
         prepare=lambda c, n=_block: _cut(c, c.S // n * n) if n < c.S and c.mask is None else None,
     )
 steps(
     "shape-pad-not-hidden",
     "shape",
-    "keys padded to 8 with zeros that take part",
+    "https://github.com/flashinfer-ai/flashinfer/pull/5090",
     prepare=lambda c: _pad_keys(c) if c.mask is None and not c.causal else None,
 )
 steps(
     "shape-head-padded-lost",
     "shape",
-    "features beyond a multiple of 8 are dropped",
+    "no report; features beyond a multiple of 8 are dropped",
     prepare=lambda c: (
         _set(c, q=c.q[..., : c.E // 8 * 8], k=c.k[..., : c.E // 8 * 8]) if c.E > 8 else None
     ),
@@ -473,19 +484,19 @@ steps(
 steps(
     "shape-single-query",
     "shape",
-    "L = 1 squeezed, then broadcast wrongly",
+    "no report; L = 1 squeezed, then broadcast wrongly",
     prepare=lambda c: _set(c, k=c.k.flip(-2)) if c.L == 1 else None,
 )
 steps(
     "shape-2048-limit",
     "shape",
-    "a shared buffer of 2,048 scores",
+    "no report; a shared buffer of 2,048 scores",
     prepare=lambda c: _cut(c, 2048) if c.S > 2048 and c.mask is None else None,
 )
 steps(
     "shape-batch-65535",
     "shape",
-    PT + "142228",
+    "https://github.com/flashinfer-ai/flashinfer/issues/3125",
     finish=lambda c: (
         torch.cat([c.output[:65535], torch.zeros_like(c.output[65535:])])
         if c.output.dim() == 4
@@ -495,7 +506,7 @@ steps(
 steps(
     "shape-value-size",
     "shape",
-    "output allocated with the query's head size",
+    "no report; output allocated with the query's head size",
     finish=lambda c: c.output[..., : c.E] if c.Ev > c.E else c.output,
 )
 steps(
@@ -513,48 +524,51 @@ steps(
 steps(
     "dropout-not-rescaled",
     "dropout",
-    "Srivastava et al. 2014 at training, not inverted",
+    "no report; Srivastava et al. 2014 at training, not inverted",
     dropout=lambda c: c.weights * (torch.rand_like(c.weights) >= c.p),
 )
 steps(
     "dropout-on-output",
     "dropout",
-    GH + "jadore801120/attention-is-all-you-need-pytorch/issues/72",
+    "https://github.com/nikhilbarhate99/min-decision-transformer/issues/2",
     dropout=lambda c: c.weights,
     finish=lambda c: F.dropout(c.output, c.p),
 )
 steps(
     "dropout-ignored",
     "dropout",
-    GH + "HazyResearch/ThunderKittens/issues/38",
+    "no report; common slip",
     dropout=lambda c: c.weights,
 )
 steps(
     "dropout-before-softmax",
     "dropout",
-    "scores dropped, so that they count as 0",
+    "https://github.com/PaddlePaddle/Parakeet/pull/76",
     softmax=lambda c: OFF.softmax(_with(c, scores=F.dropout(c.scores, c.p) if c.p else c.scores)),
     dropout=lambda c: c.weights,
 )
 steps(
     "dropout-shared-by-heads",
     "dropout",
-    "one random mask for all heads",
+    "no report; one random mask for all heads",
     dropout=lambda c: _shared(c),
 )
 steps(
-    "dropout-fixed-seed", "dropout", "a generator seeded in every call", dropout=lambda c: _fixed(c)
+    "dropout-fixed-seed",
+    "dropout",
+    "no report; a generator seeded in every call",
+    dropout=lambda c: _fixed(c),
 )
 steps(
     "dropout-half-rate",
     "dropout",
-    "p and 1 - p exchanged",
+    "no report; p and 1 - p exchanged",
     dropout=lambda c: F.dropout(c.weights, 1 - c.p) if 0 < c.p < 1 else c.weights,
 )
 steps(
     "dropout-always-a-little",
     "dropout",
-    GH + "karpathy/nanoGPT/pull/240",
+    "https://github.com/huggingface/pytorch-image-models/pull/1978",
     dropout=lambda c: F.dropout(c.weights, c.p or 0.01),
 )
 
@@ -562,14 +576,14 @@ steps(
 steps(
     "weights-after-dropout",
     "weights",
-    GH + "huggingface/transformers eager attention",
+    "no report; transformers' eager attention returns them so",
     True,
     finish=lambda c: (c.output, c.dropped),
 )
 steps(
     "weights-unmasked",
     "weights",
-    PT + "160064",
+    "no report; common slip",
     True,
     hide=lambda c: (_set(c, free=c.scores), OFF.hide(c)),
     finish=lambda c: (c.output, torch.softmax(c.free, -1)),
@@ -577,7 +591,7 @@ steps(
 steps(
     "weights-mean-of-heads",
     "weights",
-    "average_attn_weights=True",
+    "no report; average_attn_weights=True",
     True,
     finish=lambda c: (
         c.output,
@@ -589,14 +603,14 @@ steps(
 steps(
     "weights-are-scores",
     "weights",
-    "logits returned for weights",
+    "no report; logits returned for weights",
     True,
     finish=lambda c: (c.output, c.scores),
 )
 steps(
     "weights-per-kv-head",
     "weights",
-    GH + "vllm-project/vllm",
+    "no report; common slip",
     True,
     finish=lambda c: (
         c.output,
@@ -606,7 +620,7 @@ steps(
 steps(
     "weights-transposed",
     "weights",
-    "key and query axes exchanged",
+    "no report; key and query axes exchanged",
     True,
     finish=lambda c: (c.output, c.weights.mT.contiguous()),
 )

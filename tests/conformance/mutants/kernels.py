@@ -80,7 +80,10 @@ def _short_last(c: Any, start: int, end: int) -> None:
 
 
 tiled(
-    "tile-last-key", "tile", "the last, partly filled block stops one key early", block=_short_last
+    "tile-last-key",
+    "tile",
+    "no report; the last, partly filled block stops one key early",
+    block=_short_last,
 )
 
 
@@ -92,7 +95,7 @@ def _skip_masked(c: Any, start: int, end: int) -> None:
 tiled(
     "tile-skip-if-any-row-masked",
     "tile",
-    "a block skipped when one row of it is masked",
+    "no report; a block skipped when one row of it is masked",
     block=_skip_masked,
 )
 
@@ -105,7 +108,7 @@ def _first_peak(c: Any, start: int, end: int) -> None:
 tiled(
     "tile-peak-of-first-block",
     "tile",
-    "Milakov, Gimelshein 2018: the maximum must run",
+    "no report; Milakov, Gimelshein 2018: the maximum must run",
     block=_first_peak,
 )
 
@@ -119,7 +122,7 @@ def _old_sum(c: Any, start: int, end: int) -> None:
 tiled(
     "tile-third-block-on",
     "tile",
-    "an accumulator rescaled once more from the third block on",
+    "no report; an accumulator rescaled once more from the third block on",
     block=_old_sum,
 )
 
@@ -132,7 +135,7 @@ def _nan_row(c: Any, start: int, end: int) -> None:
     c.sum, c.peak = c.sum * old + powers @ c.v[..., start:end, :], peak
 
 
-tiled("tile-inf-minus-inf", "tile", PT + "103963; left padding masks whole blocks", block=_nan_row)
+tiled("tile-inf-minus-inf", "tile", "no report; left padding masks whole blocks", block=_nan_row)
 
 
 def _finite_start(c: Any) -> Tensor:
@@ -143,7 +146,7 @@ def _finite_start(c: Any) -> Tensor:
 tiled(
     "tile-finite-minus-infinity",
     "tile",
-    "-1e4 for -inf: a row of masked keys is a mean",
+    "no report; -1e4 for -inf: a row of masked keys is a mean",
     combine=_finite_start,
 )
 
@@ -178,25 +181,25 @@ def _softmax_of_sums(sums: Tensor) -> Tensor:
 tiled(
     "merge-unweighted",
     "merge",
-    "split keys merged as a plain mean",
+    "no report; split keys merged as a plain mean",
     combine=_merge(lambda sums: torch.full_like(sums, 0.5)),
 )
 tiled(
     "merge-all-masked-split",
     "merge",
-    "exp(-inf + inf) of an empty split",
+    "no report; exp(-inf + inf) of an empty split",
     combine=_merge(lambda sums: (sums - sums.amin(0)).exp() / (sums - sums.amin(0)).exp().sum(0)),
 )
 tiled(
     "merge-lost-in-lowest",
     "merge",
-    "log-sum-exp of finfo.min + log n loses n",
+    "no report; log-sum-exp of finfo.min + log n loses n",
     combine=_merge(_softmax_of_sums, least=5),
 )
 tiled(
     "merge-sums-in-half",
     "merge",
-    "the log-sum-exp stored in bfloat16",
+    "no report; the log-sum-exp stored in bfloat16",
     combine=_merge(lambda sums: _softmax_of_sums(sums.bfloat16().to(sums.dtype))),
 )
 
@@ -211,7 +214,12 @@ def _base_two(c: Any) -> Tensor:
     return found
 
 
-steps("base-two-overflow", "softmax", "finfo.min * log2(e) is -inf", softmax=_base_two)
+steps(
+    "base-two-overflow",
+    "softmax",
+    "https://github.com/pytorch/pytorch/issues/110213",
+    softmax=_base_two,
+)
 
 
 # --- dispatch ------------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ def _when(condition: Callable[[Any], bool], step: str, wrong: Callable[[Any], An
 steps(
     "dispatch-bool-inverted-in-float16",
     "dispatch",
-    "turned around for one dtype",
+    "no report; turned around for one dtype",
     **_when(
         lambda c: c.dtype == torch.float16 and c.mask is not None and c.mask.dtype == torch.bool,
         "apply_mask",
@@ -232,7 +240,7 @@ steps(
 steps(
     "dispatch-mask-3d-batch",
     "dispatch",
-    "a 3-D mask of heads is read as one of batches",
+    "https://github.com/lucidrains/graph-transformer-pytorch/pull/2",
     **_when(
         lambda c: (
             c.mask is not None
@@ -257,13 +265,13 @@ steps(
 steps(
     "dispatch-scale-twice-if-given",
     "dispatch",
-    "query and scores are both scaled",
+    "no report; query and scores are both scaled",
     **_when(lambda c: c.scale is not None, "factor", lambda c: float(c.scale) ** 2),
 )
 steps(
     "dispatch-gqa-interleaved-in-batches",
     "dispatch",
-    "repeat for repeat_interleave, batch > 1",
+    "no report; repeat for repeat_interleave, batch > 1",
     **_when(
         lambda c: c.gqa and c.B > 1 and c.KV > 1,
         "group",
@@ -276,7 +284,7 @@ steps(
 steps(
     "dispatch-dropout-unscaled-in-half",
     "dispatch",
-    "the inverted scaling is left out",
+    "no report; the inverted scaling is left out",
     **_when(
         lambda c: c.p > 0 and c.dtype in (torch.float16, torch.bfloat16),
         "dropout",
@@ -286,31 +294,31 @@ steps(
 steps(
     "dispatch-dropout-lost-with-mask",
     "dispatch",
-    "the masked path forgets dropout",
+    "no report; the masked path forgets dropout",
     **_when(lambda c: c.mask is not None, "dropout", lambda c: c.weights),
 )
 steps(
     "dispatch-output-float32-if-causal",
     "dispatch",
-    "the causal kernel returns its accumulator",
+    "no report; the causal kernel returns its accumulator",
     **_when(lambda c: c.causal, "finish", lambda c: c.output.float()),
 )
 steps(
     "dispatch-softmax-half-if-long",
     "dispatch",
-    "scores in float16 beyond 512 keys",
+    "no report; scores in float16 beyond 512 keys",
     **_when(lambda c: c.S > 512, "softmax", lambda c: Steps().softmax(c).half().to(c.dtype)),
 )
 steps(
     "dispatch-wide-values-cut",
     "dispatch",
-    "values wider than 128 lose what lies beyond",
+    "no report; values wider than 128 lose what lies beyond",
     **_when(lambda c: c.Ev > 128, "combine", lambda c: _zero_beyond(Steps().combine(c), 128)),
 )
 steps(
     "dispatch-head-mod-8",
     "dispatch",
-    "a head index of three bits",
+    "no report; a head index of three bits",
     **_when(
         lambda c: c.H > 8, "combine", lambda c: Steps().combine(c)[..., torch.arange(c.H) % 8, :, :]
     ),
@@ -318,7 +326,7 @@ steps(
 steps(
     "dispatch-key-index-int16",
     "dispatch",
-    "an index of 16 bits wraps around",
+    "no report; an index of 16 bits wraps around",
     softmax=lambda c: (
         torch.cat([Steps().softmax(c)[..., :32_768], torch.zeros_like(c.scores[..., 32_768:])], -1)
         if c.S > 32_768
@@ -328,7 +336,7 @@ steps(
 steps(
     "dispatch-query-rest-of-64",
     "dispatch",
-    "the last rows of queries use a block's first row",
+    "no report; the last rows of queries use a block's first row",
     **_when(
         lambda c: c.L > 64 and c.L % 64 == 1 and c.causal,
         "future",
@@ -352,7 +360,7 @@ def _padded(c: Any) -> None:
 steps(
     "pad-head-with-garbage",
     "shape",
-    "head sizes padded to 8, the padding not cleared",
+    "no report; head sizes padded to 8, the padding not cleared",
     prepare=_padded,
 )
 
@@ -363,7 +371,12 @@ def _detached_mask(c: Any) -> None:
         c.mask = c.mask.detach()
 
 
-steps("gradient-of-mask-missing", "gradient", "a bias read as a constant", prepare=_detached_mask)
+steps(
+    "gradient-of-mask-missing",
+    "gradient",
+    "no report; a bias read as a constant",
+    prepare=_detached_mask,
+)
 
 
 class _MeanOverGroup(torch.autograd.Function):
@@ -386,7 +399,7 @@ def _mean_over_group(c: Any) -> None:
 steps(
     "gradient-mean-over-group",
     "gradient",
-    "dk, dv are summed over a group's heads",
+    "https://github.com/marin-community/levanter/pull/449",
     group=_mean_over_group,
 )
 
@@ -411,13 +424,17 @@ def _lost_row(c: Any) -> None:
 steps(
     "gradient-last-partial-row",
     "gradient",
-    "dv of the last row of a partly filled block",
+    "no report; dv of the last row of a partly filled block",
     prepare=_lost_row,
 )
 
 
 # --- state ---------------------------------------------------------------------------------------
-@mutant("state-bias-cached-across-dtypes", "state", "a bias cached by shape, whatever the numbers")
+@mutant(
+    "state-bias-cached-across-dtypes",
+    "state",
+    "no report; a bias cached by shape, whatever the numbers",
+)
 def _() -> Callable[..., Any]:
     cache: dict[Any, Tensor] = {}
 
@@ -433,7 +450,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-clamps-inputs", "state", "inf in the inputs replaced in place")
+@mutant("state-clamps-inputs", "state", "no report; inf in the inputs replaced in place")
 def _() -> Callable[..., Any]:
     def attention(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Any:
         output = Steps()(q, k, v, **kwargs)

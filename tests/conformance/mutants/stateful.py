@@ -16,7 +16,7 @@ RIGHT = Steps()
 
 
 # --- state -------------------------------------------------------------------------------------
-@mutant("state-scales-in-place", "state", GH + "huggingface/diffusers: query *= scale")
+@mutant("state-scales-in-place", "state", "no report; query *= scale")
 def _() -> Callable[..., Any]:
     def attention(query: Tensor, *args: Any, **kwargs: Any) -> Any:
         if query.requires_grad or torch.is_inference_mode_enabled():
@@ -29,7 +29,11 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-scales-and-puts-back", "state", "in place and undone: threads and versions notice")
+@mutant(
+    "state-scales-and-puts-back",
+    "state",
+    "no report; in place and undone: threads and versions notice",
+)
 def _() -> Callable[..., Any]:
     def attention(query: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = RIGHT(query, *args, **kwargs)
@@ -40,7 +44,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-mask-in-place", "state", "mask.masked_fill_ on the caller's mask")
+@mutant("state-mask-in-place", "state", "no report; mask.masked_fill_ on the caller's mask")
 def _() -> Callable[..., Any]:
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **kwargs: Any) -> Any:
         output = RIGHT(q, k, v, attn_mask=attn_mask, **kwargs)
@@ -51,7 +55,11 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-mask-cached-by-shape", "state", "a causal or padding mask cached under its shape")
+@mutant(
+    "state-mask-cached-by-shape",
+    "state",
+    "no report; a causal or padding mask cached under its shape",
+)
 def _() -> Callable[..., Any]:
     cache: dict[Any, Tensor] = {}
 
@@ -63,7 +71,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-keys-cached-by-id", "state", "projected keys cached under data_ptr()")
+@mutant("state-keys-cached-by-id", "state", "no report; projected keys cached under data_ptr()")
 def _() -> Callable[..., Any]:
     cache: dict[Any, tuple[Tensor, Tensor]] = {}
 
@@ -80,7 +88,9 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-output-buffer", "state", "one output buffer, reused for calls of one shape")
+@mutant(
+    "state-output-buffer", "state", "no report; one output buffer, reused for calls of one shape"
+)
 def _() -> Callable[..., Any]:
     buffers: dict[Any, Tensor] = {}
 
@@ -94,7 +104,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-scale-remembered", "state", "the last given scale stays the default")
+@mutant("state-scale-remembered", "state", "no report; the last given scale stays the default")
 def _() -> Callable[..., Any]:
     last: dict[str, Any] = {}
 
@@ -106,7 +116,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-every-50th-call", "state", "uninitialised memory, now and then")
+@mutant("state-every-50th-call", "state", "no report; uninitialised memory, now and then")
 def _() -> Callable[..., Any]:
     count = [0]
 
@@ -118,7 +128,9 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-not-thread-safe", "state", "scratch memory of the module, not of the call")
+@mutant(
+    "state-not-thread-safe", "state", "no report; scratch memory of the module, not of the call"
+)
 def _() -> Callable[..., Any]:
     scratch: dict[str, Any] = {}
 
@@ -130,7 +142,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-reseeds", "state", "torch.manual_seed inside a kernel's wrapper")
+@mutant("state-reseeds", "state", "no report; torch.manual_seed inside a kernel's wrapper")
 def _() -> Callable[..., Any]:
     def attention(*args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("dropout_p"):
@@ -140,7 +152,7 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-returns-value", "state", "one key: the value itself is returned")
+@mutant("state-returns-value", "state", "no report; one key: the value itself is returned")
 def _() -> Callable[..., Any]:
     def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
         plain = not args and not kwargs and q.shape == k.shape == v.shape
@@ -149,7 +161,11 @@ def _() -> Callable[..., Any]:
     return attention
 
 
-@mutant("state-nondeterministic", "state", "atomics: sums in another order, with too few bits")
+@mutant(
+    "state-nondeterministic",
+    "state",
+    "https://github.com/Dao-AILab/flash-attention/issues/359",
+)
 def _() -> Callable[..., Any]:
     generator = torch.Generator().manual_seed(0)
 
@@ -189,7 +205,9 @@ for _name, _factors in (
     ("value-slightly", (1.0, 1.0, 1.001)), ("key-zero", (1.0, 0.0, 1.0)),
 ):  # fmt: skip
 
-    @mutant(f"gradient-{_name}", "gradient", GH + "Dao-AILab/flash-attention, appendix B.2")
+    @mutant(
+        f"gradient-{_name}", "gradient", "no report; the formulas of FlashAttention, appendix B.2"
+    )
     def _(factors: tuple[float, float, float] = _factors) -> Callable[..., Any]:
         instance = Hooked()
         instance.factors = factors
@@ -200,23 +218,25 @@ def _detached(c: Any) -> Tensor:
     return RIGHT.softmax(c).detach()
 
 
-steps("gradient-weights-detached", "gradient", "softmax under no_grad", softmax=_detached)
+steps(
+    "gradient-weights-detached", "gradient", "no report; softmax under no_grad", softmax=_detached
+)
 steps(
     "gradient-output-detached",
     "gradient",
-    "out=... loses the graph",
+    "no report; out=... loses the graph",
     finish=lambda c: c.output.detach(),
 )
 steps(
     "gradient-mask-detached",
     "gradient",
-    "no gradient of a learned bias",
+    "no report; no gradient of a learned bias",
     prepare=lambda c: c.__dict__.update(mask=None if c.mask is None else c.mask.detach()),
 )
 steps(
     "gradient-gqa-not-summed",
     "gradient",
-    "key heads get one group's gradient",
+    "https://github.com/marin-community/levanter/pull/449",
     group=lambda c: (
         c.__dict__.update(
             k=torch.cat(
@@ -245,7 +265,7 @@ steps(
 steps(
     "gradient-last-key",
     "gradient",
-    GH + "PriorLabs/TabPFN/pull/1184",
+    "no report; common slip",
     prepare=lambda c: (
         c.__dict__.update(v=torch.cat([c.v[..., :-1, :], c.v[..., -1:, :].detach()], -2))
         if c.S > 64
@@ -277,7 +297,7 @@ def rare(name: str, condition: Callable[..., bool], effect: str = "tail") -> Non
     mutant(
         f"rare-{name}",
         "rare",
-        "pairs and triples of conditions, as in " + GH + "pytorch/pytorch/issues/191937",
+        "no report of this pair; of its kind: " + GH + "pytorch/pytorch/issues/191937",
     )(make)
 
 
