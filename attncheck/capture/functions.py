@@ -114,7 +114,7 @@ class _Mode(TorchFunctionMode):
         if self.silent or torch.compiler.is_compiling():
             return apply(*args)
 
-        return self._any_other(_Applied(function.__name__, apply), args, {})
+        return self._any_other(_Applied(function.__name__, apply), args, {})  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None

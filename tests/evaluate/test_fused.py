@@ -156,7 +156,7 @@ def test_half_precision_is_read_as_it_is() -> None:
     assert found is not None
     assert found.dtype == expected.dtype == "bfloat16"
     assert_agree(found, expected, _layer(80))
-    assert found.value("row_sum_error") > 1e-4
+    assert found.value("row_sum_error").max() > 1e-4
 
 
 def test_large_layers_are_read_by_compiled_loops() -> None:
