@@ -62,7 +62,7 @@ def dense_targets() -> list[tuple[str, str, str, str]]:
     rows = []
     name = "row measures that do not sort by one `weights.sum()`, 144 heads of 512 x 512"
     rows.append((name, "5 x", *verdict(nine and nine["ratio_to_sum"], 5)))
-    classic = functions.get("classic statistics, loop over heads")
+    classic = functions.get("classic statistics and names, loop over heads")
     faster = classic["median_s"] / nine["median_s"] if nine and classic else None
     shown = (NOT_MEASURED, "open")
     if faster is not None:

@@ -1,16 +1,16 @@
 """Speed of the measures and generators against the classic way, one matrix and one loop at a time.
 
-Run ``python -m benchmarks.metric_throughput [--quick]``; it prints a table and writes
-``results/metric_throughput.json``. One CPU thread, and the same on a CUDA device if there is one.
-The classic functions are written out here: NumPy statistics of a single matrix (wrong for causal
+Run ``python -m benchmarks.metric_throughput [--quick] [--threads 2]``; it prints a table and writes
+``results/metric_throughput.json``, also of a CUDA device if there is one. The classic functions are
+written out here: NumPy statistics of a single matrix and the name of its pattern (wrong for causal
 heads, half precision and padding, see the README), called in a loop over heads, and a generator
-that fills its matrix cell by cell.
+that fills its matrix cell by cell. Row measures are told twice: as `measure_layer` runs them, by
+compiled loops where numba is installed, and block by block with torch and NumPy.
 
-How near to ``weights.sum()`` measures can come is measured in the same run: the floor reads every
-weight once and takes, of what a causal head sees, the logarithm and the two products that entropy
-and participation need, in blocks that stay in cache, with nothing checked and no row summed in
-float64. The classic statistics of all heads cost some 35 sums, so no measure that needs a
-logarithm can be 30 times as fast as they are on a CPU.
+How near to ``weights.sum()`` torch and NumPy can come is measured in the same run: the floor reads
+every weight once and takes, of what a causal head sees, the logarithm and the two products that
+entropy and participation need, in blocks that stay in cache, with nothing checked and no row
+summed in float64.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from attncheck.metrics import (
     head_similarity,
     measure_layer,
 )
+from attncheck.metrics.metric import measure_in_blocks
 from attncheck.patterns import classify_heads, collect_evidence, create_synthetic_attention
 from benchmarks._measure import (
     cuda_available,
@@ -43,11 +44,13 @@ from benchmarks._measure import (
     write_results,
 )
 
-MODEL = (12, 12, 512)
-"""Layers, heads, positions: a small language model, 144 heads."""
+MODELS = ((1, 4, 512), (4, 9, 512), (12, 12, 512))
+"""Layers, heads, positions: from 4 heads to those of a small language model, 144."""
 
 SUM = "weights.sum()"
 """One pass over memory, the least that any measure can cost."""
+
+CLASSIC = "classic statistics and names, loop over heads"
 
 FLOOR = "floor: one read, one logarithm of visible keys"
 FLOOR_ROWS = 128
@@ -81,6 +84,26 @@ def classic_statistics(attention: Tensor) -> dict[str, float]:
     }
 
 
+def classic_name(attention: Tensor) -> str:
+    """Name the pattern of one matrix by fixed thresholds on means."""
+    a = attention.cpu().numpy()
+    n = a.shape[0]
+    diagonal, first = np.mean(np.diag(a)), np.mean(a[:, 0])
+    beside = np.mean(a[~np.eye(n, dtype=bool)])
+    near = np.abs(np.arange(n)[:, None] - np.arange(n)) <= 2
+    local = np.sum(a[near]) / np.sum(a)
+    highest = np.max(np.sum(a, axis=0)) / n
+    if diagonal > 0.5 and diagonal > 3 * beside:
+        return "diagonal"
+    if first > 0.4:
+        return "beginning_of_sequence"
+    if highest > 0.6:
+        return "broadcast"
+    if local > 0.8:
+        return "local"
+    return "uniform" if np.std(a) < 0.1 else "mixed"
+
+
 def classic_local(n: int) -> Tensor:
     """A local pattern, one cell at a time."""
     attention = torch.zeros(n, n)
@@ -92,6 +115,12 @@ def classic_local(n: int) -> Tensor:
 
 def classic_loop(layers: list[Tensor]) -> list[dict[str, float]]:
     return [classic_statistics(head) for layer in layers for head in layer[0]]
+
+
+def classic_functions(layers: list[Tensor]) -> list[Any]:
+    """Both classic functions of every head."""
+    heads = [head for layer in layers for head in layer[0]]
+    return [(classic_statistics(head), classic_name(head)) for head in heads]
 
 
 def least_work(layers: list[Tensor]) -> list[Any]:
@@ -148,9 +177,9 @@ def model_functions(model: list[Tensor]) -> Functions:
     maps = as_attention(model)
     unsorted = [metric for metric in METRICS.values() if not metric.sorts]
 
-    def measure(metrics: Iterable[Metric]) -> None:
+    def measure(metrics: Iterable[Metric], way: Any = measure_layer) -> None:
         for layer in maps.layers:
-            measure_layer(layer, metrics)
+            way(layer, metrics)
 
     def collect() -> None:
         for layer in maps.layers:
@@ -159,9 +188,11 @@ def model_functions(model: list[Tensor]) -> Functions:
     return {
         SUM: lambda: [layer.sum() for layer in model],
         "classic statistics, loop over heads": lambda: classic_loop(model),
+        CLASSIC: lambda: classic_functions(model),
         **({FLOOR: lambda: least_work(model)} if model[0].device.type == "cpu" else {}),
         "compute_attention_statistics": lambda: compute_attention_statistics(model),
         f"the {len(unsorted)} row measures that do not sort": lambda: measure(unsorted),
+        "the same, block by block": lambda: measure(unsorted, measure_in_blocks),
         f"all {len(METRICS)} row measures, Gini with them": lambda: measure(METRICS.values()),
         "pattern evidence": collect,
         "classify_heads": lambda: classify_heads(model),
@@ -171,17 +202,17 @@ def model_functions(model: list[Tensor]) -> Functions:
 
 
 def measure_models(quick: bool, rounds: int) -> dict[str, Any]:
-    layers, heads, n = (2, 4, 128) if quick else MODEL
     results = {}
-    for device in ("cpu", "cuda") if cuda_available() else ("cpu",):
-        model = random_model(layers, heads, n, device)
-        results[f"{layers * heads} heads of {n}x{n}, {device}"] = compare(
-            f"{layers * heads} heads of {n} x {n}",
-            model_functions(model),
-            "classic statistics, loop over heads",
-            rounds,
-            device,
-        )
+    for layers, heads, n in ((2, 4, 128),) if quick else MODELS:
+        for device in ("cpu", "cuda") if cuda_available() else ("cpu",):
+            model = random_model(layers, heads, n, device)
+            results[f"{layers * heads} heads of {n}x{n}, {device}"] = compare(
+                f"{layers * heads} heads of {n} x {n}",
+                model_functions(model),
+                "classic statistics, loop over heads",
+                rounds,
+                device,
+            )
     return results
 
 
@@ -218,8 +249,11 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, no file")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
+    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    options = parser.parse_args()
+    quick = options.quick
+    if options.threads:
+        torch.set_num_threads(options.threads)
     rounds = 3 if quick else 7
     with torch.inference_mode():
         results = {

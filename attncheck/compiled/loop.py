@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from numba import njit
@@ -54,4 +55,20 @@ def abs_of_nothing() -> int:
     return 0
 
 
+def _forget_stale() -> None:
+    """Delete what was compiled before any of these sources changed.
+
+    A kept loop holds the code of the functions it calls, and is compared with its own file alone.
+    """
+    here = Path(__file__).parent
+    newest = max(source.stat().st_mtime for source in here.glob("*.py"))
+    for kept in here.glob("__pycache__/*.nb[ci]"):
+        try:
+            if kept.stat().st_mtime < newest:
+                kept.unlink()
+        except OSError:  # another process was faster, or may not write here
+            continue
+
+
+_forget_stale()
 _UNCOUNTED: Final = _uncounted()

@@ -9,7 +9,7 @@ import numpy as np
 from attncheck.compiled import rows as of_row
 from attncheck.compiled.loop import loop
 
-__all__ = ["read_scores", "read_weights", "settle"]
+__all__ = ["measure_rows", "read_scores", "read_weights", "settle"]
 
 LANES: Final = 16
 """Entries that a loop takes at once; what is left of a row is taken one by one."""
@@ -221,4 +221,51 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
                     ]
         if sight.positional:
             flush_into(ledger.by_offset[head], ledger.offsets[head])
+    return True
+
+
+@loop
+def measure_rows(
+    weights: Any, high: Any, position: int, positional: bool, ramp: Any, out: Any
+) -> Any:
+    """Measure rows that see all keys up to one; what patterns need is left out.
+
+    Args:
+        weights: float32 ``(head, query, key)``.
+        high: One behind the last visible key, int64 ``(query,)``.
+        position: Key position of query 0.
+        positional: Whether distance means anything.
+        ramp: See `Keys`.
+        out: Of each row its mass, entropy, largest weight, participation ratio, mean distance,
+            weight of the first key and mass on later keys, float64 ``(head, query, number)``, 0 at
+            first.
+
+    Returns:
+        Whether all weights are finite, none is negative, and hidden keys have none. If not, what
+        was measured means nothing.
+    """
+    heads, n_query, n_key = weights.shape
+    for head in range(heads):
+        for query in range(n_query):
+            seen, row = high[query], weights[head, query]
+            if size(row[seen:]) != 0:
+                return False
+            held = row[: _whole(0, seen, n_key)]
+            least, most = extremes(held)
+            if not least >= 0:
+                return False
+            place = position + query
+            mass, inner, square, far = measure(held, ramp[n_key - place :][: held.shape[0]])
+            if not mass < np.inf:
+                return False
+            numbers = out[head, query]
+            numbers[0] = mass
+            if mass > 0:
+                numbers[1] = np.log(mass) - inner / mass
+                numbers[2] = most
+                numbers[3] = mass * mass / square
+                numbers[4] = far / mass
+                numbers[5] = row[0]
+                if positional and seen > place + 1:
+                    numbers[6] = total(held[max(place + 1, 0) :])
     return True

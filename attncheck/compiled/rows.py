@@ -29,7 +29,7 @@ __all__ = [
     "total",
 ]
 
-PIECE: Final = 512
+PIECE: Final = 256
 """Keys whose sum is taken in float32."""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.metrics.blocks import RowBlock, row_blocks
+from attncheck.metrics.rapid import measure_rapidly
 
 __all__ = ["Metric", "measure_layer"]
 
@@ -57,6 +58,19 @@ def measure_layer(
     layer: LayerAttention, metrics: Iterable[Metric]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Evaluate several metrics in one walk over a layer; by name, what `Metric.rows` returns."""
+    metrics = tuple(metrics)
+    rapid = measure_rapidly(layer, [metric.name for metric in metrics])
+    if rapid is not None:
+        return {
+            name: (v.masked_fill(~valid, torch.nan), valid) for name, (v, valid) in rapid.items()
+        }
+    return measure_in_blocks(layer, metrics)
+
+
+def measure_in_blocks(
+    layer: LayerAttention, metrics: Iterable[Metric]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Evaluate several metrics block by block of rows, whatever the weights are like."""
     metrics = tuple(metrics)
     shape, device = layer.weights.shape[:3], layer.weights.device
     found = {

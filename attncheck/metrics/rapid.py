@@ -1,0 +1,104 @@
+"""The measures of large layers, all in one read of the weights, where compiled loops are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncheck.attention import LayerAttention
+from attncheck.attention.quiet import quiet
+from attncheck.compiled import missing
+
+__all__ = ["measure_rapidly"]
+
+SMALL: Final = 1 << 20
+"""Weights of a layer below which loading compiled loops costs more than they save."""
+
+NUMBERS: Final = 7
+"""What a loop writes of each row."""
+
+KNOWN: Final = frozenset(
+    {
+        *("row_sum_error", "entropy", "normalized_entropy", "effective_keys", "max_weight"),
+        *("participation_ratio", "mean_distance", "sink_mass", "future_mass"),
+    }
+)
+
+Rows = tuple[Tensor, Tensor]
+
+
+def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str, Rows] | None:
+    """Measure every row of a layer without a mask; values as `attncheck.metrics.measures` says.
+
+    Args:
+        layer: The layer.
+        wanted: Names of measures.
+
+    Returns:
+        Values and which of them count, by name; None where another way is needed: a mask, a GPU,
+        float64, few weights, a measure that sorts, no numba, or weights that are negative, not
+        finite or on hidden keys.
+    """
+    fits = layer.mask is None and layer.sighted is None and layer.device.type == "cpu"
+    if not fits or layer.dtype == torch.float64 or prod(layer.shape) < SMALL:
+        return None
+    if not set(wanted) <= KNOWN or missing() is not None:
+        return None
+    with quiet("cpu"):
+        counts = torch.full((layer.n_query,), layer.n_key)
+        if layer.causal:
+            counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
+        held = _read(layer, counts)
+        return None if held is None else _measures(layer, counts, held, wanted)
+
+
+def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
+    """Numbers of each row, ``(number, batch, head, query)``; None if weights are not in order."""
+    from attncheck.compiled.loops import measure_rows
+    from attncheck.compiled.threads import side_by_side
+
+    position = int(layer.query_positions()[0])
+    ramp = np.abs(np.arange(2 * layer.n_key + layer.n_query + 1) - layer.n_key)
+    ramp = (ramp if layer.positional else 0 * ramp).astype(np.float32)
+    found = np.zeros((*layer.shape[:3], NUMBERS))
+
+    def read(place: tuple[int, int]) -> Any:
+        sequence, head = place[0], slice(place[1], place[1] + 1)
+        with quiet("cpu"):
+            weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
+        out = found[sequence, head]
+        return measure_rows(weights, counts.numpy(), position, layer.positional, ramp, out)
+
+    places = [(b, h) for b in range(layer.batch) for h in range(layer.n_heads)]
+    return torch.from_numpy(found).movedim(-1, 0) if all(side_by_side(read, places)) else None
+
+
+def _measures(
+    layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
+) -> dict[str, Rows]:
+    mass, entropy, highest, participation, distance, first, later = held
+    entropy = torch.clamp(entropy, torch.zeros(()).double(), counts.clamp(min=1).double().log())
+    sink = 0.0 if layer.sink_mass is None else layer.sink_mass.detach().double()
+    valid = (mass > 0) & (counts > 0)
+    distant = valid if layer.positional else torch.zeros_like(valid)
+    behind = valid & (layer.query_positions() > 0) if layer.positional else valid
+    made: dict[str, Callable[[], Rows]] = {
+        "row_sum_error": lambda: ((mass + sink - 1).abs(), valid),
+        "entropy": lambda: (entropy, valid),
+        "normalized_entropy": lambda: (
+            entropy / counts.clamp(min=1).double().log(),
+            valid & (counts >= 2),
+        ),
+        "effective_keys": lambda: (entropy.exp(), valid),
+        "max_weight": lambda: (highest, valid),
+        "participation_ratio": lambda: (participation, valid),
+        "mean_distance": lambda: (distance, distant),
+        "sink_mass": lambda: (first + sink, behind),
+        "future_mass": lambda: (later, distant),
+    }
+    return {name: made[name]() for name in wanted}
