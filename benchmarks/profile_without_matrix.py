@@ -1,13 +1,15 @@
 """What a profile from query and key costs, as a ratio to the attention it is about.
 
-* ``layer``: one layer of 12 heads of 64, float32: `profile_layer` against one call of
-  ``scaled_dot_product_attention`` with the same mask; causal, with tokens, with grouped keys (4
+* ``layer``: one layer of 12 heads of 64, float32 (bfloat16 on a GPU): `profile_layer` against one
+  call of ``scaled_dot_product_attention`` with the same mask; causal, with tokens, with grouped keys (4
   key-value heads), with left padding, with a window of 256. A mask keeps that call off its causal
   fast path, so that its ratio is smaller.
 * ``model``: `profile_model` against the plain forward of a random model of GPT-2-small's shape,
   and the peak of the allocator in an untimed call of each.
 
     python -m benchmarks.profile_without_matrix layer|model [--quick] [--lengths 2048 8192]
+
+It runs on a GPU where there is one, whose results stand in a file of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +26,32 @@ from torch import Tensor
 from attncheck.attention import LayerAttention, QueryKey
 from attncheck.benchmark import PLAIN, ways_of
 from attncheck.evaluate import profile_layer
-from benchmarks._measure import interleave, median_ratio, peak_memory, write_results
+from benchmarks._measure import (
+    cuda_available,
+    interleave,
+    median_ratio,
+    peak_memory,
+    result_name,
+    write_results,
+)
 from benchmarks.extraction import build
 
 HEADS, SIZE, WINDOW = 12, 64, 256
+NAME: Final = "profile_without_matrix_"
 
 
-def layer_ways(n: int) -> dict[str, Callable[[], object]]:
+MASKED: Final = 1 << 14
+"""Longest sequence whose mask is written out, position by position."""
+
+
+def layer_ways(n: int, device: str = "cpu") -> dict[str, Callable[[], object]]:
     """Name both sides of every comparison: the attention, and its profile."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, HEADS, n, SIZE) for _ in range(3))
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    query, key, value = (
+        torch.randn(1, HEADS, n, SIZE, device=device, dtype=dtype) for _ in range(3)
+    )
     tokens = torch.randint(0, 1000, (n,)).tolist()
-    place = torch.arange(n)
-    behind = place[:, None] - place
-    causal = behind >= 0
-    padding = (causal & (place >= n // 8))[None, None]
-    window = (causal & (behind < WINDOW))[None, None]
     found: dict[str, Callable[[], object]] = {}
 
     def add(name: str, shared: int, mask: Tensor | None, given: Any = None) -> None:
@@ -64,14 +76,18 @@ def layer_ways(n: int) -> dict[str, Callable[[], object]]:
     add("causal", HEADS, None)
     add("causal, tokens", HEADS, None, tokens)
     add("grouped keys", 4, None)
-    add("padding", HEADS, padding)
-    add("window", HEADS, window)
+    if n <= MASKED:
+        place = torch.arange(n, device=device)
+        behind = place[:, None] - place
+        causal = behind >= 0
+        add("padding", HEADS, (causal & (place >= n // 8))[None, None])
+        add("window", HEADS, (causal & (behind < WINDOW))[None, None])
     return found
 
 
-def measure_layer(n: int, rounds: int) -> dict[str, Any]:
+def measure_layer(n: int, rounds: int, device: str) -> dict[str, Any]:
     """Time every pair in turn."""
-    times = interleave(layer_ways(n), rounds)
+    times = interleave(layer_ways(n, device), rounds, device)
     names = [name.removeprefix("profile ") for name in times if name.startswith("profile")]
     return {
         name: {
@@ -82,20 +98,21 @@ def measure_layer(n: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def measure_model(n: int, rounds: int) -> dict[str, Any]:
+def measure_model(n: int, rounds: int, device: str) -> dict[str, Any]:
     """Time and memory of the plain forward and of the profile."""
-    model, ids = build(n, "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model, ids = build(n, device, dtype=dtype)
     found, _ = ways_of(model)
 
     def calls(name: str) -> Callable[[], object]:
         return lambda: found[name].run((ids,), {})
 
     names = (PLAIN, "profile")
-    times = interleave({name: calls(name) for name in names}, rounds)
+    times = interleave({name: calls(name) for name in names}, rounds, device)
     return {
         "ratio": median_ratio(times, "profile", PLAIN),
         "plain seconds": median(times[PLAIN]),
-        "peak bytes": {name: peak_memory(calls(name)) for name in names},
+        "peak bytes": {name: peak_memory(calls(name), device) for name in names},
     }
 
 
@@ -105,20 +122,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short length, no file")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    parser.add_argument("--device", default="cuda" if cuda_available() else "cpu")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    lengths = options.lengths or ([2048, 8192] if options.part == "layer" else [2048])
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_gpu = options.device != "cpu"
+    lengths = options.lengths or ([8192, 32768, 131072] if on_gpu else [2048, 8192])
     if options.quick:
         lengths = [128]
     measure = measure_layer if options.part == "layer" else measure_model
     results = {}
     for n in lengths:
-        results[str(n)] = measure(n, 3 if options.quick else options.rounds)
+        results[str(n)] = measure(n, 3 if options.quick else options.rounds, options.device)
         for name, found in results[str(n)].items():
             print(f"n = {n:5}  {name:16} {found}", flush=True)
     if not options.quick:
-        print(write_results(f"profile_without_matrix_{options.part}", {"lengths": results}))
+        print(write_results(result_name(NAME + options.part, options.device), {"lengths": results}))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def walk_fused(
     heads = [(number, head) for number, own in enumerate(scores) for head in _heads(own, reach)]
     parts = _parts(reach, n_rows, len(heads))
     targets = Targets(marks, reach, layer.positional)
-    books = Books.open(targets, valid, np.float32, len(parts))
+    books = Books.open(targets, valid, torch.float32, len(parts))
     tasks = [
         _Task(books, scores[number], number, head, part, queries, n_rows)
         for number, head in heads

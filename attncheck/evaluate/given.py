@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +68,7 @@ def profile_given(
         if reach.mask is not None:
             return None
         valid = valid_rows(layer, reach)
-        books = Books.open(Targets(marks, reach, layer.positional), valid, np.float64)
+        books = Books.open(Targets(marks, reach, layer.positional), valid, torch.float64)
         places = [(b, h) for b in range(layer.batch) for h in range(layer.n_heads)]
         if not all(side_by_side(partial(_read, layer, books), places)):
             return None

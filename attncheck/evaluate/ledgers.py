@@ -50,7 +50,7 @@ class Books:
     cells: Any
 
     @classmethod
-    def open(cls, targets: Targets, valid: Tensor, dtype: Any, parts: int = 1) -> Books:
+    def open(cls, targets: Targets, valid: Tensor, dtype: torch.dtype, parts: int = 1) -> Books:
         """Make room.
 
         Args:
@@ -63,7 +63,7 @@ class Books:
         batch, heads, n_query = valid.shape
         grid = CellGrid(n_query, reach.n_key)
         held = np.array(valid.numpy())
-        numbers = np.zeros((batch, heads, n_query, len(NUMBERS)), dtype)
+        numbers = _zeros(batch, heads, n_query, len(NUMBERS), dtype=dtype)
         numbers[..., [NUMBERS.index("top"), NUMBERS.index("share")]] = 1
         return cls(
             targets,
@@ -72,9 +72,9 @@ class Books:
             [_keys(targets, sequence) for sequence in range(batch)],
             grid,
             numbers,
-            np.zeros((parts, batch, heads, reach.n_key)),
-            np.zeros((parts, batch, heads, reach.n_key + n_query - 1)),
-            np.zeros((batch, heads, grid.n_rows, grid.n_keys), np.float32),
+            _zeros(parts, batch, heads, reach.n_key, dtype=torch.float64),
+            _zeros(parts, batch, heads, reach.n_key + n_query - 1, dtype=torch.float64),
+            _zeros(batch, heads, grid.n_rows, grid.n_keys),
         )
 
     def sight(self, sequence: int, head: slice) -> Sight:
@@ -92,8 +92,8 @@ class Books:
             columns=columns,
             offsets=offsets,
             cells=self.cells[sequence, head],
-            by_key=np.zeros((len(columns), *whole), np.float32),
-            by_offset=np.zeros(offsets.shape, np.float32),
+            by_key=_zeros(len(columns), *whole),
+            by_offset=_zeros(*offsets.shape),
             step=self.grid.step,
             lead=self.grid.lead,
         )
@@ -111,7 +111,7 @@ class Books:
         begin, end = (
             (0, last) if queries is None else (queries.start // step, -(-queries.stop // step))
         )
-        memory = np.empty((2, ledger.by_key.shape[-1]), np.float32)
+        memory = _zeros(2, ledger.by_key.shape[-1])
         settle(ledger, begin, end, memory)
 
     def tally(self, source: Source) -> Tally:
@@ -139,6 +139,11 @@ class Books:
 
 
 _ALWAYS: Final = frozenset(NUMBERS[: NUMBERS.index("duplicate")])
+
+
+def _zeros(*size: int, dtype: torch.dtype = torch.float32) -> Any:
+    """Make room through torch, whose count of memory then has it."""
+    return torch.zeros(size, dtype=dtype).numpy()
 
 
 def _sight(targets: Targets, valid: Any, sequence: int) -> Sight:

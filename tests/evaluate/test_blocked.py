@@ -150,7 +150,7 @@ def test_a_layer_that_holds_weights_is_refused() -> None:
         profile_blocked(LayerAttention(torch.eye(4)[None, None]))
 
 
-def _peak(n: int) -> int:
+def _peak(n: int, fused: bool) -> int:
     script = (
         "import torch\n"
         "from attncheck.attention import LayerAttention, QueryKey\n"
@@ -161,7 +161,8 @@ def _peak(n: int) -> int:
         "    return next(int(l.split()[1]) for l in lines if l.startswith(field))\n"
         "def run(n):\n"
         "    q, k = torch.randn(1, 2, n, 16), torch.randn(1, 2, n, 16)\n"
-        "    profile_blocked(LayerAttention(QueryKey(q, k, (0, 1), 0.25), causal=True))\n"
+        "    layer = LayerAttention(QueryKey(q, k, (0, 1), 0.25), causal=True)\n"
+        f"    profile_blocked(layer, fused={fused})\n"
         "run(256)\n"
         "Path('/proc/self/clear_refs').write_text('5')\n"
         "before = status('VmRSS')\n"
@@ -173,8 +174,11 @@ def _peak(n: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_grows_linearly() -> None:
-    short, long = _peak(8192), _peak(16384)
+@pytest.mark.parametrize("fused", [False, True])
+def test_memory_grows_linearly(fused: bool) -> None:
+    if fused:
+        pytest.importorskip("numba")
+    short, long = _peak(8192, fused), _peak(16384, fused)
     one_matrix = 4 * 16384 * 16384
     assert long < one_matrix / 8
     assert long < 2.2 * short
