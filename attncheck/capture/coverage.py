@@ -29,6 +29,7 @@ __all__ = ["Coverage"]
 
 SCRIPTED: Final = "is TorchScript that computes attention, where no Python code can be watched"
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
+MISSED: Final = "its softmax over query and key multiplied values in a way that is not understood"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
 UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
@@ -90,6 +91,8 @@ class Coverage:
             self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
         self._judge_threads()
         self._session.judge_parts()
+        for name in dict.fromkeys(self._session.missed.values()):
+            self._session.unreadable(name, MISSED, SWITCH)
         if not self._session.captured:
             raise CaptureError(self._nothing())
         captured = self._session.captured

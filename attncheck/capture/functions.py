@@ -97,7 +97,10 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        replacement = self._replacements.get(getattr(func, "__name__", ""), self._any_other)
+        name = getattr(func, "__name__", "")
+        if type(func) is torch._ops.OpOverload:
+            name = name.partition(".")[0]
+        replacement = self._replacements.get(name, self._any_other)
         if self.done or self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
         return replacement(func, args, options)

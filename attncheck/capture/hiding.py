@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
+from attncheck.capture.axes import Axes
 from attncheck.capture.traces import Hiding, Trace
 
 __all__ = ["VisibleKeys", "hiding_in", "visible_keys"]
+
+How: TypeAlias = Literal["visible", "hidden", "added"]
 
 REMEMBERED: Final = 4
 """How many merged masks are kept: layers share theirs, a model has one or two of them."""
@@ -27,12 +30,12 @@ class VisibleKeys:
         """See `visible_keys`."""
         if not trace.hiding:
             return None
-        masks = [mask for _, mask in trace.hiding]
+        masks = [hiding.mask for hiding in trace.hiding]
         if any(mask.is_inference() for mask in masks):  # they count no versions
             return visible_keys(trace, weights, head_first)
         same = [
-            (how, mask.data_ptr(), mask.shape, mask.stride(), mask.dtype, mask._version)
-            for how, mask in trace.hiding
+            (h.how, h.mask.data_ptr(), h.mask.shape, h.mask.stride(), h.mask.dtype, h.mask._version)
+            for h in trace.hiding
         ]
         key = (*same, weights.shape, head_first.shape)
         if key not in self._known:
@@ -69,7 +72,7 @@ def visible_keys(trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | 
 
 def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
     """Return whether a mask hides anything, and what it shows."""
-    how, mask = hiding
+    how, mask = hiding.how, hiding.mask
     if how == "added":
         shown = mask > HIDDEN_BELOW
         return not bool(shown.all()), shown
@@ -82,9 +85,24 @@ def _fits(mask: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def hiding_in(
-    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None
 ) -> list[Hiding]:
-    """Read the mask out of a call that masks scores."""
+    """Read the mask out of a call that masks scores.
+
+    Args:
+        name: Of the function.
+        source: The scores.
+        args: That it got.
+        kwargs: That it got.
+        axes: Of the scores.
+    """
+    shape = tuple(source.shape)
+    return [Hiding(how, mask, shape, axes) for how, mask in _masks(name, source, args, kwargs)]
+
+
+def _masks(
+    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[How, Tensor]]:
     plain = name.strip("_").removeprefix("i")
     values = (*args, *kwargs.values())
     if plain == "masked_fill" and len(values) > 2 and _is_low(values[2]):

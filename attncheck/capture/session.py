@@ -69,6 +69,10 @@ class Session:
         self.modules = ModuleTable.of(model) if modules is None else modules
         self._parts: dict[int, str] = {}
         """Modules that raised the scores of some keys, and where that led is not known yet."""
+        self.missed: dict[int, str] = {}
+        """Modules in which such a softmax did multiply values, and was not recorded."""
+        self.model_calls = 0
+        """How often the model was called."""
         self.names = self.modules.names
         """Path of every module, by its id."""
         self.busy = False
@@ -107,6 +111,7 @@ class Session:
 
     def new_model_call(self) -> None:
         """Start numbering layers from 0 again."""
+        self.model_calls += 1
         self.flush()
         self._order = []
 
@@ -149,6 +154,13 @@ class Session:
     def softmax_used(self, number: int) -> None:
         """Forget a softmax that turned out to be recorded attention."""
         self.unused_softmaxes.pop(number, None)
+        self.missed.pop(number, None)
+
+    def values_met(self, number: int) -> None:
+        """Remember that what became of a softmax multiplied another activation."""
+        place = self.here()
+        if place is not None and not in_backward():
+            self.missed[number] = place[1]
 
     def part_seen(self, number: int) -> None:
         """Remember raised scores of some keys that multiplied values, and where."""

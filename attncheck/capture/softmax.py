@@ -19,31 +19,27 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.hiding import VisibleKeys, hiding_in
-from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
-from attncheck.capture.parts import CUTS, Columns, after_mixing, cut, keys_last, sums_to_one
+from attncheck.capture.axes import JOINS, Atom, Axes, numbers_in
+from attncheck.capture.call import Sink
+from attncheck.capture.following import after_scores, after_weights, mixed
+from attncheck.capture.hiding import VisibleKeys
+from attncheck.capture.origins import CREATIONS, DRAWS, Origins
+from attncheck.capture.pairs import COMBINATIONS, REPEATS, Repeats, beside, paired
+from attncheck.capture.parts import Columns
 from attncheck.capture.plain import UnreadableError, require_numbers
-from attncheck.capture.products import Product, as_product, is_parameter
-from attncheck.capture.shapes import Layout
-from attncheck.capture.steps import (
-    DIFFERENCES,
-    EXPONENTIALS,
-    JOINS,
-    QUOTIENTS,
-    RESHAPES,
-    TIMES,
-    Step,
-    mixes_heads,
-)
+from attncheck.capture.products import PRODUCTS, Product, as_product
+from attncheck.capture.reports import call_of
+from attncheck.capture.steps import QUOTIENTS, Step, works_in_place
 from attncheck.capture.tiles import after_summed, begins_sum
 from attncheck.capture.traces import Hiding, Part, Trace, Traces
-from attncheck.capture.whereabouts import kind_of
+from attncheck.capture.values import Rows, meeting_of, rows_in
 
 __all__ = ["SoftmaxWatcher"]
 
-PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "einsum", "baddbmm", "cdist")
-SOFTMAXES: Final = ("softmax", "_softmax", "special_softmax", "_masked_softmax")
+SOFTMAXES: Final = (
+    *("softmax", "_softmax", "special_softmax", "_masked_softmax", "softmin", "_safe_softmax"),
+    "gumbel_softmax",
+)
 
 
 class SoftmaxWatcher:
@@ -56,25 +52,23 @@ class SoftmaxWatcher:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._traces = Traces()
+        self._origins = Origins(sink)
+        self._repeats = Repeats()
         self._columns = Columns()
         self._visible = VisibleKeys()
         self._count = 0
         self._reported: set[int] = set()
-        self._next: Mapping[str, Callable[[Step], None]] = {
-            "pairs": self._after_pairs,
-            "scores": self._after_scores,
-            "raised": self._after_scores,
-            "weights": self._after_weights,
-            "weighted": self._after_weighted,
-            "summed": self._after_summed,
-        }
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched; the empty name is for all others."""
         return {
+            **dict.fromkeys(CREATIONS | DRAWS, self._create),
+            **dict.fromkeys(REPEATS, self._repeat),
             **dict.fromkeys(PRODUCTS, self._multiply),
             **dict.fromkeys(SOFTMAXES, self._normalise),
             **dict.fromkeys(COMBINATIONS, self._combine),
+            **dict.fromkeys(JOINS, self._join),
+            "linear": self._linear,
             "": self._follow,
         }
 
@@ -82,60 +76,134 @@ class SoftmaxWatcher:
         """Whether tensors are on their way from query and key to value."""
         return bool(self._traces)
 
+    def _create(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = function(*args, **kwargs)
+        self._origins.after(_name(function), args, kwargs, out)
+        return out
+
+    def _linear(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if len(args) > 1 and type(args[1]) is nn.Parameter:
+            return self._follow(function, args, kwargs)
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        if isinstance(weight, Tensor) and self._origins.is_static(weight):
+            return self._follow(function, args, kwargs)
+        return self._multiply(function, args, kwargs)
+
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        product = as_product(function.__name__, args, kwargs)
+        product = as_product(_name(function), args, kwargs)
         if product is None or not isinstance(out, Tensor):
             return out
-        known = self._traces[product.left], self._traces[product.right]
+        self._note(function, args, kwargs, out)
+        if self._traces:
+            known = [self._traces[operand] for operand in product.operands]
+            if any(known) and self._continues(product, known, out):
+                return out
+        self._begin(product, out)
+        return out
+
+    def _continues(self, product: Product, known: list[Trace | None], out: Tensor) -> bool:
+        """Follow a product of something traced; whether it is no new product of query and key."""
         sums = [trace for trace in known if trace is not None and trace.stage == "summed"]
         if sums:  # linear attention: a sum over keys that is multiplied once more
             self._sink.parts_used(part.product for trace in sums for part in trace.parts)
-            return out
-        for operand, trace, is_left in zip(
-            (product.left, product.right), known, (True, False), strict=True
-        ):
-            if trace is None:
-                continue
-            other = product.right if is_left else product.left
-            if is_parameter(other) and mixes_heads(operand, out):
-                self._traces[out] = after_mixing(trace, operand)
-                return out
-            if trace.stage in ("weights", "raised"):
-                if not is_parameter(other):
-                    self._try(partial(self._link, product, operand, trace, out, is_left), trace)
-                return out
-            if trace.stage == "pairs" and scores_from_pairs("matmul", operand, out):
-                self._traces[out] = replace(trace, stage="scores")
-                return out
-        if out.ndim >= 2 and not is_parameter(product.left) and not is_parameter(product.right):
-            added: tuple[Hiding, ...] = ()
-            if product.added is not None:
-                added = (("added", product.added),)
-            self._count += 1
-            has_place = type(product.right) is Tensor and product.right.layout == torch.strided
-            self._traces[out] = Trace(
-                "scores",
-                frozenset(out.shape),
-                added,
-                product=self._count,
-                storage=product.right.untyped_storage().data_ptr() if has_place else 0,
-                offset=product.right.storage_offset() if has_place else 0,
-            )
-        return out
+            return True
+        for stages in (("weights",), ("raised",), ("scores", "pairs")):
+            for number, trace in enumerate(known):
+                if trace is None or trace.stage not in stages:
+                    continue
+                others = [t for i, t in enumerate(product.operands) if i != number]
+                if all(self._origins.is_static(other) for other in others):
+                    axes = mixed(product, number, trace, out)
+                    if axes is not None:
+                        self._traces[out] = self._mixed(trace, product.operands[number], axes)
+                    return True
+                if trace.stage in ("weights", "raised"):
+                    self._try(partial(self._meet, product, number, trace, out), trace)
+                    return True
+        return False
+
+    def _mixed(self, trace: Trace, operand: Tensor, axes: Axes) -> Trace:
+        """Return the trace behind a linear map of heads or features."""
+        if trace.stage == "weights":
+            if trace.own is None:
+                trace = replace(trace, own=operand.detach(), own_axes=trace.axes)
+            return replace(trace, axes=axes, changed="scaled")
+        stage = "scores" if trace.stage == "pairs" else trace.stage
+        sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
+        return replace(trace, stage=stage, axes=axes, sizes=sizes)
+
+    def _begin(self, product: Product, out: Tensor, stage: Any = "scores") -> None:
+        """Follow a product of two activations, which may be scores."""
+        origins = self._origins
+        free = [i for i, t in enumerate(product.operands) if not origins.is_parameter(t)]
+        if origins and len(free) > 2:
+            free = [i for i in free if not origins.computed(product.operands[i])]
+        if len(free) != 2 or not out.ndim or not out.is_floating_point():
+            return
+        axes = _sided(product, free, out)
+        fixed = frozenset[int]()
+        if origins:
+            computed = [origins.computed(product.operands[i]) for i in free]
+            if computed[0] != computed[1]:
+                side = "left" if computed[0] else "right"
+                fixed = numbers_in([a for atoms in axes for a in atoms if a.side == side])
+        hiding: tuple[Hiding, ...] = ()
+        if product.added is not None:
+            hiding = (Hiding("added", product.added, tuple(out.shape), axes),)
+        self._count += 1
+        key = product.operands[free[1]]
+        has_place = type(key) is Tensor and key.layout == torch.strided
+        self._traces[out] = Trace(
+            stage,
+            axes,
+            frozenset(out.shape),
+            hiding,
+            product=self._count,
+            fixed=fixed,
+            storage=key.untyped_storage().data_ptr() if has_place else 0,
+            offset=key.storage_offset() if has_place else 0,
+        )
 
     def _combine(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        if self._traces and self._traces.first(args) is not None:
-            return self._follow(function, args, kwargs)
-        out = function(*args, **kwargs)
-        lengths = lengths_of_pairs(args)
-        if lengths and isinstance(out, Tensor):
-            self._count += 1
-            self._traces[out] = Trace("pairs", lengths, product=self._count)
+        out = self._follow(function, args, kwargs)
+        if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
+            return out
+        left, right = args[:2]
+        if left.shape == right.shape or not isinstance(out, Tensor) or out.ndim == 0:
+            return out
+        if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
+            return out
+        product = paired(_name(function), left, right, out)
+        if product is not None and not any(map(self._origins.is_static, (left, right))):
+            self._begin(product, out, "pairs")
+        return out
+
+    def _join(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = self._follow(function, args, kwargs)
+        if self._repeats and isinstance(out, Tensor) and args:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            product = beside(args[0], dim, out, self._repeats.of)
+            if product is not None:
+                self._begin(product, out, "pairs")
+        return out
+
+    def _repeat(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = self._follow(function, args, kwargs)
+        if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+            self._repeats.add(args[0], out)
         return out
 
     def _normalise(
@@ -144,40 +212,94 @@ class SoftmaxWatcher:
         out = function(*args, **kwargs)
         scores = args[0] if args else kwargs.get("input")
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if not isinstance(scores, Tensor) or not isinstance(dim, int) or not self._traces:
+        if _name(function) == "gumbel_softmax":
+            dim = kwargs.get("dim", args[4] if len(args) > 4 else -1)
+        if not isinstance(scores, Tensor) or not isinstance(dim, int):
             return out
-        trace = self._traces[scores]
-        if trace is not None and trace.stage == "scores":
-            self._count += 1
-            self._traces[out] = replace(
-                trace,
-                stage="weights",
-                softmax=self._count,
-                n_key=out.shape[dim],
-                over_last=dim in (-1, out.ndim - 1),
-            )
-            self._sink.softmax_seen(trace.product)
+        self._note(function, args, kwargs, out)
+        trace = self._traces[scores] if self._traces else None
+        if trace is None or trace.stage not in ("scores", "pairs"):
+            return out
+        keys = frozenset[int]()
+        if trace.axes is not None:
+            atoms = trace.axes[dim]
+            keys = numbers_in(atoms)
+            if atoms and {atom.side for atom in atoms} not in ({"left"}, {"right"}):
+                return out  # over heads or features, or over queries and keys at once: a heat map
+        if trace.stage == "pairs" and trace.axes is None:
+            return out
+        if keys & trace.fixed:  # over what does not depend on the input: a router, a codebook
+            return out
+        self._count += 1
+        self._traces[out] = replace(
+            trace,
+            stage="weights",
+            softmax=self._count,
+            keys=keys,
+            n_key=out.shape[dim],
+            over_last=dim in (-1, out.ndim - 1),
+        )
+        self._sink.softmax_seen(trace.product)
         return out
 
     def _follow(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         if not self._traces:
-            return function(*args, **kwargs)
-        name = getattr(function, "__name__", "")
+            out = function(*args, **kwargs)
+            self._note(function, args, kwargs, out)
+            return out
+        name = _name(function)
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
-        found = self._traces.first(given)
+        found = self._traces.find(given)
         if found is None:
-            return function(*args, **kwargs)
+            out = function(*args, **kwargs)
+            self._note(function, args, kwargs, out)
+            return out
         source, trace = found
         begins = trace.stage == "summed" and begins_sum(name, args, source)
+        before = None
+        if trace.stage == "weights" and trace.own is None and works_in_place(name, args, kwargs):
+            before = source.detach().clone()
         out = function(*args, **kwargs)
         if begins:
             self._traces[args[0]] = trace
         else:
-            step = Step(name, args, kwargs, source, trace, out)
-            self._try(partial(self._next[trace.stage], step), trace)
+            step = Step(function, name, args, kwargs, source, trace, out, before)
+            self._try(partial(self._after, step), trace)
         return out
+
+    def _note(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        """Note what does not depend on the input; nearly all else is told by its first argument."""
+        first = args[0] if args else None
+        if type(first) is Tensor and not self._origins.may_be_static(first):
+            return
+        self._origins.after(_name(function), args, kwargs, out)
+
+    def _after(self, step: Step) -> None:
+        stage = step.trace.stage
+        if stage == "summed":
+            self._after_summed(step)
+        elif stage == "weighted":
+            self._after_weighted(step)
+        elif stage == "weights":
+            for tensor, trace in after_weights(step, self._traces, self._origins):
+                self._traces[tensor] = trace
+                if trace.stage == "weighted":
+                    self._after_times(trace, step.out)
+        elif stage == "sums":
+            target = step.target()
+            if target is not None and not step.ends() and not step.reduces():
+                self._traces[target] = step.trace
+        else:
+            for tensor, trace in after_scores(step, self._traces):
+                if trace.stage == "weights" and trace.softmax < 0:
+                    self._count += 1
+                    trace = replace(trace, softmax=self._count)
+                    self._sink.softmax_seen(trace.product)
+                self._traces[tensor] = trace
 
     def _try(self, read: Callable[[], None], trace: Trace) -> None:
         """Read a call; tensors that cannot be read are the capture's trouble, not the model's."""
@@ -189,107 +311,56 @@ class SoftmaxWatcher:
                 self._sink.softmax_used(trace.product)
                 self._sink.unreadable(place[1], str(error), error.way_out)
 
-    def _after_pairs(self, step: Step) -> None:
-        made = scores_from_pairs(step.name, step.source, step.out)
-        if made is not None:
-            self._traces[step.out] = replace(step.trace, stage="scores" if made else "pairs")
-
-    def _after_scores(self, step: Step) -> None:
-        trace, target = step.trace, step.target()
-        if target is None or (step.ends() and not step.mixes()):
+    def _after_times(self, trace: Trace, out: Tensor) -> None:
+        """Weights that multiplied values element by element: one key at a time needs no sum."""
+        assert trace.read is not None
+        read, number = trace.read
+        if trace.axes is None:
             return
-        if trace.stage == "raised":
-            if step.name == "__getitem__" and target.numel() < step.source.numel():
-                trace = replace(trace, sliced=True)
-            elif target.numel() < step.source.numel():
-                return
-            self._traces[target] = trace
+        axes = [i for i, atoms in enumerate(trace.axes) if numbers_in(atoms) & trace.keys]
+        letters = {read.letters[number][axis] for axis in axes}
+        over_keys = replace(read, out=tuple(letter for letter in read.out if letter not in letters))
+        weights = replace(trace, stage="weights", read=None)
+        meeting = meeting_of(over_keys, number, weights, self._traces, self._origins)
+        if meeting is None:
             return
-        trace = trace.with_hiding(*hiding_in(step.name, step.source, step.args, step.kwargs))
-        if step.name not in RESHAPES:
-            trace = replace(trace, sizes=trace.sizes | set(target.shape))
-        if step.name in DIFFERENCES and any(t.shape[-1:] == (1,) for t in step.others()):
-            trace = replace(trace, shifted=True)
-        if step.name in JOINS:
-            known = [self._traces[part] is not None for part in step.args[0]]
-            trace = replace(trace, foreign=trace.foreign or not all(known))
-        elif step.name in EXPONENTIALS:
-            trace = replace(trace, stage="raised")
-        self._traces[target] = trace
-
-    def _after_weights(self, step: Step) -> None:
-        trace, source = step.trace, step.source
-        if step.name in CUTS:
-            for part, cut_trace in cut(source, step.out, trace):
-                self._traces[part] = cut_trace
-            return
-        target = step.target()
-        if target is not None and step.mixes():
-            last = step.name == "linear"
-            self._traces[target] = after_mixing(trace, source, heads_last=last)
-            return
-        if target is None or step.ends() or target.numel() < source.numel():
-            return
-        if step.name in TIMES and target.numel() > source.numel():
-            others = step.others()
-            if trace.columns is None and trace.whole is None and not is_parameter(others[0]):
-                rows = source if trace.clean is None else trace.clean.reshape(source.shape)
-                weighted = replace(trace, stage="weighted", clean=rows.detach(), value=others[0])
-                self._traces[target] = weighted
-            return
-        if step.drops():
-            trace = replace(trace, clean=source.detach())
-        self._traces[target] = trace
+        self._sink.values_met(trace.product)
+        if trace.columns is not None:
+            self._report_all(rows_in(meeting, self._columns), out)
 
     def _after_weighted(self, step: Step) -> None:
         """Values times weights, element by element: summed over the keys, that was attention."""
+        trace = step.trace
+        assert trace.read is not None
         if step.name != "sum":
-            if isinstance(step.out, Tensor) and step.out.numel() == step.source.numel():
-                self._traces[step.out] = step.trace
+            if isinstance(step.out, Tensor) and step.out.shape == step.source.shape:
+                self._traces[step.out] = trace
             return
-        dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim")
-        dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
-        if isinstance(dim, int):
-            rows = rows_of_sum(step.trace, step.source, dim)
-            if rows is not None and sums_to_one(require_numbers(rows)):
-                self._report(rows, step.trace, step.out)
+        dims = step.reduced_dims()
+        if dims is None:
+            return
+        read, number = trace.read
+        gone = {read.out[dim] for dim in dims}
+        read = replace(read, out=tuple(letter for letter in read.out if letter not in gone))
+        weights = replace(trace, stage="weights", read=None)
+        self._meet(read, number, weights, step.out)
 
-    def _link(
-        self, product: Product, operand: Tensor, trace: Trace, out: Tensor, is_left: bool
-    ) -> None:
-        require_numbers(operand)
-        if trace.columns is not None:
-            if self._columns.completed_by(trace):
-                self._report_whole(trace, out)
-            return
-        weights = product.rows_of(operand, is_left=is_left)
-        if weights is None:
-            return
-        if trace.stage == "raised":
-            trace = replace(trace, n_key=weights.shape[-1] + trace.sliced)
-        if trace.n_key not in trace.sizes:  # a softmax over several axes at once: a heat map
-            return
-        if weights.shape[-1] not in (trace.n_key, trace.n_key - trace.sliced):
-            if weights.shape[-2] == trace.n_key and not trace.over_last:
+    def _meet(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
+        require_numbers(product.operands[number])
+        meeting = meeting_of(product, number, trace, self._traces, self._origins)
+        if meeting is None:
+            if trace.stage == "weights" and not trace.over_last:
                 # A softmax over the queries assigns each key to one of them: no row is weights.
                 self._sink.softmax_used(trace.product)
             return
-        if trace.clean is not None:
-            same = trace.clean.shape == operand.shape
-            weights = product.rows_of(trace.clean, is_left=is_left) if same else None
-        self._judge(weights, trace, out)
-
-    def _judge(self, weights: Tensor | None, trace: Trace, out: Tensor) -> None:
-        """Report what multiplied values, if its rows are weights or can become them."""
-        if weights is None:
-            return
-        if trace.whole is not None:
-            self._report_whole(trace, out)
-        elif sums_to_one(weights, sliced=trace.sliced):
-            self._report(weights, trace, out)
-        elif trace.stage == "raised":
-            part = Part(weights, None, trace.product, trace.storage, trace.offset)
-            self._traces[out] = replace(trace, stage="summed", clean=None, parts=(part,))
+        if trace.stage == "weights":
+            self._sink.values_met(trace.product)
+        found = rows_in(meeting, self._columns)
+        if found:
+            self._report_all(found, out)
+        elif trace.stage == "raised" and meeting.rows is not None:
+            part = Part(meeting.rows, None, trace.product, trace.storage, trace.offset)
+            self._traces[out] = replace(meeting.trace, stage="summed", parts=(part,))
             if trace.shifted:
                 self._sink.part_seen(trace.product)
 
@@ -308,59 +379,53 @@ class SoftmaxWatcher:
                 self._sink.unreadable(place[1], *summed.trouble)
         if summed.weights is not None:
             self._sink.parts_used(numbers)
-            self._report(summed.weights, trace, step.out)
+            self._report(Rows(summed.weights, None, trace), step.out)
         if summed.trace is not None and target is not None:
             self._traces[target] = summed.trace
 
-    def _report_whole(self, trace: Trace, out: Tensor) -> None:
-        assert trace.whole is not None
-        weights = keys_last(trace.whole, trace.n_key)
-        if weights is not None:
-            self._report(weights, trace, out)
+    def _report_all(self, found: list[Rows], out: Tensor) -> None:
+        for rows in found:
+            for trace in (rows.trace, *rows.trace.also):
+                self._sink.softmax_used(trace.product)
+        for rows in found:
+            self._report(rows, out)
 
-    def _report(self, weights: Tensor, trace: Trace, out: Tensor) -> None:
+    def _report(self, rows: Rows, out: Tensor) -> None:
         place = self._sink.here()
         if place is None:
             return
-        if trace.stage in ("weights", "weighted"):
-            self._sink.softmax_used(trace.product)
+        trace = rows.trace
+        if trace.softmax >= 0:
             if trace.softmax in self._reported:
                 return
             self._reported.add(trace.softmax)
         module, name = place
-        build = partial(_as_call, module, name, weights, trace, out, self._visible)
+        build = partial(call_of, module, name, rows, out, self._visible)
         self._sink.record(name, "softmax", build)
 
 
-def _as_call(
-    module: nn.Module,
-    name: str,
-    weights: Tensor,
-    trace: Trace,
-    out: Tensor,
-    visible: VisibleKeys,
-) -> AttentionCall:
-    layout = Layout.of(module, weights)
-    with torch.no_grad():
-        as_used, weights = weights, layout.apply(weights.detach())
-        seen = visible.of(trace, as_used, weights)
-        mask = None if seen is None else seen if seen.ndim == 4 else layout.apply(seen)
-        n_query, n_key = weights.shape[-2:]
-        causal = mask is None and n_query == n_key > 1 and _sees_no_later(weights)
-    return AttentionCall(
-        name=name,
-        backend="softmax",
-        kind=kind_of(module, name, n_query, n_key, causal=causal),
-        output=out,
-        weights=weights,
-        mask=mask,
-        causal=causal,
-        sink_is_rest=trace.sliced,
+def _name(function: Callable[..., Any]) -> str:
+    """Name of a function, without the overload that ``torch.ops`` writes behind it."""
+    return str(getattr(function, "__name__", "")).partition(".")[0]
+
+
+def _sided(product: Product, free: list[int], out: Tensor) -> Axes:
+    """Number the axes of a product of query and key, in the order in which those have them."""
+    left, right = (product.letters[i] for i in free)
+    order: dict[int, int] = {}
+    for letter in (*left, *right, *product.out):
+        order.setdefault(letter, len(order))
+    return tuple(
+        (
+            Atom(
+                (order[letter],),
+                size,
+                "left"
+                if letter in left and letter not in right
+                else "right"
+                if letter in right and letter not in left
+                else "shared",
+            ),
+        )
+        for letter, size in zip(product.out, out.shape, strict=True)
     )
-
-
-def _sees_no_later(weights: Tensor) -> bool:
-    """Whether no query has weight on a key behind it; few rows tell most that do."""
-    if bool(weights[:, :, 0, 1:].any()):
-        return False
-    return not bool(weights.triu(1).any())
