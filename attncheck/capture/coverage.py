@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
 from attncheck.capture.session import Session
-from attncheck.capture.shared import called
+from attncheck.capture.shared import called, scripts_called
 from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
 
@@ -28,6 +28,7 @@ __all__ = ["Coverage"]
 
 
 SCRIPTED: Final = "is TorchScript that computes attention, where no Python code can be watched"
+SCRIPTED_CALL: Final = "calls a TorchScript function that computes attention, which cannot be watched"
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 MISSED: Final = "its softmax over query and key multiplied values in a way that is not understood"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
@@ -68,7 +69,8 @@ class Coverage:
     def watching(self) -> Iterator[None]:
         """Note calls of the model and of modules that look like attention."""
         with called([self._root, *self._watched], self._on_call, self._root, self._on_return):
-            yield
+            with scripts_called(self._on_script):
+                yield
 
     def tokens(self) -> Tokens | None:
         """Return the token ids of the model's call; None if it had none, or was called again."""
@@ -140,6 +142,13 @@ class Coverage:
         if module is self._root:
             self._on_model(args, kwargs)
 
+    def _on_script(self, function: torch.jit.ScriptFunction) -> None:
+        if threading.get_ident() != self._thread or self._session.busy:
+            return
+        place = self._session.here()
+        if place is not None and _scripts_attention(function):
+            self._session.unreadable(place[1], SCRIPTED_CALL, "Call it without torch.jit.script")
+
     def _on_return(self) -> None:
         if threading.get_ident() == self._thread:
             self._returned += 1
@@ -198,8 +207,10 @@ def _named_attention(class_name: str) -> bool:
     return "attention" in name or "attn" in name
 
 
-def _scripts_attention(module: torch.jit.ScriptModule) -> bool:
-    graph = str(module.inlined_graph)
+def _scripts_attention(
+    scripted: torch.jit.ScriptModule | torch.jit.ScriptFunction,
+) -> bool:
+    graph = str(scripted.inlined_graph)
     if "aten::scaled_dot_product_attention" in graph:
         return True
     return "aten::softmax" in graph and ("aten::matmul" in graph or "aten::bmm" in graph)

@@ -15,7 +15,7 @@ from attncheck.capture.origins import Origins
 from attncheck.capture.pairs import NORMS
 from attncheck.capture.parts import CUTS, cut
 from attncheck.capture.products import Product, elementwise
-from attncheck.capture.steps import DIFFERENCES, LAYERS, QUOTIENTS, SHUFFLES, TIMES, Step
+from attncheck.capture.steps import DIFFERENCES, LAYERS, PICKS, QUOTIENTS, SHUFFLES, TIMES, Step
 from attncheck.capture.traces import Trace, Traces
 
 __all__ = ["Followed", "after_scores", "after_weights", "mixed", "through_layer"]
@@ -35,6 +35,9 @@ def after_scores(step: Step, traces: Traces) -> Followed:
     if step.name in CUTS:
         yield from _cut_scores(step)
         return
+    if step.name in PICKS:
+        yield from _picked(step)
+        return
     if target is None:
         return
     if step.name in LAYERS:
@@ -53,8 +56,8 @@ def after_scores(step: Step, traces: Traces) -> Followed:
     if target.numel() < step.source.numel() and step.name != "__setitem__":
         return
     axes = trace.axes if target is step.source else step.axes_of(target)
-    if step.name in SHUFFLES and target.shape != step.source.shape:
-        return
+    if step.name in SHUFFLES:
+        axes = None
     sums = _sums_among(step, trace, traces)
     if trace.stage == "raised":
         if sums is not None and step.name in (*QUOTIENTS, *TIMES):
@@ -78,6 +81,14 @@ def _cut_scores(step: Step) -> Followed:
             smaller = part.numel() < step.source.numel()
             sliced = step.trace.sliced or (smaller and step.trace.stage == "raised")
             yield part, replace(step.trace, axes=step.axes_of(part), sliced=sliced)
+
+
+def _picked(step: Step) -> Followed:
+    held = step.out if isinstance(step.out, tuple | list) else (step.out,)
+    for part in held:
+        if isinstance(part, Tensor) and part.is_floating_point():
+            sizes = step.trace.sizes | set(part.shape)
+            yield part, replace(step.trace, axes=None, picked=True, sizes=sizes)
 
 
 def _sums_among(step: Step, trace: Trace, traces: Traces) -> Trace | None:
@@ -137,8 +148,12 @@ def through_layer(step: Step, target: Tensor) -> Axes | None:
         return None
     if any(atom.side != "shared" for atom in axes[axis]):
         return None
-    new = Atom((NEW + step.trace.product, step.trace.softmax), target.shape[axis], "shared")
-    return tuple((new,) if i == axis else atoms for i, atoms in enumerate(axes))
+    new = _new(step.trace.product, 0, target.shape[axis])
+    return tuple(new if i == axis else atoms for i, atoms in enumerate(axes))
+
+
+def _new(product: int, axis: int, size: int) -> tuple[Atom, ...]:
+    return () if size == 1 else (Atom((NEW + product, axis), size, "shared"),)
 
 
 def mixed(product: Product, number: int, trace: Trace, out: Tensor) -> Axes | None:
@@ -149,9 +164,8 @@ def mixed(product: Product, number: int, trace: Trace, out: Tensor) -> Axes | No
     if any(atom.side != "shared" for axis in product.summed(number) for atom in axes[axis]):
         return None
     own = dict(zip(product.letters[number], axes, strict=True))
-    new = NEW + trace.product
     return tuple(
-        own[letter] if letter in own else (Atom((new, axis), size, "shared"),)
+        own[letter] if letter in own else _new(trace.product, axis, size)
         for axis, (letter, size) in enumerate(zip(product.out, out.shape, strict=True))
     )
 
@@ -185,8 +199,7 @@ def after_weights(step: Step, traces: Traces, origins: Origins) -> Followed:
         return
     if name in TIMES and target.numel() > source.numel() and step.others():
         read = elementwise((source, step.others()[0]), target)
-        rows = source if trace.own is None or trace.own.shape != source.shape else trace.own
-        yield target, replace(trace, stage="weighted", own=rows.detach(), read=(read, 0))
+        yield target, replace(trace, stage="weighted", read=(read, 0))
         return
     if target.numel() < source.numel() and name != "__setitem__":
         if name in SHUFFLES:

@@ -103,7 +103,19 @@ class _Mode(TorchFunctionMode):
         replacement = self._replacements.get(name, self._any_other)
         if self.done or self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
+        if types and any(not issubclass(kind, torch.Tensor) for kind in types):
+            return self._unwrapping(func, types, args, options)
         return replacement(func, args, options)
+
+    def _unwrapping(self, func: Any, types: Any, args: Any, options: Mapping[str, Any]) -> Any:
+        """Let a class that only holds tensors call the function with them, and watch that."""
+        for kind in types:
+            if not issubclass(kind, torch.Tensor):
+                with self:
+                    returned = kind.__torch_function__(func, types, args, options)
+                if returned is not NotImplemented:
+                    return returned
+        return func(*args, **options)
 
 
 def rested(module: nn.Module | None, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

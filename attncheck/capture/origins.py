@@ -56,6 +56,8 @@ class Origins:
 
     def may_be_static(self, first: Tensor) -> bool:
         """Whether a first argument leaves it open; a quick look, as nearly every function asks."""
+        if self._listed != self._sink.model_calls:
+            self._list_weights()
         return (
             id(first) in self._held
             or id(first) in self._weights

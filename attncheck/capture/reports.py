@@ -92,6 +92,7 @@ class _Arrangement:
         key_sides = {sides[number] for number in keys if number in sides}
         opposite = [n for n in sides if sides[n] != "shared" and sides[n] not in key_sides]
         opposite = [n for n in opposite if n not in keys]
+        opposite = opposite or [n for n in sides if sides[n] != "shared" and n not in keys]
         n_key = math.prod(sizes.get(number, 1) for number in keys)
         query = _query_among(sorted(opposite, key=order.__getitem__), sizes, n_key, module)
         others = {n for n in sides if n not in keys and n != query}

@@ -19,7 +19,7 @@ from torch import nn
 from attncheck.capture.functions import PLAIN, rested
 from attncheck.capture.modules import ModuleTable
 
-__all__ = ["called", "evaluating", "uncompiled"]
+__all__ = ["called", "evaluating", "scripts_called", "uncompiled"]
 
 COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
 """Modules of torch without which nothing is compiled; flex attention compiles by itself."""
@@ -86,6 +86,46 @@ def _heard() -> Iterator[None]:
         nn.Module._call_impl = original  # type: ignore[method-assign]
 
 
+ScriptListener: TypeAlias = Callable[[torch.jit.ScriptFunction], None]
+"""Hears of a scripted function that is called."""
+
+_SCRIPT_LISTENERS: list[ScriptListener] = []
+
+
+@contextmanager
+def _scripts_heard() -> Iterator[None]:
+    """Tell the listeners of every call of a scripted function, whose inside nobody can watch."""
+    kind: Any = torch.jit.ScriptFunction
+    original = kind.__call__
+
+    def call(self: torch.jit.ScriptFunction, *args: Any, **kwargs: Any) -> Any:
+        for listen in _SCRIPT_LISTENERS:
+            listen(self)
+        return original(self, *args, **kwargs)
+
+    kind.__call__ = call
+    try:
+        yield
+    finally:
+        kind.__call__ = original
+
+
+@contextmanager
+def scripts_called(listen: ScriptListener) -> Iterator[None]:
+    """Tell of every call of a scripted function, whatever thread makes it.
+
+    Args:
+        listen: Is told.
+    """
+    with _SCRIPTS.needed():
+        _SCRIPT_LISTENERS.append(listen)
+        try:
+            yield
+        finally:
+            _SCRIPT_LISTENERS.remove(listen)
+
+
+_SCRIPTS: Final = _Shared(_scripts_heard)
 _CALLS: Final = _Shared(_heard)
 _EAGER: Final = _Shared(lambda: torch.compiler.set_stance("force_eager"))
 _MODES: Final[dict[int, tuple[int, nn.Module, bool]]] = {}

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from attncheck.capture.axes import JOINS, Atom, Axes, numbers_in
 from attncheck.capture.call import Sink
@@ -42,6 +43,9 @@ SOFTMAXES: Final = (
 )
 
 
+LEAVE_OUT: Final = "Pass strict=False to keep the other layers"
+
+
 class SoftmaxWatcher:
     """Reports hand-written softmax attention.
 
@@ -58,6 +62,7 @@ class SoftmaxWatcher:
         self._visible = VisibleKeys()
         self._count = 0
         self._reported: set[int] = set()
+        self._left: dict[tuple[int, ...], int] = {}
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched; the empty name is for all others."""
@@ -68,6 +73,7 @@ class SoftmaxWatcher:
             **dict.fromkeys(SOFTMAXES, self._normalise),
             **dict.fromkeys(COMBINATIONS, self._combine),
             **dict.fromkeys(JOINS, self._join),
+            **dict.fromkeys(("numpy", "__array__", "tolist"), self._leave),
             "linear": self._linear,
             "": self._follow,
         }
@@ -97,16 +103,28 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self._try(partial(self._read_product, function, args, kwargs, out))
+        return out
+
+    def _read_product(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Tensor,
+    ) -> None:
         product = as_product(_name(function), args, kwargs)
-        if product is None or not isinstance(out, Tensor):
-            return out
+        if product is None:
+            return
         self._note(function, args, kwargs, out)
         if self._traces:
             known = [self._traces[operand] for operand in product.operands]
             if any(known) and self._continues(product, known, out):
-                return out
+                return
+        if self._left:
+            self._compare_with_left(product)
         self._begin(product, out)
-        return out
 
     def _continues(self, product: Product, known: list[Trace | None], out: Tensor) -> bool:
         """Follow a product of something traced; whether it is no new product of query and key."""
@@ -139,13 +157,29 @@ class SoftmaxWatcher:
         sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
         return replace(trace, stage=stage, axes=axes, sizes=sizes)
 
+    def _leave(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Remember the shape of scores that go to another library."""
+        trace = self._traces[args[0]] if args and isinstance(args[0], Tensor) else None
+        if trace is not None and trace.stage in ("scores", "raised"):
+            self._left[tuple(args[0].shape)] = trace.product
+        return function(*args, **kwargs)
+
+    def _compare_with_left(self, product: Product) -> None:
+        """What comes back in the same shape, and multiplies an activation, may be weights."""
+        for operand in product.operands:
+            number = self._left.get(tuple(operand.shape))
+            if number is not None and not self._origins.is_static(operand):
+                self._sink.values_met(number)
+
     def _begin(self, product: Product, out: Tensor, stage: Any = "scores") -> None:
         """Follow a product of two activations, which may be scores."""
         origins = self._origins
         free = [i for i, t in enumerate(product.operands) if not origins.is_parameter(t)]
         if origins and len(free) > 2:
             free = [i for i in free if not origins.computed(product.operands[i])]
-        if len(free) != 2 or not out.ndim or not out.is_floating_point():
+        if len(free) != 2 or not out.ndim or not (out.is_floating_point() or out.is_complex()):
             return
         axes = _sided(product, free, out)
         fixed = frozenset[int]()
@@ -160,6 +194,7 @@ class SoftmaxWatcher:
         self._count += 1
         key = product.operands[free[1]]
         has_place = type(key) is Tensor and key.layout == torch.strided
+        has_place = has_place and not is_functorch_wrapped_tensor(key)
         self._traces[out] = Trace(
             stage,
             axes,
@@ -182,10 +217,13 @@ class SoftmaxWatcher:
             return out
         if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
             return out
-        product = paired(_name(function), left, right, out)
+        self._try(partial(self._pair, _name(function), left, right, out))
+        return out
+
+    def _pair(self, name: str, left: Tensor, right: Tensor, out: Tensor) -> None:
+        product = paired(name, left, right, out)
         if product is not None and not any(map(self._origins.is_static, (left, right))):
             self._begin(product, out, "pairs")
-        return out
 
     def _join(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -193,10 +231,13 @@ class SoftmaxWatcher:
         out = self._follow(function, args, kwargs)
         if self._repeats and isinstance(out, Tensor) and args:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-            product = beside(args[0], dim, out, self._repeats.of)
-            if product is not None:
-                self._begin(product, out, "pairs")
+            self._try(partial(self._put_beside, args[0], dim, out))
         return out
+
+    def _put_beside(self, tensors: Any, dim: Any, out: Tensor) -> None:
+        product = beside(tensors, dim, out, self._repeats.of)
+        if product is not None:
+            self._begin(product, out, "pairs")
 
     def _repeat(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -210,26 +251,32 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
+        self._try(partial(self._read_softmax, function, args, kwargs, out))
+        return out
+
+    def _read_softmax(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
         scores = args[0] if args else kwargs.get("input")
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         if _name(function) == "gumbel_softmax":
             dim = kwargs.get("dim", args[4] if len(args) > 4 else -1)
         if not isinstance(scores, Tensor) or not isinstance(dim, int):
-            return out
+            return
         self._note(function, args, kwargs, out)
         trace = self._traces[scores] if self._traces else None
         if trace is None or trace.stage not in ("scores", "pairs"):
-            return out
+            return
         keys = frozenset[int]()
         if trace.axes is not None:
             atoms = trace.axes[dim]
             keys = numbers_in(atoms)
             if atoms and {atom.side for atom in atoms} not in ({"left"}, {"right"}):
-                return out  # over heads or features, or over queries and keys at once: a heat map
+                return  # over heads or features, or over queries and keys at once: a heat map
         if trace.stage == "pairs" and trace.axes is None:
-            return out
+            return
         if keys & trace.fixed:  # over what does not depend on the input: a router, a codebook
-            return out
+            return
         self._count += 1
         self._traces[out] = replace(
             trace,
@@ -240,7 +287,6 @@ class SoftmaxWatcher:
             over_last=dim in (-1, out.ndim - 1),
         )
         self._sink.softmax_seen(trace.product)
-        return out
 
     def _follow(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -301,15 +347,21 @@ class SoftmaxWatcher:
                     self._sink.softmax_seen(trace.product)
                 self._traces[tensor] = trace
 
-    def _try(self, read: Callable[[], None], trace: Trace) -> None:
+    def _try(self, read: Callable[[], None], trace: Trace | None = None) -> None:
         """Read a call; tensors that cannot be read are the capture's trouble, not the model's."""
         try:
             read()
         except UnreadableError as error:
-            place = self._sink.here()
-            if place is not None:
+            self._give_up(trace, str(error), error.way_out)
+        except Exception as error:
+            self._give_up(trace, f"what it computes could not be followed ({error!r})", LEAVE_OUT)
+
+    def _give_up(self, trace: Trace | None, what: str, way_out: str) -> None:
+        place = self._sink.here()
+        if place is not None:
+            if trace is not None:
                 self._sink.softmax_used(trace.product)
-                self._sink.unreadable(place[1], str(error), error.way_out)
+            self._sink.unreadable(place[1], what, way_out)
 
     def _after_times(self, trace: Trace, out: Tensor) -> None:
         """Weights that multiplied values element by element: one key at a time needs no sum."""

@@ -15,6 +15,7 @@ __all__ = [
     "DIFFERENCES",
     "EXPONENTIALS",
     "LAYERS",
+    "PICKS",
     "QUOTIENTS",
     "SHUFFLES",
     "TIMES",
@@ -30,6 +31,9 @@ ENDS: Final = frozenset(
     }
 )
 """Functions behind which a tensor is no longer scores or weights, or only has their shape."""
+
+PICKS: Final = frozenset({"topk", "sort", "gather", "index_select", "take_along_dim"})
+"""Functions that choose other keys for every query."""
 
 SHUFFLES: Final = frozenset(
     {"flip", "roll", "sort", "msort", "topk", "cumsum", "gather", "index_select", "take_along_dim"}
@@ -84,7 +88,9 @@ class Step:
         target = self.args[0] if self.name == "__setitem__" else self.out
         if isinstance(target, tuple | list) and target and self.name == "native_dropout":
             target = target[0]
-        return target if isinstance(target, Tensor) and target.is_floating_point() else None
+        if isinstance(target, Tensor) and (target.is_floating_point() or target.is_complex()):
+            return target
+        return None
 
     def ends(self) -> bool:
         """Whether the result is nothing of the kind that the source was."""

@@ -78,8 +78,7 @@ class Trace:
         keys: Numbers of the axes that softmax ran over.
         n_key: Size of the dimension that softmax ran over.
         over_last: Whether that was the last one.
-        own: What the softmax returned, where the model has changed it since; of what is
-            ``"weighted"`` the weights as they were multiplied.
+        own: What the softmax returned, where the model has changed it since.
         own_axes: Axes of `own`.
         changed: In which way it was changed: numbers hidden, at random, anything else, or moved so
             that positions are no longer known.
@@ -87,6 +86,7 @@ class Trace:
         rest: Rows may sum to less than 1: the rest is nobody's.
         sliced: A column of weights was cut off, as models with a sink do.
         foreign: Scores that are no product of query and key were joined to these.
+        picked: Its keys are others for every query.
         part: It is some queries, heads or keys of `own`.
         columns: Range of the keys that this part of the weights is for; None: all keys.
         read: How ``"weighted"`` weights were multiplied, and which factor they are.
@@ -114,6 +114,7 @@ class Trace:
     rest: bool = False
     sliced: bool = False
     foreign: bool = False
+    picked: bool = False
     part: bool = False
     columns: tuple[int, int] | None = None
     read: tuple[Product, int] | None = None

@@ -162,6 +162,8 @@ def rows_in(meeting: Meeting, columns: Columns) -> list[Rows]:
         columns: Of all softmaxes so far.
     """
     trace, rows = meeting.trace, meeting.rows
+    if trace.picked:
+        return []
     if trace.columns is not None:
         return _own(trace) if columns.completed_by(trace) else []
     if trace.part:
