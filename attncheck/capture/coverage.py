@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
 from attncheck.capture.session import Session
-from attncheck.capture.shared import called, scripts_called
+from attncheck.capture.scripts import scripts_attention, scripts_called
+from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
 
@@ -57,9 +58,7 @@ class Coverage:
         self._model_calls = self._returned = 0
         self._token_ids: Tensor | None = None
         self._watched = [
-            module
-            for module in session.modules.modules
-            if _named_attention(type(module).__name__)
+            module for module in session.modules.modules if _named_attention(type(module).__name__)
         ]
         self._wanted = {id(self._root), *(id(module) for module in self._watched)}
         self._thread = threading.get_ident()
@@ -146,7 +145,7 @@ class Coverage:
         if threading.get_ident() != self._thread or self._session.busy:
             return
         place = self._session.here()
-        if place is not None and _scripts_attention(function):
+        if place is not None and scripts_attention(function):
             self._session.unreadable(place[1], SCRIPTED_CALL, "Call it without torch.jit.script")
 
     def _on_return(self) -> None:
@@ -167,7 +166,7 @@ class Coverage:
             if not isinstance(module, torch.jit.ScriptModule):
                 continue
             name = self._names[id(module)]
-            if not any(_within(name, outer) for outer in found) and _scripts_attention(module):
+            if not any(_within(name, outer) for outer in found) and scripts_attention(module):
                 found.append(name)
         return found
 
@@ -205,15 +204,6 @@ class Coverage:
 def _named_attention(class_name: str) -> bool:
     name = class_name.lower()
     return "attention" in name or "attn" in name
-
-
-def _scripts_attention(
-    scripted: torch.jit.ScriptModule | torch.jit.ScriptFunction,
-) -> bool:
-    graph = str(scripted.inlined_graph)
-    if "aten::scaled_dot_product_attention" in graph:
-        return True
-    return "aten::softmax" in graph and ("aten::matmul" in graph or "aten::bmm" in graph)
 
 
 def _related(name: str, other: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.axes import Axes
+from attncheck.capture.rebuild import contents
 from attncheck.capture.traces import Hiding, Trace
 
 __all__ = ["VisibleKeys", "hiding_in", "visible_keys"]
@@ -24,23 +25,22 @@ class VisibleKeys:
     """Merges masks; those that all layers share only once."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Any, ...], tuple[list[Tensor], Tensor | None]] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], tuple[list[Tensor], Tensor | None]] = (
+            OrderedDict()
+        )
 
     def of(self, trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:
         """See `visible_keys`."""
         if not trace.hiding:
             return None
-        masks = [hiding.mask for hiding in trace.hiding]
-        if any(mask.is_inference() for mask in masks):  # they count no versions
+        held = [contents(hiding.mask) for hiding in trace.hiding]
+        if None in held:
             return visible_keys(trace, weights, head_first)
-        same = [
-            (h.how, h.mask.data_ptr(), h.mask.shape, h.mask.stride(), h.mask.dtype, h.mask._version)
-            for h in trace.hiding
-        ]
+        same = [(hiding.how, mask) for hiding, mask in zip(trace.hiding, held, strict=True)]
         key = (*same, weights.shape, head_first.shape)
         if key not in self._known:
             # The masks are kept with the result: their memory must stay taken.
-            self._known[key] = masks, visible_keys(trace, weights, head_first)
+            self._known[key] = [hiding.mask for hiding in trace.hiding], visible_keys(trace, weights, head_first)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key][1]

@@ -226,7 +226,9 @@ class Keeper:
         if settings.store == "profile":
             return record, None
         record = copied(record)
-        return (record.moved(self._transfer.of) if self._transfer.moves(record.query) else record), None
+        return (
+            record.moved(self._transfer.of) if self._transfer.moves(record.query) else record
+        ), None
 
     def _kept(self, weights: Tensor, own: Tensor) -> Tensor:
         """Bring weights that the model made to where they are kept, as a copy."""

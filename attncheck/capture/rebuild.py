@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from attncheck.attention import QueryKey
 from attncheck.capture.call import AttentionCall
 from attncheck.capture.select import Chosen
 
-__all__ = ["Snapshots", "copied", "of_queries", "of_query_heads", "record_of"]
+__all__ = ["Snapshots", "contents", "copied", "of_queries", "of_query_heads", "record_of"]
 
 REMEMBERED = 4
 """How many shared tensors are kept: layers share their masks, a model has one or two of them."""
@@ -23,20 +24,31 @@ class Snapshots:
     """Copies of tensors that several layers share, each made once, without what is repeated."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
         """Return a copy that nobody changes; axes that only repeat an entry have length 1."""
         if tensor is None:
             return None
-        counted = not tensor.is_inference()  # inference tensors count no versions
-        key = id(tensor), tensor._version if counted else -1
-        if key not in self._known or not counted:
-            # The tensor itself is kept with its copy: its id must stay taken.
-            self._known[key] = tensor, _once(tensor.detach()).clone()
+        key = contents(tensor)
+        if key is None or key not in self._known:
+            # An alias of the tensor is kept with its copy: its memory must stay taken.
+            alias = tensor.detach()
+            self._known[key or ()] = alias, _once(alias).clone()
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-        return self._known[key][1]
+        return self._known[key or ()][1]
+
+
+def contents(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Say what a tensor holds as long as its memory stays taken; None: nobody knows.
+
+    Inference tensors do not count how often they were changed.
+    """
+    if tensor.is_inference():
+        return None
+    place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    return (*place, tensor.device, tensor._version)
 
 
 def _once(tensor: Tensor) -> Tensor:

@@ -77,9 +77,7 @@ class Session:
         """Path of every module, by its id."""
         self.busy = False
         """Whether a recorder is inside a call that it reports itself."""
-        self._peers = {
-            name: peers for peers in self.modules.peers.values() for name in peers
-        }
+        self._peers = {name: peers for peers in self.modules.peers.values() for name in peers}
         """Paths of the modules of its class, by the path of each module."""
         self._settings = settings
         self._keeper = Keeper(settings)
@@ -271,4 +269,3 @@ REPORT = (
     "backend (model.set_attn_implementation('eager') in transformers), or leave the layer out with "
     "layers="
 )
-

@@ -18,36 +18,12 @@ from torch import nn
 
 from attncheck.capture.functions import PLAIN, rested
 from attncheck.capture.modules import ModuleTable
+from attncheck.capture.sharing import Shared
 
-__all__ = ["called", "evaluating", "scripts_called", "uncompiled"]
+__all__ = ["called", "evaluating", "uncompiled"]
 
 COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
 """Modules of torch without which nothing is compiled; flex attention compiles by itself."""
-
-
-class _Shared:
-    """A change to the process that lasts as long as anybody needs it."""
-
-    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._change = change
-        self._lock = threading.Lock()
-        self._users = 0
-        self._made = ExitStack()
-
-    @contextmanager
-    def needed(self) -> Iterator[None]:
-        """Make the change, unless it is made; undo it when nobody needs it any more."""
-        with self._lock:
-            if not self._users:
-                self._made.enter_context(self._change())
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._made.close()
 
 
 Listener: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -71,7 +47,7 @@ def _heard() -> Iterator[None]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self, args, kwargs)
-        if type(self) in PLAIN:
+        if type(self) in PLAIN and id(self) not in _AWAITED:
             return rested(self, original, self, *args, **kwargs)
         returned = original(self, *args, **kwargs)
         if id(self) in _AWAITED:
@@ -86,48 +62,8 @@ def _heard() -> Iterator[None]:
         nn.Module._call_impl = original  # type: ignore[method-assign]
 
 
-ScriptListener: TypeAlias = Callable[[torch.jit.ScriptFunction], None]
-"""Hears of a scripted function that is called."""
-
-_SCRIPT_LISTENERS: list[ScriptListener] = []
-
-
-@contextmanager
-def _scripts_heard() -> Iterator[None]:
-    """Tell the listeners of every call of a scripted function, whose inside nobody can watch."""
-    kind: Any = torch.jit.ScriptFunction
-    original = kind.__call__
-
-    def call(self: torch.jit.ScriptFunction, *args: Any, **kwargs: Any) -> Any:
-        for listen in _SCRIPT_LISTENERS:
-            listen(self)
-        return original(self, *args, **kwargs)
-
-    kind.__call__ = call
-    try:
-        yield
-    finally:
-        kind.__call__ = original
-
-
-@contextmanager
-def scripts_called(listen: ScriptListener) -> Iterator[None]:
-    """Tell of every call of a scripted function, whatever thread makes it.
-
-    Args:
-        listen: Is told.
-    """
-    with _SCRIPTS.needed():
-        _SCRIPT_LISTENERS.append(listen)
-        try:
-            yield
-        finally:
-            _SCRIPT_LISTENERS.remove(listen)
-
-
-_SCRIPTS: Final = _Shared(_scripts_heard)
-_CALLS: Final = _Shared(_heard)
-_EAGER: Final = _Shared(lambda: torch.compiler.set_stance("force_eager"))
+_CALLS: Final = Shared(_heard)
+_EAGER: Final = Shared(lambda: torch.compiler.set_stance("force_eager"))
 _MODES: Final[dict[int, tuple[int, nn.Module, bool]]] = {}
 """By id: how many captures evaluate a module, the module, and whether it was training."""
 _LOCK: Final = threading.Lock()

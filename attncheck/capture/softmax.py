@@ -203,7 +203,7 @@ class SoftmaxWatcher:
             product=self._count,
             fixed=fixed,
             storage=key.untyped_storage().data_ptr() if has_place else 0,
-            offset=key.storage_offset() if has_place else 0,
+            offset=int(key.storage_offset()) if has_place else 0,
         )
 
     def _combine(
@@ -308,10 +308,12 @@ class SoftmaxWatcher:
         if trace.stage == "weights" and trace.own is None and works_in_place(name, args, kwargs):
             before = source.detach().clone()
         out = function(*args, **kwargs)
+        custom = getattr(function, "custom", False)
+        inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
-        else:
-            step = Step(function, name, args, kwargs, source, trace, out, before)
+        elif inside is None or inside.stage == trace.stage:  # else it was followed inside
+            step = Step(function, name, args, kwargs, source, trace, out, before, custom)
             self._try(partial(self._after, step), trace)
         return out
 

@@ -72,6 +72,7 @@ class Step:
         trace: Of that.
         out: What it returned.
         before: The numbers of the traced tensor, where the function overwrote them.
+        custom: It is an `autograd.Function` of somebody.
     """
 
     function: Callable[..., Any]
@@ -82,6 +83,7 @@ class Step:
     trace: Trace
     out: Any
     before: Tensor | None = None
+    custom: bool = False
 
     def target(self) -> Tensor | None:
         """Return the tensor that holds the result."""
@@ -136,7 +138,9 @@ class Step:
         return self.name in CASTS or ("dropout" in self.name and not self.drops())
 
     def drops(self) -> bool:
-        """Whether it is a dropout that changes anything."""
+        """Whether it is a dropout that changes anything, or an `autograd.Function` that may be."""
+        if self.custom:
+            return isinstance(self.out, Tensor) and self.out.shape == self.source.shape
         return _drops(self.name, self.args, self.kwargs)
 
 

@@ -2,9 +2,9 @@
 
 Each tile of keys raises its scores beside the largest one so far, multiplies its values, and is
 added to what other tiles gave, which is scaled down where the largest score has grown; in the end
-the sum is divided by the sum of all. So the output is a sum of products with values, and for each of
-them the factor by which its rows were multiplied is known. When all rows together sum to 1, they are
-the weights.
+the sum is divided by the sum of all. So the output is a sum of products with values, and for each
+of them the factor by which its rows were multiplied is known. When all rows together sum to 1, they
+are the weights.
 """
 
 from __future__ import annotations

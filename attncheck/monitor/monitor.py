@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from attncheck import __version__
-from attncheck.capture.select import LayerChoice, LayerSelection
 from attncheck.capture.modules import module_names
+from attncheck.capture.select import LayerChoice, LayerSelection
 from attncheck.errors import HeadAlertError, MonitorWarning
 from attncheck.monitor.history import HeadHistory, HistoryFile
 from attncheck.monitor.measure import Measurement

@@ -155,6 +155,61 @@ def test_weights_before_dropout() -> None:
     assert close(extractor.maps[0], reference_weights(*module.last))
 
 
+def test_weights_before_dropout_however_they_are_laid_out_then() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dropped = F.dropout((q @ k.mT / 2).softmax(-1), 0.5, training=True)
+        rows = dropped.view(8, N, N).transpose(0, 1).reshape(N, 2, 4, N).permute(1, 2, 0, 3)
+        return torch.bmm(rows.flatten(0, 1), v.flatten(0, 1)).view(2, 4, N, 4)
+
+    module = Heads(attend)
+    maps = AttentionExtractor(module).get_attention(X)
+    assert close(maps[0], reference_weights(*module.last))
+
+
+class OwnDropout(torch.autograd.Function):
+    """A dropout that no function mode sees."""
+
+    @staticmethod
+    def forward(ctx: object, weights: Tensor, share: float) -> Tensor:
+        return weights * (torch.rand_like(weights) > share) / (1 - share)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class OwnSoftmax(torch.autograd.Function):
+    """A softmax that saves memory in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: object, scores: Tensor) -> Tensor:
+        return torch.softmax(scores, -1)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def test_a_softmax_inside_an_autograd_function() -> None:
+    module = Heads(lambda m, q, k, v: OwnSoftmax.apply(q @ k.mT / 2) @ v)
+    with AttentionExtractor(module) as extractor:
+        module(X)
+    assert close(extractor.maps[0].detach(), reference_weights(*module.last))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_weights_before_a_dropout_of_ones_own(grad: bool) -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return OwnDropout.apply((q @ k.mT / 2).softmax(-1), 0.5) @ v
+
+    apply = vars(torch.autograd.Function)["apply"]
+    module = Heads(attend)
+    with torch.set_grad_enabled(grad), AttentionExtractor(module) as extractor:
+        module(X)
+    assert close(extractor.maps[0].detach(), reference_weights(*module.last))
+    assert vars(torch.autograd.Function)["apply"] is apply
+
+
 def test_a_sink_keeps_its_share() -> None:
     def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = torch.cat([q @ k.mT / 2, torch.ones(2, 4, N, 1)], dim=-1)
