@@ -1,9 +1,9 @@
 """What happens to the axes of a tensor: a small algebra, on shapes alone.
 
-Every axis of scores is made of atoms, which remember the operand of the product that they came from.
-Permuting moves axes, reshaping merges atoms and splits them, cutting shortens them, broadcasting adds
-axes that have none. So it is known at any later point which axes are queries and which are keys, and
-a tensor that was folded, ``(head * batch, query, key)``, can be unfolded again.
+Every axis of scores is made of atoms, which remember the operand of the product that they come
+from. Permuting moves axes, reshaping merges atoms and splits them, cutting shortens them,
+broadcasting adds axes that have none. So it is known at any later point which axes are queries and
+which are keys, and a tensor that was folded, ``(head * batch, query, key)``, can be unfolded again.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def _order(
         sources, targets = args if len(args) == 2 else list(kwargs.values())[-2:]
         sources = [sources] if isinstance(sources, int) else list(sources)
         targets = [targets] if isinstance(targets, int) else list(targets)
-        moved = {target % ndim: source % ndim for source, target in zip(sources, targets, strict=True)}
+        moved = {
+            target % ndim: source % ndim for source, target in zip(sources, targets, strict=True)
+        }
         rest = iter(axis for axis in order if axis not in moved.values())
         return [moved[axis] if axis in moved else next(rest) for axis in order]
     return None
@@ -149,7 +151,8 @@ def _indexed(axes: Axes, index: Any, shape: Sequence[int]) -> Axes | None:
         given.append(Ellipsis)
     place = given.index(Ellipsis)
     given[place : place + 1] = [slice(None)] * (len(axes) - used)
-    left, kept = iter(axes), []
+    left = iter(axes)
+    kept: list[tuple[Atom, ...]] = []
     for i in given:
         if i is None:
             kept.append(())

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
-from attncheck.capture.session import Session
 from attncheck.capture.scripts import scripts_attention, scripts_called
+from attncheck.capture.session import Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
@@ -29,9 +29,10 @@ __all__ = ["Coverage"]
 
 
 SCRIPTED: Final = "is TorchScript that computes attention, where no Python code can be watched"
-SCRIPTED_CALL: Final = "calls a TorchScript function that computes attention, which cannot be watched"
+SCRIPTED_CALL: Final = (
+    "calls a TorchScript function that computes attention, which cannot be watched"
+)
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
-MISSED: Final = "its softmax over query and key multiplied values in a way that is not understood"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
 UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
@@ -67,9 +68,10 @@ class Coverage:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note calls of the model and of modules that look like attention."""
-        with called([self._root, *self._watched], self._on_call, self._root, self._on_return):
-            with scripts_called(self._on_script):
-                yield
+        modules = [self._root, *self._watched]
+        calls = called(modules, self._on_call, self._root, self._on_return)
+        with calls, scripts_called(self._on_script):
+            yield
 
     def tokens(self) -> Tokens | None:
         """Return the token ids of the model's call; None if it had none, or was called again."""
@@ -92,8 +94,6 @@ class Coverage:
             self._session.unreadable(name, SCRIPTED, "Pass the module that it was made from")
         self._judge_threads()
         self._session.judge_parts()
-        for name in dict.fromkeys(self._session.missed.values()):
-            self._session.unreadable(name, MISSED, SWITCH)
         if not self._session.captured:
             raise CaptureError(self._nothing())
         captured = self._session.captured
@@ -141,7 +141,7 @@ class Coverage:
         if module is self._root:
             self._on_model(args, kwargs)
 
-    def _on_script(self, function: torch.jit.ScriptFunction) -> None:
+    def _on_script(self, function: Any) -> None:
         if threading.get_ident() != self._thread or self._session.busy:
             return
         place = self._session.here()

@@ -134,8 +134,9 @@ class _Mode(TorchFunctionMode):
         """Let a class that only holds tensors call the function with them, and watch that."""
         for kind in types:
             if not issubclass(kind, torch.Tensor):
+                dispatch: Callable[..., Any] = kind.__torch_function__
                 with self:
-                    returned = kind.__torch_function__(func, types, args, options)
+                    returned = dispatch(func, types, args, options)
                 if returned is not NotImplemented:
                     return returned
         return func(*args, **options)

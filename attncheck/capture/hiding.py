@@ -40,7 +40,10 @@ class VisibleKeys:
         key = (*same, weights.shape, head_first.shape)
         if key not in self._known:
             # The masks are kept with the result: their memory must stay taken.
-            self._known[key] = [hiding.mask for hiding in trace.hiding], visible_keys(trace, weights, head_first)
+            self._known[key] = (
+                [hiding.mask for hiding in trace.hiding],
+                visible_keys(trace, weights, head_first),
+            )
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key][1]

@@ -77,7 +77,9 @@ class Origins:
         if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
             return True
         self._list_weights()
-        return bool(self._weights) and (id(tensor) in self._weights or id(tensor._base) in self._weights)
+        return bool(self._weights) and (
+            id(tensor) in self._weights or id(tensor._base) in self._weights
+        )
 
     def is_static(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, or was computed without the model's input."""
@@ -150,7 +152,7 @@ class Origins:
 def _place(tensor: Tensor) -> int:
     """Address of the memory that it is a view of, as far as it has one."""
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return id(tensor)
 

@@ -1,7 +1,8 @@
 """Attention without matrix products: every query beside every key, one number for each pair.
 
-Additive attention adds them (``v . tanh(query + key)``) or puts one behind the other, others multiply
-them element by element and sum. Both begin with two activations that broadcast against each other.
+Additive attention adds them (``v . tanh(query + key)``) or puts one behind the other, others
+multiply them element by element and sum. Both begin with two activations that broadcast against
+each other.
 """
 
 from __future__ import annotations

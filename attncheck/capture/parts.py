@@ -56,7 +56,9 @@ def _part(step: Step, part: Tensor) -> Trace:
     if own is None:
         own, own_axes = source.detach(), trace.axes
     changed = trace.changed or "scaled"
-    return replace(trace, axes=axes, columns=columns, own=own, own_axes=own_axes, changed=changed, part=True)
+    return replace(
+        trace, axes=axes, columns=columns, own=own, own_axes=own_axes, changed=changed, part=True
+    )
 
 
 def _whole_rows(axes: Axes, trace: Trace) -> bool:

@@ -166,5 +166,3 @@ def _sees_no_later(weights: Tensor) -> bool:
     if bool(weights[:, :, 0, 1:].any()):
         return False
     return not bool(weights.triu(1).any())
-
-

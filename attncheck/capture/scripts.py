@@ -12,7 +12,7 @@ from attncheck.capture.sharing import Shared
 
 __all__ = ["scripts_attention", "scripts_called"]
 
-Listener: TypeAlias = Callable[[torch.jit.ScriptFunction], None]
+Listener: TypeAlias = Callable[[Any], None]
 """Hears of a scripted function that is called."""
 
 _LISTENERS: list[Listener] = []
@@ -24,7 +24,7 @@ def _heard() -> Iterator[None]:
     kind: Any = torch.jit.ScriptFunction
     original = kind.__call__
 
-    def call(self: torch.jit.ScriptFunction, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self)
         return original(self, *args, **kwargs)
@@ -54,8 +54,12 @@ def scripts_called(listen: Listener) -> Iterator[None]:
 _CALLS: Final = Shared(_heard)
 
 
-def scripts_attention(scripted: torch.jit.ScriptModule | torch.jit.ScriptFunction) -> bool:
-    """Whether TorchScript computes attention, by its graph."""
+def scripts_attention(scripted: Any) -> bool:
+    """Whether TorchScript computes attention, by its graph.
+
+    Args:
+        scripted: A module or a function.
+    """
     graph = str(scripted.inlined_graph)
     if "aten::scaled_dot_product_attention" in graph:
         return True

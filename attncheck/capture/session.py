@@ -172,7 +172,9 @@ class Session:
             self._parts.pop(number, None)
 
     def judge_parts(self) -> None:
-        """Note modules in which several parts of a softmax never became weights."""
+        """Note modules in which a softmax was missed, or parts of one never became weights."""
+        for name in dict.fromkeys(self.missed.values()):
+            self.unreadable(name, MISSED, WHOLE)
         for name, count in Counter(self._parts.values()).items():
             if count > 1:
                 self.unreadable(name, ONLINE, ONCE)
@@ -256,6 +258,14 @@ class Session:
         return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
+MISSED = (
+    "a softmax over query and key was computed in it and multiplied values, in a way that gives no "
+    "weights over keys"
+)
+WHOLE = (
+    "Call scaled_dot_product_attention, or multiply the whole weights with the values at once; "
+    "strict=False keeps the other layers"
+)
 ONLINE = (
     "its softmax is computed a few keys at a time, and the parts were not seen to become weights "
     "that sum to 1"

@@ -101,7 +101,11 @@ class Step:
     def reduces(self) -> bool:
         """Whether it returns fewer numbers than it got."""
         out = self.out
-        return self.name in REDUCTIONS and isinstance(out, Tensor) and out.numel() < self.source.numel()
+        return (
+            self.name in REDUCTIONS
+            and isinstance(out, Tensor)
+            and out.numel() < self.source.numel()
+        )
 
     def reduced_dims(self) -> tuple[int, ...] | None:
         """Return which axes a reduction is over; None: all of them."""
@@ -116,7 +120,13 @@ class Step:
     def axes_of(self, part: Tensor) -> Axes | None:
         """Return the axes of one of the tensors that it returned."""
         return after(
-            self.function, self.name, self.args, self.kwargs, self.trace.axes, self.source.shape, part
+            self.function,
+            self.name,
+            self.args,
+            self.kwargs,
+            self.trace.axes,
+            self.source.shape,
+            part,
         )
 
     def others(self) -> list[Tensor]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
 from attncheck.capture.axes import Axes
 from attncheck.capture.products import Product
 
-__all__ = ["Hiding", "Part", "Trace", "Traces"]
-
+__all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +57,9 @@ class Part:
     def scaled(self) -> Tensor:
         """Return ``(..., query, key)`` with its factor."""
         return self.raised if self.factor is None else self.raised * self.factor
+
+
+Changed: TypeAlias = Literal["", "hidden", "random", "scaled", "lost"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ class Trace:
     over_last: bool = True
     own: Tensor | None = field(default=None, repr=False)
     own_axes: Axes | None = None
-    changed: Literal["", "hidden", "random", "scaled", "lost"] = ""
+    changed: Changed = ""
     also: tuple[Trace, ...] = ()
     rest: bool = False
     sliced: bool = False

@@ -219,5 +219,3 @@ def _own(trace: Trace) -> list[Rows]:
             if weights is not None:
                 found.append(Rows(weights, None, one))
     return found
-
-
