@@ -95,7 +95,7 @@ class _Mode(TorchFunctionMode):
         self._replacements: dict[str, Callable[..., Any]] = {}
         for watcher in reversed(watchers):
             self._replacements.update(watcher.functions())
-        self._any_other = self._replacements.pop("", _call)
+        self._any_other: Callable[..., Any] = self._replacements.pop("", _call)
         self._followers = [w.follows for w in watchers if "" in w.functions()]
 
     def rests(self, module: nn.Module) -> bool:

@@ -47,9 +47,10 @@ def _heard() -> Iterator[None]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self, args, kwargs)
-        if type(self) in PLAIN and id(self) not in _AWAITED:
-            return rested(self, original, self, *args, **kwargs)
-        returned = original(self, *args, **kwargs)
+        if type(self) in PLAIN:
+            returned = rested(self, original, self, *args, **kwargs)
+        else:
+            returned = original(self, *args, **kwargs)
         if id(self) in _AWAITED:
             for ended in _AWAITED[id(self)]:
                 ended()
