@@ -1,8 +1,8 @@
 """What a profile from query and key costs, as a ratio to the attention it is about.
 
 * ``layer``: one layer of 12 heads of 64, float32 (bfloat16 on a GPU): `profile_layer` against one
-  call of ``scaled_dot_product_attention`` with the same mask; causal, with tokens, with grouped keys (4
-  key-value heads), with left padding, with a window of 256. A mask keeps that call off its causal
+  call of ``scaled_dot_product_attention`` with the same mask; causal, with tokens, with grouped
+  keys (4 key-value heads), with left padding, with a window of 256. A mask keeps it off its causal
   fast path, so that its ratio is smaller.
 * ``model``: `profile_model` against the plain forward of a random model of GPT-2-small's shape,
   and the peak of the allocator in an untimed call of each.

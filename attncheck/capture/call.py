@@ -10,6 +10,8 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from attncheck.capture.modules import ModuleTable
+
 __all__ = ["AttentionCall", "Kind", "Recorder", "Sink"]
 
 Kind: TypeAlias = Literal["self", "cross", "unknown"]
@@ -98,6 +100,16 @@ class Sink(Protocol):
         """Whether a recorder is inside a call that it reports itself."""
         ...
 
+    @property
+    def modules(self) -> ModuleTable:
+        """Of the captured model."""
+        ...
+
+    @property
+    def model_calls(self) -> int:
+        """How often the model was called so far."""
+        ...
+
     def inside(self) -> AbstractContextManager[None]:
         """Keep other recorders silent: what runs inside belongs to one call."""
         ...
@@ -120,6 +132,10 @@ class Sink(Protocol):
 
     def softmax_used(self, number: int) -> None:
         """Note that a softmax over this product multiplied values and was understood."""
+        ...
+
+    def values_met(self, number: int) -> None:
+        """Note that what became of a softmax over this product multiplied another activation."""
         ...
 
     def part_seen(self, number: int) -> None:

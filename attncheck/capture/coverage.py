@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
+from attncheck.capture.scripts import scripts_attention, scripts_called
 from attncheck.capture.session import Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
@@ -28,6 +29,9 @@ __all__ = ["Coverage"]
 
 
 SCRIPTED: Final = "is TorchScript that computes attention, where no Python code can be watched"
+SCRIPTED_CALL: Final = (
+    "calls a TorchScript function that computes attention, which cannot be watched"
+)
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
@@ -64,7 +68,9 @@ class Coverage:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note calls of the model and of modules that look like attention."""
-        with called([self._root, *self._watched], self._on_call, self._root, self._on_return):
+        modules = [self._root, *self._watched]
+        calls = called(modules, self._on_call, self._root, self._on_return)
+        with calls, scripts_called(self._on_script):
             yield
 
     def tokens(self) -> Tokens | None:
@@ -135,6 +141,13 @@ class Coverage:
         if module is self._root:
             self._on_model(args, kwargs)
 
+    def _on_script(self, function: Any) -> None:
+        if threading.get_ident() != self._thread or self._session.busy:
+            return
+        place = self._session.here()
+        if place is not None and scripts_attention(function):
+            self._session.unreadable(place[1], SCRIPTED_CALL, "Call it without torch.jit.script")
+
     def _on_return(self) -> None:
         if threading.get_ident() == self._thread:
             self._returned += 1
@@ -153,7 +166,7 @@ class Coverage:
             if not isinstance(module, torch.jit.ScriptModule):
                 continue
             name = self._names[id(module)]
-            if not any(_within(name, outer) for outer in found) and _scripts_attention(module):
+            if not any(_within(name, outer) for outer in found) and scripts_attention(module):
                 found.append(name)
         return found
 
@@ -191,13 +204,6 @@ class Coverage:
 def _named_attention(class_name: str) -> bool:
     name = class_name.lower()
     return "attention" in name or "attn" in name
-
-
-def _scripts_attention(module: torch.jit.ScriptModule) -> bool:
-    graph = str(module.inlined_graph)
-    if "aten::scaled_dot_product_attention" in graph:
-        return True
-    return "aten::softmax" in graph and ("aten::matmul" in graph or "aten::bmm" in graph)
 
 
 def _related(name: str, other: str) -> bool:

@@ -95,7 +95,7 @@ class _Mode(TorchFunctionMode):
         self._replacements: dict[str, Callable[..., Any]] = {}
         for watcher in reversed(watchers):
             self._replacements.update(watcher.functions())
-        self._any_other = self._replacements.pop("", _call)
+        self._any_other: Callable[..., Any] = self._replacements.pop("", _call)
         self._followers = [w.follows for w in watchers if "" in w.functions()]
 
     def rests(self, module: nn.Module) -> bool:
@@ -114,16 +114,32 @@ class _Mode(TorchFunctionMode):
         if self.silent or torch.compiler.is_compiling():
             return apply(*args)
 
-        return self._any_other(_Applied(function.__name__, apply), args, {})  # type: ignore[no-untyped-call]
+        return self._any_other(_Applied(function.__name__, apply), args, {})
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        replacement = self._replacements.get(getattr(func, "__name__", ""), self._any_other)
+        name = getattr(func, "__name__", "")
+        if type(func) is torch._ops.OpOverload:
+            name = name.partition(".")[0]
+        replacement = self._replacements.get(name, self._any_other)
         if self.done or self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
+        if types and any(not issubclass(kind, torch.Tensor) for kind in types):
+            return self._unwrapping(func, types, args, options)
         return replacement(func, args, options)
+
+    def _unwrapping(self, func: Any, types: Any, args: Any, options: Mapping[str, Any]) -> Any:
+        """Let a class that only holds tensors call the function with them, and watch that."""
+        for kind in types:
+            if not issubclass(kind, torch.Tensor):
+                dispatch: Callable[..., Any] = kind.__torch_function__
+                with self:
+                    returned = dispatch(func, types, args, options)
+                if returned is not NotImplemented:
+                    return returned
+        return func(*args, **options)
 
 
 @contextmanager

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
+from attncheck.capture.axes import Axes
 from attncheck.capture.rebuild import contents
 from attncheck.capture.traces import Hiding, Trace
 
 __all__ = ["VisibleKeys", "hiding_in", "visible_keys"]
+
+How: TypeAlias = Literal["visible", "hidden", "added"]
 
 REMEMBERED: Final = 4
 """How many merged masks are kept: layers share theirs, a model has one or two of them."""
@@ -30,15 +33,17 @@ class VisibleKeys:
         """See `visible_keys`."""
         if not trace.hiding:
             return None
-        masks = [mask for _, mask in trace.hiding]
-        held = [contents(mask) for mask in masks]
+        held = [contents(hiding.mask) for hiding in trace.hiding]
         if None in held:
             return visible_keys(trace, weights, head_first)
-        same = [(how, mask) for (how, _), mask in zip(trace.hiding, held, strict=True)]
+        same = [(hiding.how, mask) for hiding, mask in zip(trace.hiding, held, strict=True)]
         key = (*same, weights.shape, head_first.shape)
         if key not in self._known:
             # The masks are kept with the result: their memory must stay taken.
-            self._known[key] = masks, visible_keys(trace, weights, head_first)
+            self._known[key] = (
+                [hiding.mask for hiding in trace.hiding],
+                visible_keys(trace, weights, head_first),
+            )
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key][1]
@@ -70,7 +75,7 @@ def visible_keys(trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | 
 
 def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
     """Return whether a mask hides anything, and what it shows."""
-    how, mask = hiding
+    how, mask = hiding.how, hiding.mask
     if how == "added":
         shown = mask > HIDDEN_BELOW
         return not bool(shown.all()), shown
@@ -83,9 +88,24 @@ def _fits(mask: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def hiding_in(
-    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Axes | None
 ) -> list[Hiding]:
-    """Read the mask out of a call that masks scores."""
+    """Read the mask out of a call that masks scores.
+
+    Args:
+        name: Of the function.
+        source: The scores.
+        args: That it got.
+        kwargs: That it got.
+        axes: Of the scores.
+    """
+    shape = tuple(source.shape)
+    return [Hiding(how, mask, shape, axes) for how, mask in _masks(name, source, args, kwargs)]
+
+
+def _masks(
+    name: str, source: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[How, Tensor]]:
     plain = name.strip("_").removeprefix("i")
     values = (*args, *kwargs.values())
     if plain == "masked_fill" and len(values) > 2 and _is_low(values[2]):

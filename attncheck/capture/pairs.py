@@ -1,98 +1,114 @@
 """Attention without matrix products: every query beside every key, one number for each pair.
 
-Additive attention adds them (``v . tanh(query + key)``), others multiply them element by element
-and sum. Both begin with two activations that broadcast against each other and share their features.
+Additive attention adds them (``v . tanh(query + key)``) or puts one behind the other, others
+multiply them element by element and sum. Both begin with two activations that broadcast against
+each other.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor
 
-from attncheck.capture.products import is_parameter
-from attncheck.capture.traces import Trace
+from attncheck.capture.products import LACKS, Product, elementwise
 
-__all__ = ["COMBINATIONS", "lengths_of_pairs", "rows_of_sum", "scores_from_pairs"]
+__all__ = ["COMBINATIONS", "NORMS", "REPEATS", "Repeats", "beside", "paired"]
 
+MULTIPLICATIONS: Final = ("mul", "__mul__", "__rmul__", "multiply")
 COMBINATIONS: Final = (
-    *("add", "__add__", "__radd__", "sub", "__sub__", "subtract"),
-    *("mul", "__mul__", "__rmul__", "multiply"),
+    *("add", "__add__", "__radd__", "sub", "__sub__", "subtract", "__rsub__"),
+    *MULTIPLICATIONS,
 )
 """Functions that put a query beside a key."""
 
-TO_ONE: Final = ("sum", "mean", "norm", "linalg_vector_norm", "linear", "matmul", "__matmul__")
-"""Functions that make one score of the features of a pair."""
+REPEATS: Final = ("repeat", "repeat_interleave", "tile", "expand", "expand_as", "broadcast_to")
+"""Functions that write a tensor several times along an axis."""
 
 NORMS: Final = ("layer_norm", "rms_norm", "group_norm", "batch_norm")
 """Functions that end it: what follows them is a layer of its own."""
 
 
-def lengths_of_pairs(args: tuple[Any, ...]) -> frozenset[int]:
-    """Return the numbers of queries and keys, if two arguments pair activations; else nothing.
+def paired(name: str, left: Tensor, right: Tensor, out: Tensor) -> Product | None:
+    """Read two activations that broadcast as pairs of query and key; None: they are none.
 
     Either both broadcast, ``(..., query, 1, size)`` against ``(..., 1, key, size)``, or one query
-    stands beside a sequence, ``(batch, 1, size)`` against ``(batch, key, size)``.
+    stands beside a sequence, ``(batch, 1, size)`` against ``(batch, key, size)``, or ``(batch,
+    size)`` against ``(key, batch, size)``.
 
     Args:
-        args: Of one of `COMBINATIONS`.
-    """
-    if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
-        return frozenset()
-    left, right = args[:2]
-    if left.shape == right.shape or left.ndim != right.ndim or left.ndim < 3:
-        return frozenset()
-    if left.shape[-1] != right.shape[-1] or left.shape[-1] == 1 or not left.is_floating_point():
-        return frozenset()
-    ones = [(own == 1, other == 1) for own, other in zip(left.shape, right.shape, strict=True)]
-    queries = [axis for axis, both in enumerate(ones) if both == (False, True)]
-    keys = [axis for axis, both in enumerate(ones) if both == (True, False)]
-    alone = left.ndim == 3 and len(queries) + len(keys) == 1 and 0 not in (*queries, *keys)
-    if not ((queries and keys) or alone) or is_parameter(left) or is_parameter(right):
-        return frozenset()
-    return frozenset([left.shape[axis] for axis in queries] + [right.shape[axis] for axis in keys])
-
-
-def scores_from_pairs(name: str, source: Tensor, out: Any) -> bool | None:
-    """Whether a function made scores of pairs; None: they are pairs no longer.
-
-    Args:
-        name: Of the function.
-        source: The pairs.
+        name: A function of `COMBINATIONS`.
+        left: Its first argument.
+        right: Its second.
         out: What it returned.
     """
-    if not isinstance(out, Tensor) or not out.is_floating_point():
+    if left.shape == right.shape or not left.is_floating_point() or not out.ndim:
         return None
-    if name in TO_ONE and out.numel() * source.shape[-1] == source.numel():
-        return True
-    same = out.numel() == source.numel()
-    return False if same and name not in TO_ONE and name not in NORMS else None
+    product = elementwise((left, right), out)
+    one, other = (set(letters) - {LACKS} for letters in product.letters)
+    own, its = one - other, other - one
+    if own and its:
+        return product
+    last_shared = product.out[-1] in one & other and out.shape[-1] > 1
+    if not last_shared or len(own | its) != 1:
+        return None
+    if left.ndim == right.ndim:
+        return product if out.ndim == 3 and product.out[0] in one & other else None
+    ahead = product.out[0] in own | its and abs(left.ndim - right.ndim) == 1
+    return product if ahead and out.ndim <= 3 and name in MULTIPLICATIONS else None
 
 
-def rows_of_sum(trace: Trace, weighted: Tensor, dim: int) -> Tensor | None:
-    """Return weights ``(..., query, key)`` that multiplied values element by element.
+class Repeats:
+    """Along which axes, counted from the end, tensors were written several times."""
 
-    None where the sum is not over the keys, or what they multiplied has no features of its own.
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[weakref.ref[Tensor], frozenset[int]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def of(self, tensor: Tensor) -> frozenset[int]:
+        """Return the axes of a tensor."""
+        held = self._held.get(id(tensor))
+        return held[1] if held is not None and held[0]() is tensor else frozenset()
+
+    def add(self, source: Tensor, out: Tensor) -> None:
+        """Note that a function of `REPEATS` made one tensor of another."""
+        sizes = (1,) * (out.ndim - source.ndim) + tuple(source.shape)
+        if len(sizes) != out.ndim:
+            return
+        pairs = enumerate(zip(sizes, out.shape, strict=True))
+        axes = frozenset(axis - out.ndim for axis, (own, size) in pairs if own == 1 < size)
+        if axes:
+            key = id(out)
+            self._held[key] = weakref.ref(out, lambda _: self._held.pop(key, None)), axes
+
+
+def beside(
+    tensors: Any, dim: Any, out: Tensor, repeats: Callable[[Tensor], frozenset[int]]
+) -> Product | None:
+    """Read two activations of which one was put behind the other, feature by feature, as pairs.
 
     Args:
-        trace: Of the product.
-        weighted: The product of weights and values, before it is summed.
-        dim: What it is summed over.
+        tensors: That were put behind each other.
+        dim: Along which axis.
+        out: The result.
+        repeats: Returns the axes along which a tensor only repeats itself.
     """
-    rows, value = trace.clean, trace.value
-    assert rows is not None
-    assert value is not None
-    key = dim - weighted.ndim if dim >= 0 else dim
-    if rows.ndim < -key or rows.shape[key] != trace.n_key or value.ndim < -key:
+    if not isinstance(tensors, tuple | list) or len(tensors) != 2 or not isinstance(dim, int):
         return None
-    axes = [axis for axis in range(-rows.ndim, 0) if axis != key]
-    features = [axis for axis in axes if rows.shape[axis] == 1 < weighted.shape[axis]]
-    if not features or value.shape[key] == 1:
+    left, right = tensors
+    if dim % out.ndim != out.ndim - 1 or out.ndim < 3 or left.ndim != right.ndim:
         return None
-    shared = [axis for axis in axes if axis < -value.ndim or value.shape[axis] == 1]
-    queries = [axis for axis in shared if rows.shape[axis] > 1]
-    rows = rows.movedim((*queries, key), tuple(range(-len(queries) - 1, 0)))
-    order = [axis for axis in axes if axis not in queries]
-    place = order.index(features[-1])
-    rows = rows.squeeze(place)
-    return rows if queries else rows.unsqueeze(-2)
+    gone = repeats(left), repeats(right)
+    own, its = gone[1] - gone[0], gone[0] - gone[1]
+    if not (own and its) and not (own | its and out.ndim == 3):
+        return None
+    every = elementwise((out, out), out).out
+    letters = tuple(
+        tuple(LACKS if axis - out.ndim in lacking else own for axis, own in enumerate(every))
+        for lacking in gone
+    )
+    return Product((left, right), letters, every)

@@ -7,18 +7,22 @@ sums to less than 1; together they are the weights.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from attncheck.capture.axes import Axes
 from attncheck.capture.fidelity import compared_rows
 from attncheck.capture.sharded import held_here
+from attncheck.capture.steps import Step
 from attncheck.capture.traces import Trace
 from attncheck.tolerances import tolerance_for
 
-__all__ = ["CUTS", "Columns", "after_mixing", "cut", "keys_last", "sums_to_one"]
+__all__ = ["CUTS", "Columns", "cut", "keys_last", "sums_to_one"]
 
 CUTS: Final = (
     *("__getitem__", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split"),
@@ -27,29 +31,40 @@ CUTS: Final = (
 """Functions that cut parts out of a tensor."""
 
 
-def cut(source: Tensor, out: Any, trace: Trace) -> list[tuple[Tensor, Trace]]:
-    """Return every part that was cut out of weights, with its trace.
-
-    Args:
-        source: The weights.
-        out: What a function of `CUTS` returned.
-        trace: Of the weights.
-    """
-    held = out if isinstance(out, tuple | list) else (out,)
-    return [(part, _part(source, part, trace)) for part in held if isinstance(part, Tensor)]
+def cut(step: Step) -> Iterator[tuple[Tensor, Trace]]:
+    """Yield every part that a function of `CUTS` cut out of weights, with its trace."""
+    held = step.out if isinstance(step.out, tuple | list) else (step.out,)
+    for part in held:
+        if isinstance(part, Tensor) and part.is_floating_point():
+            yield part, _part(step, part)
 
 
-def _part(source: Tensor, part: Tensor, trace: Trace) -> Trace:
+def _part(step: Step, part: Tensor) -> Trace:
+    trace, source, axes = step.trace, step.source, step.axes_of(part)
     if part.numel() >= source.numel():
-        return trace
+        return replace(trace, axes=axes)
     columns = _columns(source, part, trace)
     if columns is not None and trace.foreign and trace.n_key - (columns[1] - columns[0]) == 1:
-        return replace(trace, sliced=True)  # the share of a sink, which is no key
-    if trace.whole is not None:
-        return trace if columns is None else replace(trace, columns=(-1, -1))
-    same = trace.clean is not None and trace.clean.shape == source.shape
-    whole = trace.clean if same else source.detach()
-    return replace(trace, columns=columns, whole=whole, clean=None)
+        return replace(trace, axes=axes, sliced=True)  # the share of a sink, which is no key
+    if columns is None and axes is not None and _whole_rows(axes, trace):
+        # Some queries or heads: rows are still whole, and the softmax is reported once.
+        columns = trace.columns
+    elif columns is None:
+        columns = (-1, -1)
+    elif trace.columns is not None:
+        columns = (trace.columns[0] + columns[0], trace.columns[0] + columns[1])
+    own, own_axes = trace.own, trace.own_axes
+    if own is None:
+        own, own_axes = source.detach(), trace.axes
+    changed = trace.changed or "scaled"
+    return replace(
+        trace, axes=axes, columns=columns, own=own, own_axes=own_axes, changed=changed, part=True
+    )
+
+
+def _whole_rows(axes: Axes, trace: Trace) -> bool:
+    sizes = [atom.size for atoms in axes for atom in atoms if atom.place[0] in trace.keys]
+    return math.prod(sizes) == trace.n_key
 
 
 def _columns(source: Tensor, part: Tensor, trace: Trace) -> tuple[int, int] | None:
@@ -62,26 +77,6 @@ def _columns(source: Tensor, part: Tensor, trace: Trace) -> tuple[int, int] | No
     distance = part.storage_offset() - source.storage_offset()
     start = distance // max(source.stride(shorter[0]), 1)
     return start, start + part.shape[shorter[0]]
-
-
-def after_mixing(trace: Trace, source: Tensor, *, heads_last: bool = False) -> Trace:
-    """Return the trace of scores or weights whose heads were mixed by a linear map.
-
-    Mixed weights sum to anything: those that are reported are the softmax's own.
-
-    Args:
-        trace: Before.
-        source: What was mixed.
-        heads_last: Its last axis is the heads'; else its keys must be last.
-    """
-    if trace.stage != "weights" or trace.whole is not None:
-        return trace
-    if not heads_last and source.shape[-1] != trace.n_key:
-        return replace(trace, columns=(0, 0))  # never complete: where its heads are is not known
-    same = trace.clean is not None and trace.clean.shape == source.shape
-    whole = trace.clean if same else source.detach()
-    assert whole is not None
-    return replace(trace, whole=whole.movedim(-1, 1) if heads_last else whole, clean=None)
 
 
 def keys_last(weights: Tensor, n_key: int) -> Tensor | None:

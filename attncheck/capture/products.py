@@ -1,107 +1,240 @@
-"""Weights times value, in the spellings that models use: which operand is which, row by row."""
+"""Products of tensors that are summed over shared axes, in the spellings that models use.
+
+Whatever the function, a product is read as einsum would write it: one letter for each axis. An axis
+of length 1 that is broadcast is an axis that the operand lacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Product", "as_product", "is_parameter"]
+__all__ = ["PRODUCTS", "Product", "as_product", "elementwise"]
 
+Letters: TypeAlias = tuple[int, ...]
 
-ELLIPSIS_SIGNS: Final = 0x3B1
-"""First of the signs that stand for the axes of an ellipsis, counted from the last one."""
+QUERY, KEY, SIZE = 1, 2, 3
+"""Letters of a matrix product: rows of the left, columns of the right, what is summed."""
+
+BATCH: Final = 10
+"""Letters of shared axes count up from here, from the last axis on."""
+
+LACKS: Final = 0
+"""Letter of an axis of length 1 that is broadcast."""
+
+TIED, DOTS = 1000, 2000
+"""Letters count up from here for the axes that tensordot sums, and for those of an ellipsis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product of two tensors that is summed over one or more shared axes.
+    """A product of two or more tensors.
 
     Attributes:
-        left: First operand.
-        right: Second operand.
-        equation: For einsum: the letters of both operands and of the result.
+        operands: Its factors.
+        letters: Of each factor, one for each axis.
+        out: Of the result.
+        added: What was added to it.
     """
 
-    left: Tensor
-    right: Tensor
+    operands: tuple[Tensor, ...]
+    letters: tuple[Letters, ...]
+    out: Letters
     added: Tensor | None = None
-    equation: tuple[str, str, str] | None = None
 
-    def rows_of(self, tensor: Tensor, *, is_left: bool) -> Tensor | None:
-        """View an operand as ``(..., query, key)`` if the product sums over one key axis of it.
-
-        Args:
-            tensor: The operand, or one of the same shape.
-            is_left: Which operand it is.
-        """
-        if self.equation is None:
-            if tensor.ndim < 2:
-                return None
-            return tensor if is_left else tensor.transpose(-1, -2)
-        mine, other = self.equation[0], self.equation[1]
-        if not is_left:
-            mine, other = other, mine
-        out = self.equation[2]
-        keys = [axis for axis in mine if axis in other and axis not in out]
-        queries = [axis for axis in mine if axis not in other and axis in out]
-        if len(keys) != 1 or len(queries) != 1:
-            return None
-        shared = [axis for axis in mine if axis not in (keys[0], queries[0])]
-        order = [mine.index(axis) for axis in (*shared, queries[0], keys[0])]
-        return tensor.permute(order)
+    def summed(self, number: int) -> list[int]:
+        """Which axes of an operand the product sums over."""
+        letters = self.letters[number]
+        return [axis for axis, own in enumerate(letters) if own != LACKS and own not in self.out]
 
 
-def as_product(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Product | None:
-    """Read the arguments of a matmul-like function; None if they are no product of two tensors."""
-    if name == "einsum":
-        return _einsum(args)
-    operands = [*args, *(kwargs[key] for key in ("other", "mat2", "tensor2") if key in kwargs)]
-    added = None
-    if name == "baddbmm":
-        added, operands = operands[0], [*operands[1:], *_named(kwargs, "batch1", "batch2")]
-    if len(operands) < 2 or not all(isinstance(operand, Tensor) for operand in operands[:2]):
+def as_product(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Product | None:
+    """Read the arguments of one of `PRODUCTS`; None if they are no product of tensors."""
+    read = _READERS[name]
+    values = [*args, *(value for key, value in kwargs.items() if key in NAMED)]
+    return read(values)
+
+
+NAMED: Final = frozenset(
+    {"other", "mat2", "tensor2", "tensor", "weight", "vec", "vec2", "batch1", "batch2", "mat1"}
+    | {"dim", "dims", "x1", "x2", "tensors", "equation", "operands", "input2"}
+)
+
+
+def _matrix(values: list[Any]) -> Product | None:
+    if len(values) < 2 or not (isinstance(values[0], Tensor) and isinstance(values[1], Tensor)):
         return None
-    left, right = operands[:2]
-    if name == "__rmatmul__":
-        left, right = right, left
-    return Product(left, right, added=added)
+    left, right = values[:2]
+    return _of_matrices(left, right, right.ndim == 1)
 
 
-def _named(kwargs: Mapping[str, Any], *names: str) -> list[Any]:
-    return [kwargs[name] for name in names if name in kwargs]
+def _of_matrices(left: Tensor, right: Tensor, vector: bool, flip: bool = False) -> Product:
+    ahead = max(left.ndim, right.ndim) - 2
+    ends = (KEY, SIZE) if flip else (SIZE, KEY)
+    own = (SIZE,) if left.ndim == 1 else (*_shared(left, right), QUERY, SIZE)
+    other = (SIZE,) if vector else (*_shared(right, left), *ends)
+    out = tuple(BATCH + axis for axis in reversed(range(max(ahead, 0))))
+    out += (() if left.ndim == 1 else (QUERY,)) + (() if vector else (KEY,))
+    return Product((left, right), (own, other), out)
 
 
-def _einsum(args: tuple[Any, ...]) -> Product | None:
-    if not args or not isinstance(args[0], str):
+def _shared(tensor: Tensor, other: Tensor) -> Letters:
+    """Letters of the batch axes of a factor of a matrix product."""
+    made = []
+    for axis in range(tensor.ndim - 2):
+        ahead = tensor.ndim - 3 - axis
+        here = other.ndim - 3 - ahead
+        lacks = tensor.shape[axis] == 1 and here >= 0 and other.shape[here] != 1
+        made.append(LACKS if lacks else BATCH + ahead)
+    return tuple(made)
+
+
+def _reversed_matrix(values: list[Any]) -> Product | None:
+    return _matrix(values[1::-1])
+
+
+def _transposed(values: list[Any]) -> Product | None:
+    """Read ``(..., query, size)`` and ``(..., key, size)``."""
+    if len(values) < 2 or not (isinstance(values[0], Tensor) and isinstance(values[1], Tensor)):
         return None
-    operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
-    inputs, arrow, out = args[0].replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    if len(operands) != 2 or len(letters) != 2:
+    return _of_matrices(values[0], values[1], values[1].ndim == 1, flip=True)
+
+
+def _outer_ends(values: list[Any]) -> Product | None:
+    """Read ``(*left, size)`` and ``(*right, size)``, where no axis is shared: inner, linear."""
+    if len(values) < 2 or not (isinstance(values[0], Tensor) and isinstance(values[1], Tensor)):
+        return None
+    left, right = values[:2]
+    own = tuple(range(BATCH, BATCH + left.ndim - 1))
+    other = tuple(range(2 * BATCH + left.ndim, 2 * BATCH + left.ndim + right.ndim - 1))
+    return Product((left, right), ((*own, SIZE), (*other, SIZE)), own + other)
+
+
+def _added(values: list[Any]) -> Product | None:
+    product = _matrix(values[1:])
+    if product is None or not isinstance(values[0], Tensor):
+        return None
+    return Product(product.operands, product.letters, product.out, values[0])
+
+
+def _tensordot(values: list[Any]) -> Product | None:
+    left, right = values[:2]
+    dims = values[2] if len(values) > 2 else 2
+    if isinstance(dims, Tensor):
+        return None
+    if isinstance(dims, int):
+        dims = (range(left.ndim - dims, left.ndim), range(dims))
+    mine, its = ([d % t.ndim for d in given] for given, t in zip(dims, (left, right), strict=True))
+    own = tuple(TIED + mine.index(a) if a in mine else BATCH + a for a in range(left.ndim))
+    start = BATCH + left.ndim
+    other = tuple(TIED + its.index(a) if a in its else start + a for a in range(right.ndim))
+    return Product((left, right), (own, other), tuple(a for a in own + other if a < TIED))
+
+
+def _chain(values: list[Any]) -> Product | None:
+    tensors = values[0]
+    if len(tensors) < 2 or any(tensor.ndim != 2 for tensor in tensors):
+        return None
+    letters = tuple((BATCH + number, BATCH + number + 1) for number in range(len(tensors)))
+    return Product(tuple(tensors), letters, (BATCH, BATCH + len(tensors)))
+
+
+def elementwise(operands: tuple[Tensor, Tensor], out: Tensor) -> Product:
+    """Read a product element by element, or a sum, as one that is not summed over any axis."""
+    letters = []
+    for operand in operands:
+        ahead = out.ndim - operand.ndim
+        letters.append(
+            tuple(
+                LACKS if own == 1 < size else BATCH + out.ndim - 1 - ahead - axis
+                for axis, (own, size) in enumerate(
+                    zip(operand.shape, out.shape[ahead:], strict=True)
+                )
+            )
+        )
+    every = tuple(BATCH + axis for axis in reversed(range(out.ndim)))
+    return Product(operands, tuple(letters), every)
+
+
+def _along(values: list[Any]) -> Product | None:
+    """Read a similarity of vectors along one axis."""
+    left, right = values[:2]
+    ndim = max(left.ndim, right.ndim)
+    letters = []
+    for own, other in ((left, right), (right, left)):
+        made = []
+        for axis in range(own.ndim):
+            ahead = own.ndim - 1 - axis
+            here = other.ndim - 1 - ahead
+            lacks = own.shape[axis] == 1 and here >= 0 and other.shape[here] != 1
+            made.append(LACKS if lacks else BATCH + ahead)
+        letters.append(tuple(made))
+    dim = values[2] if len(values) > 2 and isinstance(values[2], int) else 1
+    gone = BATCH + ndim - 1 - dim % ndim
+    out = tuple(BATCH + axis for axis in reversed(range(ndim)) if BATCH + axis != gone)
+    return Product((left, right), tuple(letters), out)
+
+
+def _along_last(values: list[Any]) -> Product | None:
+    return _along([*values[:2], -1])
+
+
+def _einsum(values: list[Any]) -> Product | None:
+    if len(values) < 2 or not isinstance(values[0], str):
+        return None
+    operands = values[1] if isinstance(values[1], list | tuple) else values[1:]
+    inputs, arrow, out = values[0].replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(operands) != len(terms):
         return None
     if not arrow:  # einsum's own rule: letters that occur once, in alphabetical order
         plain = inputs.replace("...", "").replace(",", "")
         once = "".join(sorted(letter for letter in plain if plain.count(letter) == 1))
         out = f"...{once}" if "..." in inputs else once
-    left, right = (
-        _spelled_out(mine, tensor) for mine, tensor in zip(letters, operands, strict=True)
-    )
-    out = out.replace("...", left[1] if len(left[1]) >= len(right[1]) else right[1])
-    if len(set(left[0])) != len(left[0]) or len(set(right[0])) != len(right[0]):
+    spelled = [_spelled_out(t, tensor.ndim) for t, tensor in zip(terms, operands, strict=True)]
+    if any(len(set(letters)) != len(letters) for letters in spelled):
         return None
-    return Product(operands[0], operands[1], equation=(left[0], right[0], out))
+    dots = max((sum(letter >= DOTS for letter in letters) for letters in spelled), default=0)
+    last = _spelled_out(out, len(out.replace("...", "")) + dots)
+    letters = tuple(
+        tuple(
+            LACKS if tensor.shape[axis] == 1 and _wider(letter, spelled, operands) else letter
+            for axis, letter in enumerate(own)
+        )
+        for own, tensor in zip(spelled, operands, strict=True)
+    )
+    return Product(tuple(operands), letters, last)
 
 
-def _spelled_out(letters: str, tensor: Tensor) -> tuple[str, str]:
-    """Replace an ellipsis by one sign per axis; return the letters and what replaced it."""
-    count = tensor.ndim - len(letters.replace("...", "")) if "..." in letters else 0
-    signs = "".join(chr(ELLIPSIS_SIGNS + axis) for axis in reversed(range(count)))
-    return letters.replace("...", signs), signs
+def _spelled_out(term: str, ndim: int) -> Letters:
+    """Turn letters into numbers; those of an ellipsis are counted from the last one."""
+    before, dots, behind = term.partition("...")
+    count = ndim - len(before) - len(behind) if dots else 0
+    signs = tuple(DOTS + axis for axis in reversed(range(count)))
+    return (*map(ord, before), *signs, *map(ord, behind))
 
 
-def is_parameter(tensor: Tensor) -> bool:
-    """Whether a tensor is a parameter or a view of one: then a product with it is a linear map."""
-    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+def _wider(letter: int, spelled: Sequence[Letters], operands: Sequence[Tensor]) -> bool:
+    return any(
+        letter in own and tensor.shape[own.index(letter)] > 1
+        for own, tensor in zip(spelled, operands, strict=True)
+    )
+
+
+_READERS: Final[Mapping[str, Callable[[list[Any]], Product | None]]] = {
+    **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm", "mv", "linalg_matmul"), _matrix),
+    "__rmatmul__": _reversed_matrix,
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _added),
+    **dict.fromkeys(("inner", "linear"), _outer_ends),
+    "cdist": _transposed,
+    "einsum": _einsum,
+    "tensordot": _tensordot,
+    **dict.fromkeys(("linalg_multi_dot", "chain_matmul"), _chain),
+    "cosine_similarity": _along,
+    "pairwise_distance": _along_last,
+}
+PRODUCTS: Final = frozenset(_READERS)
+"""Functions that make products."""

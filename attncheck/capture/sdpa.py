@@ -16,6 +16,15 @@ __all__ = ["SdpaWatcher"]
 PARAMETERS: Final = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
 
 
+KERNELS: Final = (
+    *("_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
+    *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable"),
+    *("_flash_attention_forward", "_efficient_attention_forward"),
+)
+"""Kernels below it, each with arguments of its own."""
+
+
 class SdpaWatcher:
     """Reports ``scaled_dot_product_attention`` with all its options.
 
@@ -28,11 +37,28 @@ class SdpaWatcher:
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched."""
-        return {"scaled_dot_product_attention": self._attend}
+        return {
+            "scaled_dot_product_attention": self._attend,
+            **dict.fromkeys(KERNELS, self._refuse),
+        }
 
     def follows(self) -> bool:
         """Nothing but these."""
         return False
+
+    def _refuse(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        output = function(*args, **kwargs)
+        place = self._sink.here()
+        if place is not None:
+            name = str(getattr(function, "__name__", "")).partition(".")[0]
+            self._sink.unreadable(
+                place[1],
+                f"calls the kernel {name}",
+                "Call torch.nn.functional.scaled_dot_product_attention, which chooses it",
+            )
+        return output
 
     def _attend(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

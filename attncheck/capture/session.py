@@ -70,6 +70,10 @@ class Session:
         self.modules = ModuleTable.of(model) if modules is None else modules
         self._parts: dict[int, str] = {}
         """Modules that raised the scores of some keys, and where that led is not known yet."""
+        self.missed: dict[int, str] = {}
+        """Modules in which such a softmax did multiply values, and was not recorded."""
+        self.model_calls = 0
+        """How often the model was called."""
         self.names = self.modules.names
         """Path of every module, by its id."""
         self.busy = False
@@ -106,6 +110,7 @@ class Session:
 
     def new_model_call(self) -> None:
         """Start numbering layers from 0 again."""
+        self.model_calls += 1
         self.flush()
         self._order = []
 
@@ -148,6 +153,13 @@ class Session:
     def softmax_used(self, number: int) -> None:
         """Forget a softmax that turned out to be recorded attention."""
         self.unused_softmaxes.pop(number, None)
+        self.missed.pop(number, None)
+
+    def values_met(self, number: int) -> None:
+        """Remember that what became of a softmax multiplied another activation."""
+        place = self.here()
+        if place is not None and not in_backward():
+            self.missed[number] = place[1]
 
     def part_seen(self, number: int) -> None:
         """Remember raised scores of some keys that multiplied values, and where."""
@@ -161,7 +173,9 @@ class Session:
             self._parts.pop(number, None)
 
     def judge_parts(self) -> None:
-        """Note modules in which several parts of a softmax never became weights."""
+        """Note modules in which a softmax was missed, or parts of one never became weights."""
+        for name in dict.fromkeys(self.missed.values()):
+            self.unreadable(name, MISSED, WHOLE)
         for name, count in Counter(self._parts.values()).items():
             if count > 1:
                 self.unreadable(name, ONLINE, ONCE)
@@ -245,6 +259,14 @@ class Session:
         return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
+MISSED = (
+    "a softmax over query and key was computed in it and multiplied values, in a way that gives no "
+    "weights over keys"
+)
+WHOLE = (
+    "Call scaled_dot_product_attention, or multiply the whole weights with the values at once; "
+    "strict=False keeps the other layers"
+)
 ONLINE = (
     "its softmax is computed a few keys at a time, and the parts were not seen to become weights "
     "that sum to 1"

@@ -48,8 +48,9 @@ def _heard() -> Iterator[None]:
         for listen in _LISTENERS:
             listen(self, args, kwargs)
         if type(self) in PLAIN:
-            return rested(self, original, self, *args, **kwargs)
-        returned = original(self, *args, **kwargs)
+            returned = rested(self, original, self, *args, **kwargs)
+        else:
+            returned = original(self, *args, **kwargs)
         if id(self) in _AWAITED:
             for ended in _AWAITED[id(self)]:
                 ended()

@@ -16,35 +16,31 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
-from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.hiding import VisibleKeys, hiding_in
-from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
-from attncheck.capture.parts import CUTS, Columns, after_mixing, cut, keys_last, sums_to_one
-from attncheck.capture.plain import UnreadableError, require_numbers
-from attncheck.capture.products import Product, as_product, is_parameter
-from attncheck.capture.shapes import Layout
-from attncheck.capture.steps import (
-    DIFFERENCES,
-    EXPONENTIALS,
-    JOINS,
-    QUOTIENTS,
-    RESHAPES,
-    TIMES,
-    Step,
-    mixes_heads,
-)
-from attncheck.capture.tiles import after_summed, begins_sum
-from attncheck.capture.traces import Hiding, Part, Trace, Traces
-from attncheck.capture.whereabouts import kind_of
+from attncheck.capture.axes import JOINS, Axes
+from attncheck.capture.beginnings import Beginnings
+from attncheck.capture.call import Sink
+from attncheck.capture.following import after_scores, mixed
+from attncheck.capture.meetings import Meetings
+from attncheck.capture.origins import CREATIONS, DRAWS, Origins
+from attncheck.capture.pairs import COMBINATIONS, REPEATS
+from attncheck.capture.plain import UnreadableError
+from attncheck.capture.products import PRODUCTS, Product, as_product
+from attncheck.capture.steps import Step, works_in_place
+from attncheck.capture.tiles import begins_sum
+from attncheck.capture.traces import Trace, Traces
+from attncheck.capture.weights import after_weights
 
 __all__ = ["SoftmaxWatcher"]
 
-PRODUCTS: Final = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "einsum", "baddbmm", "cdist")
-SOFTMAXES: Final = ("softmax", "_softmax", "special_softmax", "_masked_softmax")
-WAY_OUT: Final = "Leave the layer out with layers=, or compute it by scaled_dot_product_attention"
+SOFTMAXES: Final = (
+    *("softmax", "_softmax", "special_softmax", "_masked_softmax", "softmin", "_safe_softmax"),
+    "gumbel_softmax",
+)
+
+
+LEAVE_OUT: Final = "Pass strict=False to keep the other layers"
 
 
 class SoftmaxWatcher:
@@ -57,25 +53,22 @@ class SoftmaxWatcher:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._traces = Traces()
-        self._columns = Columns()
-        self._visible = VisibleKeys()
-        self._count = 0
-        self._reported: set[int] = set()
-        self._next: Mapping[str, Callable[[Step], None]] = {
-            "pairs": self._after_pairs,
-            "scores": self._after_scores,
-            "raised": self._after_scores,
-            "weights": self._after_weights,
-            "weighted": self._after_weighted,
-            "summed": self._after_summed,
-        }
+        self._origins = Origins(sink)
+        self._beginnings = Beginnings(sink, self._traces, self._origins)
+        self._meetings = Meetings(sink, self._traces, self._origins)
+        self._left: dict[tuple[int, ...], int] = {}
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched; the empty name is for all others."""
         return {
+            **dict.fromkeys(CREATIONS | DRAWS, self._create),
+            **dict.fromkeys(REPEATS, self._repeat),
             **dict.fromkeys(PRODUCTS, self._multiply),
             **dict.fromkeys(SOFTMAXES, self._normalise),
             **dict.fromkeys(COMBINATIONS, self._combine),
+            **dict.fromkeys(JOINS, self._join),
+            **dict.fromkeys(("numpy", "__array__", "tolist"), self._leave),
+            "linear": self._linear,
             "": self._follow,
         }
 
@@ -83,294 +76,218 @@ class SoftmaxWatcher:
         """Whether tensors are on their way from query and key to value."""
         return bool(self._traces)
 
+    def _create(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = function(*args, **kwargs)
+        self._origins.after(_name(function), args, kwargs, out)
+        return out
+
+    def _linear(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if len(args) > 1 and type(args[1]) is nn.Parameter:
+            return self._follow(function, args, kwargs)
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        if isinstance(weight, Tensor) and self._origins.is_static(weight):
+            return self._follow(function, args, kwargs)
+        return self._multiply(function, args, kwargs)
+
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        product = as_product(function.__name__, args, kwargs)
-        if product is None or not isinstance(out, Tensor):
-            return out
-        known = self._traces[product.left], self._traces[product.right]
+        if isinstance(out, Tensor):
+            self._try(partial(self._read_product, function, args, kwargs, out))
+        return out
+
+    def _read_product(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Tensor,
+    ) -> None:
+        product = as_product(_name(function), args, kwargs)
+        if product is None:
+            return
+        self._note(function, args, kwargs, out)
+        if self._traces:
+            known = [self._traces[operand] for operand in product.operands]
+            if any(known) and self._continues(product, known, out):
+                return
+        if self._left:
+            self._compare_with_left(product)
+        self._beginnings.scores(product, out)
+
+    def _continues(self, product: Product, known: list[Trace | None], out: Tensor) -> bool:
+        """Follow a product of something traced; whether it is no new product of query and key."""
         sums = [trace for trace in known if trace is not None and trace.stage == "summed"]
         if sums:  # linear attention: a sum over keys that is multiplied once more
             self._sink.parts_used(part.product for trace in sums for part in trace.parts)
-            return out
-        for operand, trace, is_left in zip(
-            (product.left, product.right), known, (True, False), strict=True
-        ):
-            if trace is None:
-                continue
-            other = product.right if is_left else product.left
-            if is_parameter(other) and mixes_heads(operand, out):
-                self._traces[out] = after_mixing(trace, operand)
-                return out
-            if trace.stage in ("weights", "raised"):
-                if not is_parameter(other):
-                    self._try(partial(self._link, product, operand, trace, out, is_left), trace)
-                return out
-            if trace.stage == "pairs" and scores_from_pairs("matmul", operand, out):
-                self._traces[out] = replace(trace, stage="scores")
-                return out
-        if out.ndim >= 2 and not is_parameter(product.left) and not is_parameter(product.right):
-            added: tuple[Hiding, ...] = ()
-            if product.added is not None:
-                added = (("added", product.added),)
-            self._count += 1
-            has_place = type(product.right) is Tensor and product.right.layout == torch.strided
-            self._traces[out] = Trace(
-                "scores",
-                frozenset(out.shape),
-                added,
-                product=self._count,
-                storage=product.right.untyped_storage().data_ptr() if has_place else 0,
-                offset=int(product.right.storage_offset()) if has_place else 0,
-            )
-        return out
+            return True
+        for stages in (("weights",), ("raised",), ("scores", "pairs")):
+            for number, trace in enumerate(known):
+                if trace is None or trace.stage not in stages:
+                    continue
+                others = [t for i, t in enumerate(product.operands) if i != number]
+                if all(self._origins.is_static(other) for other in others):
+                    axes = mixed(product, number, trace, out)
+                    if axes is not None:
+                        self._traces[out] = _mixed(trace, product.operands[number], axes)
+                    return True
+                if trace.stage in ("weights", "raised"):
+                    self._try(partial(self._meetings.meet, product, number, trace, out), trace)
+                    return True
+        return False
+
+    def _leave(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Remember the shape of scores that go to another library."""
+        trace = self._traces[args[0]] if args and isinstance(args[0], Tensor) else None
+        if trace is not None and trace.stage in ("scores", "raised"):
+            self._left[tuple(args[0].shape)] = trace.product
+        return function(*args, **kwargs)
+
+    def _compare_with_left(self, product: Product) -> None:
+        """What comes back in the same shape, and multiplies an activation, may be weights."""
+        for operand in product.operands:
+            number = self._left.get(tuple(operand.shape))
+            if number is not None and not self._origins.is_static(operand):
+                self._sink.values_met(number)
 
     def _combine(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        if self._traces and self._traces.first(args) is not None:
-            return self._follow(function, args, kwargs)
-        out = function(*args, **kwargs)
-        lengths = lengths_of_pairs(args)
-        if lengths and isinstance(out, Tensor):
-            self._count += 1
-            self._traces[out] = Trace("pairs", lengths, product=self._count)
+        out = self._follow(function, args, kwargs)
+        if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
+            return out
+        left, right = args[:2]
+        if left.shape == right.shape or not isinstance(out, Tensor) or out.ndim == 0:
+            return out
+        if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
+            return out
+        self._try(partial(self._beginnings.pairs, _name(function), left, right, out))
+        return out
+
+    def _join(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = self._follow(function, args, kwargs)
+        if self._beginnings.repeats and isinstance(out, Tensor) and args:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            self._try(partial(self._beginnings.pairs_beside, args[0], dim, out))
+        return out
+
+    def _repeat(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = self._follow(function, args, kwargs)
+        if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+            self._beginnings.repeats.add(args[0], out)
         return out
 
     def _normalise(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        scores = args[0] if args else kwargs.get("input")
-        dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if not isinstance(scores, Tensor) or not isinstance(dim, int) or not self._traces:
-            return out
-        trace = self._traces[scores]
-        if trace is not None and trace.stage == "scores":
-            self._count += 1
-            self._traces[out] = replace(
-                trace,
-                stage="weights",
-                softmax=self._count,
-                n_key=out.shape[dim],
-                over_last=dim in (-1, out.ndim - 1),
-            )
-            self._sink.softmax_seen(trace.product)
+        self._try(partial(self._beginnings.softmax, _name(function), args, kwargs, out))
+        self._note(function, args, kwargs, out)
         return out
 
     def _follow(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         if not self._traces:
-            return function(*args, **kwargs)
-        name = getattr(function, "__name__", "")
+            out = function(*args, **kwargs)
+            self._note(function, args, kwargs, out)
+            return out
+        name = _name(function)
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
-        found = self._traces.first(given)
+        found = self._traces.find(given)
         if found is None:
-            return function(*args, **kwargs)
+            out = function(*args, **kwargs)
+            self._note(function, args, kwargs, out)
+            return out
         source, trace = found
         begins = trace.stage == "summed" and begins_sum(name, args, source)
+        before = None
+        if trace.stage == "weights" and trace.own is None and works_in_place(name, args, kwargs):
+            before = source.detach().clone()
         out = function(*args, **kwargs)
         custom = getattr(function, "custom", False)
         inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
         elif inside is None or inside.stage == trace.stage:  # else it was followed inside
-            step = Step(name, args, kwargs, source, trace, out, custom)
-            self._try(partial(self._next[trace.stage], step), trace)
+            step = Step(function, name, args, kwargs, source, trace, out, before, custom)
+            self._try(partial(self._after, step), trace)
         return out
 
-    def _try(self, read: Callable[[], None], trace: Trace) -> None:
-        """Read a call; what cannot be read is the capture's trouble, not the model's."""
+    def _note(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Any,
+    ) -> None:
+        """Note what does not depend on the input; nearly all else is told by its first argument."""
+        first = args[0] if args else None
+        if type(first) is Tensor and not self._origins.may_be_static(first):
+            return
+        self._origins.after(_name(function), args, kwargs, out)
+
+    def _after(self, step: Step) -> None:
+        stage = step.trace.stage
+        if stage == "summed":
+            self._meetings.after_summed(step)
+        elif stage == "weighted":
+            self._meetings.after_weighted(step)
+        elif stage == "weights":
+            for tensor, trace in after_weights(step, self._traces, self._origins):
+                self._traces[tensor] = trace
+                if trace.stage == "weighted":
+                    self._meetings.begin_sum(trace, step.out)
+        elif stage == "sums":
+            target = step.target()
+            if target is not None and not step.ends() and not step.reduces():
+                self._traces[target] = step.trace
+        else:
+            for tensor, trace in after_scores(step, self._traces):
+                if trace.stage == "weights" and trace.softmax < 0:
+                    trace = replace(trace, softmax=self._beginnings.number())
+                    self._sink.softmax_seen(trace.product)
+                self._traces[tensor] = trace
+
+    def _try(self, read: Callable[[], None], trace: Trace | None = None) -> None:
+        """Read a call; tensors that cannot be read are the capture's trouble, not the model's."""
         try:
             read()
+        except UnreadableError as error:
+            self._give_up(trace, str(error), error.way_out)
         except Exception as error:
-            place = self._sink.here()
-            if place is not None:
-                self._sink.softmax_used(trace.product)
-                told = error if isinstance(error, UnreadableError) else _unread(error)
-                self._sink.unreadable(place[1], str(told), told.way_out)
+            self._give_up(trace, f"what it computes could not be followed ({error!r})", LEAVE_OUT)
 
-    def _after_pairs(self, step: Step) -> None:
-        made = scores_from_pairs(step.name, step.source, step.out)
-        if made is not None:
-            self._traces[step.out] = replace(step.trace, stage="scores" if made else "pairs")
-
-    def _after_scores(self, step: Step) -> None:
-        trace, target = step.trace, step.target()
-        if target is None or (step.ends() and not step.mixes()):
-            return
-        if trace.stage == "raised":
-            if step.name == "__getitem__" and target.numel() < step.source.numel():
-                trace = replace(trace, sliced=True)
-            elif target.numel() < step.source.numel():
-                return
-            self._traces[target] = trace
-            return
-        trace = trace.with_hiding(*hiding_in(step.name, step.source, step.args, step.kwargs))
-        if step.name not in RESHAPES:
-            trace = replace(trace, sizes=trace.sizes | set(target.shape))
-        if step.name in DIFFERENCES and any(t.shape[-1:] == (1,) for t in step.others()):
-            trace = replace(trace, shifted=True)
-        if step.name in JOINS:
-            known = [self._traces[part] is not None for part in step.args[0]]
-            trace = replace(trace, foreign=trace.foreign or not all(known))
-        elif step.name in EXPONENTIALS:
-            trace = replace(trace, stage="raised")
-        self._traces[target] = trace
-
-    def _after_weights(self, step: Step) -> None:
-        trace, source = step.trace, step.source
-        if step.name in CUTS:
-            for part, cut_trace in cut(source, step.out, trace):
-                self._traces[part] = cut_trace
-            return
-        target = step.target()
-        if target is not None and step.mixes():
-            last = step.name == "linear"
-            self._traces[target] = after_mixing(trace, source, heads_last=last)
-            return
-        if target is None or step.ends() or target.numel() < source.numel():
-            return
-        if step.name in TIMES and target.numel() > source.numel():
-            others = step.others()
-            if trace.columns is None and trace.whole is None and not is_parameter(others[0]):
-                rows = source if trace.clean is None else trace.clean.reshape(source.shape)
-                weighted = replace(trace, stage="weighted", clean=rows.detach(), value=others[0])
-                self._traces[target] = weighted
-            return
-        if step.drops():
-            trace = replace(trace, clean=source.detach())
-        elif trace.clean is not None:
-            trace = replace(trace, clean=step.alike(trace.clean))
-        self._traces[target] = trace
-
-    def _after_weighted(self, step: Step) -> None:
-        """Values times weights, element by element: summed over the keys, that was attention."""
-        if step.name != "sum":
-            if isinstance(step.out, Tensor) and step.out.numel() == step.source.numel():
-                self._traces[step.out] = step.trace
-            return
-        dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim")
-        dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
-        if isinstance(dim, int):
-            rows = rows_of_sum(step.trace, step.source, dim)
-            if rows is not None and sums_to_one(require_numbers(rows)):
-                self._report(rows, step.trace, step.out)
-
-    def _link(
-        self, product: Product, operand: Tensor, trace: Trace, out: Tensor, is_left: bool
-    ) -> None:
-        require_numbers(operand)
-        if trace.columns is not None:
-            if self._columns.completed_by(trace):
-                self._report_whole(trace, out)
-            return
-        weights = product.rows_of(operand, is_left=is_left)
-        if weights is None:
-            return
-        if trace.stage == "raised":
-            trace = replace(trace, n_key=weights.shape[-1] + trace.sliced)
-        if trace.n_key not in trace.sizes:  # a softmax over several axes at once: a heat map
-            return
-        if weights.shape[-1] not in (trace.n_key, trace.n_key - trace.sliced):
-            if weights.shape[-2] == trace.n_key and not trace.over_last:
-                # A softmax over the queries assigns each key to one of them: no row is weights.
-                self._sink.softmax_used(trace.product)
-            return
-        if trace.clean is not None:
-            same = trace.clean.shape == operand.shape
-            weights = product.rows_of(trace.clean, is_left=is_left) if same else None
-        self._judge(weights, trace, out)
-
-    def _judge(self, weights: Tensor | None, trace: Trace, out: Tensor) -> None:
-        """Report what multiplied values, if its rows are weights or can become them."""
-        if weights is None:
-            return
-        if trace.whole is not None:
-            self._report_whole(trace, out)
-        elif sums_to_one(weights, sliced=trace.sliced):
-            self._report(weights, trace, out)
-        elif trace.stage == "raised":
-            part = Part(weights, None, trace.product, trace.storage, trace.offset)
-            self._traces[out] = replace(trace, stage="summed", clean=None, parts=(part,))
-            if trace.shifted:
-                self._sink.part_seen(trace.product)
-
-    def _after_summed(self, step: Step) -> None:
-        """Follow raised scores that multiplied values until they are divided by their own sums."""
-        trace, target = step.trace, step.target()
-        numbers = [part.product for part in trace.parts]
-        if step.name in QUOTIENTS and step.args[0] is not step.source:  # it divides something else
-            self._sink.parts_used(numbers)
-            return
-        with torch.no_grad():
-            summed = after_summed(step, self._traces)
-        if summed.trouble is not None:
-            place = self._sink.here()
-            if place is not None:
-                self._sink.unreadable(place[1], *summed.trouble)
-        if summed.weights is not None:
-            self._sink.parts_used(numbers)
-            self._report(summed.weights, trace, step.out)
-        if summed.trace is not None and target is not None:
-            self._traces[target] = summed.trace
-
-    def _report_whole(self, trace: Trace, out: Tensor) -> None:
-        assert trace.whole is not None
-        weights = keys_last(trace.whole, trace.n_key)
-        if weights is not None:
-            self._report(weights, trace, out)
-
-    def _report(self, weights: Tensor, trace: Trace, out: Tensor) -> None:
+    def _give_up(self, trace: Trace | None, what: str, way_out: str) -> None:
         place = self._sink.here()
-        if place is None:
-            return
-        if trace.stage in ("weights", "weighted"):
-            self._sink.softmax_used(trace.product)
-            if trace.softmax in self._reported:
-                return
-            self._reported.add(trace.softmax)
-        module, name = place
-        build = partial(_as_call, module, name, weights, trace, out, self._visible)
-        self._sink.record(name, "softmax", build)
+        if place is not None:
+            if trace is not None:
+                self._sink.softmax_used(trace.product)
+            self._sink.unreadable(place[1], what, way_out)
 
 
-def _unread(error: Exception) -> UnreadableError:
-    return UnreadableError(f"its own softmax could not be read ({error})", WAY_OUT)
+def _name(function: Callable[..., Any]) -> str:
+    """Name of a function, without the overload that ``torch.ops`` writes behind it."""
+    return str(getattr(function, "__name__", "")).partition(".")[0]
 
 
-def _as_call(
-    module: nn.Module,
-    name: str,
-    weights: Tensor,
-    trace: Trace,
-    out: Tensor,
-    visible: VisibleKeys,
-) -> AttentionCall:
-    layout = Layout.of(module, weights)
-    with torch.no_grad():
-        as_used, weights = weights, layout.apply(weights.detach())
-        seen = visible.of(trace, as_used, weights)
-        mask = None if seen is None else seen if seen.ndim == 4 else layout.apply(seen)
-        n_query, n_key = weights.shape[-2:]
-        causal = mask is None and n_query == n_key > 1 and _sees_no_later(weights)
-    return AttentionCall(
-        name=name,
-        backend="softmax",
-        kind=kind_of(module, name, n_query, n_key, causal=causal),
-        output=out,
-        weights=weights,
-        mask=mask,
-        causal=causal,
-        sink_is_rest=trace.sliced,
-    )
-
-
-def _sees_no_later(weights: Tensor) -> bool:
-    """Whether no query has weight on a key behind it; few rows tell most that do."""
-    if bool(weights[:, :, 0, 1:].any()):
-        return False
-    return not bool(weights.triu(1).any())
+def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:
+    """Return the trace behind a linear map of heads or features."""
+    if trace.stage == "weights":
+        if trace.own is None:
+            trace = replace(trace, own=operand.detach(), own_axes=trace.axes)
+        return replace(trace, axes=axes, changed="scaled")
+    stage = "scores" if trace.stage == "pairs" else trace.stage
+    sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
+    return replace(trace, stage=stage, axes=axes, sizes=sizes)

@@ -2,59 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor
 
+from attncheck.capture.axes import MOVES, Axes, after
 from attncheck.capture.traces import Trace
 
 __all__ = [
     "DIFFERENCES",
     "EXPONENTIALS",
-    "JOINS",
+    "LAYERS",
+    "PICKS",
     "QUOTIENTS",
-    "RESHAPES",
+    "SHUFFLES",
     "TIMES",
     "Step",
-    "mixes_heads",
+    "works_in_place",
 ]
 
 ENDS: Final = frozenset(
     {
         *("cos", "sin"),  # angles of rotary embeddings are a product of two tensors as well
-        *("linear", "addmm", "conv1d", "conv2d", "cumsum", "sort", "topk"),
         *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
         *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
     }
 )
 """Functions behind which a tensor is no longer scores or weights, or only has their shape."""
 
+PICKS: Final = frozenset({"topk", "sort", "gather", "index_select", "take_along_dim"})
+"""Functions that choose other keys for every query."""
+
+SHUFFLES: Final = frozenset(
+    {"flip", "roll", "sort", "msort", "topk", "cumsum", "gather", "index_select", "take_along_dim"}
+    | {"fliplr", "flipud", "cummax", "logcumsumexp", "scatter", "masked_select", "take"}
+)
+"""Functions behind which a number is no longer where it was, or no longer alone."""
+
 REDUCTIONS: Final = frozenset(
     {"sum", "mean", "max", "min", "amax", "amin", "norm", "logsumexp", "std", "var", "any", "all"}
+    | {"linalg_vector_norm", "prod"}
 )
-"""Functions that end it too, where they return fewer numbers than they got."""
+"""Functions that return fewer numbers than they got."""
 
-EXPONENTIALS: Final = ("exp", "exp_", "exp2", "exp2_", "special_exp2")
-QUOTIENTS: Final = ("div", "div_", "true_divide", "__truediv__", "__itruediv__")
+LAYERS: Final = ("linear", "conv1d", "conv2d", "conv3d")
+EXPONENTIALS: Final = ("exp", "exp_", "exp2", "exp2_", "special_exp2", "__rpow__")
+QUOTIENTS: Final = ("div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__")
 TIMES: Final = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
-
 DIFFERENCES: Final = ("sub", "sub_", "subtract", "__sub__", "__isub__")
-
-RESHAPES: Final = ("view", "reshape", "flatten", "unflatten", "ravel")
-"""Functions that merge or split axes."""
-
-LAYOUTS: Final = frozenset(
-    {
-        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"),
-        *("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis"),
-    }
+UNCHANGED: Final = ("contiguous", "clone", "detach", "requires_grad_", "cpu", "cuda", "alias")
+CASTS: Final = frozenset(
+    {"to", "type", "type_as", "float", "double", "half", "bfloat16", "nan_to_num", "nan_to_num_"}
 )
-"""Functions that only lay the same numbers out otherwise."""
-
-JOINS: Final = ("cat", "concat", "concatenate")
-"""Functions that take their tensors as one list."""
+WRITES: Final = ("__setitem__", "__imul__", "__itruediv__", "__iadd__", "__isub__")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,68 +64,107 @@ class Step:
     """A function that a model called on a traced tensor.
 
     Attributes:
-        name: Of the function.
+        function: That was called.
+        name: Of it.
         args: That it got.
         kwargs: That it got.
         source: The traced tensor among them.
         trace: Of that.
         out: What it returned.
+        before: The numbers of the traced tensor, where the function overwrote them.
         custom: It is an `autograd.Function` of somebody.
     """
 
+    function: Callable[..., Any]
     name: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     source: Tensor
     trace: Trace
     out: Any
+    before: Tensor | None = None
     custom: bool = False
 
     def target(self) -> Tensor | None:
         """Return the tensor that holds the result."""
         target = self.args[0] if self.name == "__setitem__" else self.out
-        return target if isinstance(target, Tensor) and target.is_floating_point() else None
+        if isinstance(target, tuple | list) and target and self.name == "native_dropout":
+            target = target[0]
+        if isinstance(target, Tensor) and (target.is_floating_point() or target.is_complex()):
+            return target
+        return None
 
     def ends(self) -> bool:
         """Whether the result is nothing of the kind that the source was."""
-        smaller = isinstance(self.out, Tensor) and self.out.numel() < self.source.numel()
-        return self.name in ENDS or (self.name in REDUCTIONS and smaller)
+        return self.name in ENDS
 
-    def mixes(self) -> bool:
-        """Whether it is a layer that mixes heads."""
-        layer = self.name in ("linear", "conv2d")
-        return layer and isinstance(self.out, Tensor) and mixes_heads(self.source, self.out)
+    def reduces(self) -> bool:
+        """Whether it returns fewer numbers than it got."""
+        out = self.out
+        return (
+            self.name in REDUCTIONS
+            and isinstance(out, Tensor)
+            and out.numel() < self.source.numel()
+        )
 
-    def alike(self, tensor: Tensor) -> Tensor:
-        """Lay a tensor of the shape of the source out as the function did with the source."""
-        laid_out = self.name in LAYOUTS and self.args and self.args[0] is self.source
-        if not laid_out or tensor.shape != self.source.shape:
-            return tensor
-        name = "reshape" if self.name == "view" else self.name
-        moved: Tensor = getattr(Tensor, name)(tensor, *self.args[1:], **self.kwargs)
-        return moved
+    def reduced_dims(self) -> tuple[int, ...] | None:
+        """Return which axes a reduction is over; None: all of them."""
+        dims = self.kwargs.get("dim", self.kwargs.get("axis"))
+        place = 2 if self.name in ("norm", "linalg_vector_norm") else 1
+        if dims is None and len(self.args) > place:
+            dims = self.args[place]
+        if isinstance(dims, int):
+            return (dims,)
+        return tuple(dims) if isinstance(dims, tuple | list) else None
+
+    def axes_of(self, part: Tensor) -> Axes | None:
+        """Return the axes of one of the tensors that it returned."""
+        return after(
+            self.function,
+            self.name,
+            self.args,
+            self.kwargs,
+            self.trace.axes,
+            self.source.shape,
+            part,
+        )
 
     def others(self) -> list[Tensor]:
         """List the other tensors that it got."""
         return [arg for arg in self.args if isinstance(arg, Tensor) and arg is not self.source]
 
+    def raises(self) -> bool:
+        """Whether it takes the exponential of the traced tensor."""
+        if self.name in ("pow", "float_power"):
+            return len(self.args) > 1 and self.args[1] is self.source
+        return self.name in EXPONENTIALS
+
+    def function_only_moves(self) -> bool:
+        """Whether it lays the same numbers out anew."""
+        return self.name in UNCHANGED or self.name == "__get__" or self.name in MOVES
+
+    def only_casts(self) -> bool:
+        """Whether it changes numbers by rounding at most."""
+        return self.name in CASTS or ("dropout" in self.name and not self.drops())
+
     def drops(self) -> bool:
         """Whether it is a dropout that changes anything, or an `autograd.Function` that may be."""
         if self.custom:
             return isinstance(self.out, Tensor) and self.out.shape == self.source.shape
-        if "dropout" not in self.name:
-            return False
-        args, kwargs = self.args, self.kwargs
-        share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-        training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
-        return bool(training) and float(share) > 0
+        return _drops(self.name, self.args, self.kwargs)
 
 
-def mixes_heads(source: Tensor, out: Tensor) -> bool:
-    """Whether a linear map of scores or weights kept their shape: talking heads.
+def _drops(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    if "dropout" not in name:
+        return False
+    share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
+    return bool(training) and float(share) > 0
 
-    Args:
-        source: Before, with an axis for heads.
-        out: After.
-    """
-    return source.ndim >= 4 and sorted(out.shape) == sorted(source.shape)
+
+def works_in_place(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call overwrites its first argument."""
+    if "dropout" in name:
+        in_place = name.endswith("_") or kwargs.get("inplace") or (len(args) > 3 and args[3])
+        return bool(in_place) and _drops(name, args, kwargs)
+    return name in WRITES or (name.endswith("_") and not name.endswith("__"))

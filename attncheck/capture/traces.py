@@ -5,14 +5,31 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Hiding", "Part", "Trace", "Traces"]
+from attncheck.capture.axes import Axes
+from attncheck.capture.products import Product
 
-Hiding: TypeAlias = tuple[Literal["visible", "hidden", "added"], Tensor]
-"""A mask that a model applied to its scores, and in which of three ways."""
+__all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
+
+
+@dataclass(frozen=True, eq=False)
+class Hiding:
+    """A mask that a model applied to its scores.
+
+    Attributes:
+        how: In which of three ways.
+        mask: That it applied.
+        shape: Of the scores.
+        axes: Of the scores.
+    """
+
+    how: Literal["visible", "hidden", "added"]
+    mask: Tensor
+    shape: tuple[int, ...]
+    axes: Axes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +59,9 @@ class Part:
         return self.raised if self.factor is None else self.raised * self.factor
 
 
+Changed: TypeAlias = Literal["", "hidden", "random", "scaled", "lost"]
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """What is known about a tensor on its way from query and key to value.
@@ -49,21 +69,29 @@ class Trace:
     Attributes:
         stage: Before softmax, after it, or on the way there by hand: ``"pairs"`` of query and key
             whose features are not yet one number, ``"raised"`` by `exp` and not known to be
-            divided by its sum, ``"weighted"`` values that are not yet summed, ``"summed"`` with
-            the values and not yet divided.
-        sizes: Lengths of axes that may be the keys; reshaping makes no new ones.
+            divided by its sum, its ``"sums"`` over the keys, ``"weighted"`` values that are not yet
+            summed, ``"summed"`` with the values and not yet divided.
+        axes: Which axes of query and key its axes are; None: not known.
+        sizes: Lengths of axes that may be the keys, where `axes` are not known.
         hiding: Masks applied to the scores.
         product: Number of the product of query and key in the capture.
+        fixed: Numbers of the axes that come from what does not depend on the model's input.
         softmax: Number of the softmax over it.
+        keys: Numbers of the axes that softmax ran over.
         n_key: Size of the dimension that softmax ran over.
         over_last: Whether that was the last one.
-        clean: The weights before dropout, where dropout changed them; of what is ``"weighted"``
-            the weights as they were multiplied.
+        own: What the softmax returned, where the model has changed it since.
+        own_axes: Axes of `own`.
+        changed: In which way it was changed: numbers hidden, at random, anything else, or moved so
+            that positions are no longer known.
+        also: Other weights that were added.
+        rest: Rows may sum to less than 1: the rest is nobody's.
         sliced: A column of weights was cut off, as models with a sink do.
         foreign: Scores that are no product of query and key were joined to these.
+        picked: Its keys are others for every query.
+        part: It is some queries, heads or keys of `own`.
         columns: Range of the keys that this part of the weights is for; None: all keys.
-        whole: The weights that it is a part of.
-        value: What ``"weighted"`` weights were multiplied with.
+        read: How ``"weighted"`` weights were multiplied, and which factor they are.
         parts: What a ``"summed"`` tensor is the sum of.
         reported: It was found to be the output of attention.
         shifted: A number for each row was subtracted from the scores, such as their largest.
@@ -71,19 +99,27 @@ class Trace:
         offset: Where in it they begin.
     """
 
-    stage: Literal["pairs", "scores", "raised", "weighted", "summed", "weights"]
-    sizes: frozenset[int]
+    stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights"]
+    axes: Axes | None = None
+    sizes: frozenset[int] = frozenset()
     hiding: tuple[Hiding, ...] = ()
     product: int = -1
+    fixed: frozenset[int] = frozenset()
     softmax: int = -1
+    keys: frozenset[int] = frozenset()
     n_key: int = 0
     over_last: bool = True
-    clean: Tensor | None = field(default=None, repr=False)
+    own: Tensor | None = field(default=None, repr=False)
+    own_axes: Axes | None = None
+    changed: Changed = ""
+    also: tuple[Trace, ...] = ()
+    rest: bool = False
     sliced: bool = False
     foreign: bool = False
+    picked: bool = False
+    part: bool = False
     columns: tuple[int, int] | None = None
-    whole: Tensor | None = field(default=None, repr=False)
-    value: Tensor | None = field(default=None, repr=False)
+    read: tuple[Product, int] | None = None
     parts: tuple[Part, ...] = ()
     reported: bool = False
     shifted: bool = False
@@ -123,11 +159,24 @@ class Traces:
 
         self._held[key] = weakref.ref(tensor, forget), trace
 
-    def first(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
-        """Return the first traced tensor among some arguments."""
+    def find(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
+        """Return the traced tensor among some arguments that is farthest on its way."""
+        found: tuple[Tensor, Trace] | None = None
         for value in values:
             if isinstance(value, Tensor):
                 trace = self[value]
-                if trace is not None:
-                    return value, trace
-        return None
+                if trace is not None and (found is None or _before(found[1], trace)):
+                    found = value, trace
+        return found
+
+
+ORDER: Final = ("pairs", "sums", "scores", "raised", "weights", "weighted", "summed")
+
+
+def _before(one: Trace, other: Trace) -> bool:
+    """Whether a trace tells less than another."""
+    ranks = [
+        (ORDER.index(trace.stage), trace.axes is not None, not trace.fixed)
+        for trace in (one, other)
+    ]
+    return ranks[0] < ranks[1]

@@ -67,6 +67,8 @@ class _Listening(threading.local):
 
 _LISTENING = _Listening()
 _PATCHES: dict[type, tuple[int, dict[str, Any]]] = {}
+_WRAPPED: dict[tuple[int, Any], Callable[..., Any]] = {}
+"""What was handed out for a function and the name that it was asked for by, while patched."""
 _LOCK = threading.Lock()
 
 
@@ -97,6 +99,7 @@ def _patched(interface: type) -> Iterator[None]:
 
 
 def _restore(interface: type, before: Mapping[str, Any]) -> None:
+    _WRAPPED.clear()
     for name, original in before.items():
         if original is not None:
             setattr(interface, name, original)
@@ -110,12 +113,25 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
         function = original(registry, implementation, *default, **options)
         if not callable(function) or hasattr(function, "_attncheck_backend") or not _sinks():
             return function
-        return _recorded(function, str(implementation))
+        known = _WRAPPED.get((id(function), implementation))
+        if known is None:
+            known = _recorded(function, str(implementation))
+            _WRAPPED[id(function), implementation] = known  # which holds it: its id stays taken
+        return known
 
     return ask
 
 
 def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    def attended(
+        listening: list[tuple[Sink, str]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        returned = function(*args, **kwargs)
+        for sink, name in listening:
+            build = functools.partial(_as_call, function, backend, name, args, kwargs, returned)
+            sink.record(name, backend, build)
+        return returned
+
     @functools.wraps(function)
     def attend(*args: Any, **kwargs: Any) -> Any:
         module = args[0] if args else kwargs.get("module")
@@ -127,11 +143,7 @@ def _recorded(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
         with ExitStack() as stack:
             for sink, _ in listening:
                 stack.enter_context(sink.inside())
-            returned = rested(None, function, *args, **kwargs)
-            for sink, name in listening:
-                build = functools.partial(_as_call, function, backend, name, args, kwargs, returned)
-                sink.record(name, backend, build)
-        return returned
+            return rested(None, attended, listening, args, kwargs)
 
     attend._attncheck_backend = backend  # type: ignore[attr-defined]
     return attend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ OWN: Final = "attncheck.capture"
 
 def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
     """Return the innermost running module among ``names`` (by id), with its path."""
-    for module, _ in _running_modules():
+    for module, _, _ in _running_modules():
         if id(module) in names:
             return module, names[id(module)]
     return None
@@ -43,7 +43,7 @@ def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
 
 def is_running(module: nn.Module) -> bool:
     """Whether a method of this module is running in this thread."""
-    return any(running is module for running, _ in _running_modules())
+    return any(running is module for running, _, _ in _running_modules())
 
 
 def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: bool) -> Kind:
@@ -53,10 +53,9 @@ def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: b
     """
     if getattr(module, "is_cross_attention", False) is True or _named_cross(module, name):
         return "cross"
-    for running, frame in _running_modules():
-        if running is not module or frame.f_code.co_name != "forward":
+    for running, code, local in _running_modules():
+        if running is not module or code.co_name != "forward":
             continue
-        code, local = frame.f_code, frame.f_locals
         parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         first = local.get(parameters[0]) if parameters else None
         for parameter in parameters:
@@ -72,13 +71,14 @@ def _named_cross(module: nn.Module, name: str) -> bool:
     return "cross" in type(module).__name__.lower() or own in {"crossattention", "cross_attn"}
 
 
-def _running_modules() -> Iterator[tuple[nn.Module, FrameType]]:
-    """Yield modules whose methods are running, innermost first."""
+def _running_modules() -> Iterator[tuple[nn.Module, CodeType, Mapping[str, Any]]]:
+    """Yield modules whose methods are running, innermost first, with the methods' variables."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_argcount and not frame.f_globals.get("__name__", "").startswith(OWN):
-            first: Any = frame.f_locals.get(code.co_varnames[0])
+            local = frame.f_locals  # made anew whenever it is asked for
+            first: Any = local.get(code.co_varnames[0])
             if isinstance(first, nn.Module):
-                yield first, frame
+                yield first, code, local
         frame = frame.f_back

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall
 from attncheck.capture.keeping import Settings
+from attncheck.capture.modules import ModuleTable
 from attncheck.capture.quiet import quiet
 from attncheck.capture.recorders import RECORDERS
 from attncheck.capture.select import LayerSelection
@@ -91,6 +92,16 @@ class Watch:
         """As the session has it; so have the methods below."""
         return self._session.busy
 
+    @property
+    def modules(self) -> ModuleTable:
+        """Of the model."""
+        return self._session.modules
+
+    @property
+    def model_calls(self) -> int:
+        """How often the model was called."""
+        return self._session.model_calls
+
     def inside(self) -> AbstractContextManager[None]:
         """Keep other recorders silent."""
         return self._session.inside()
@@ -110,6 +121,10 @@ class Watch:
     def softmax_used(self, number: int) -> None:
         """Note that it was attention."""
         self._session.softmax_used(number)
+
+    def values_met(self, number: int) -> None:
+        """Note that a softmax multiplied values."""
+        self._session.values_met(number)
 
     def part_seen(self, number: int) -> None:
         """Note a part of a softmax."""

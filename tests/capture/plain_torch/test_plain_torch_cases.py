@@ -7,21 +7,26 @@ import pytest
 import torch
 
 from attncheck import AttentionExtractor, CaptureError
+from tests.capture.plain_torch.axis_cases import AXES
 from tests.capture.plain_torch.case import Case, inputs
+from tests.capture.plain_torch.computed_weight_cases import COMPUTED_WEIGHTS
 from tests.capture.plain_torch.more_negative_cases import MORE_NEGATIVE
 from tests.capture.plain_torch.multihead_cases import MULTIHEAD, STACKS
 from tests.capture.plain_torch.negative_cases import NEGATIVE as FIRST_NEGATIVE
 from tests.capture.plain_torch.negative_cases import WIDTH
 from tests.capture.plain_torch.odd_cases import ODD
+from tests.capture.plain_torch.pair_cases import PAIRS
 from tests.capture.plain_torch.sdpa_cases import FLEX, SDPA
 from tests.capture.plain_torch.written_cases import WRITTEN
 
-NEGATIVE = {**FIRST_NEGATIVE, **MORE_NEGATIVE}
+NEGATIVE = {**FIRST_NEGATIVE, **MORE_NEGATIVE, **COMPUTED_WEIGHTS}
 GROUPS = {
     "sdpa": SDPA,
     "flex": FLEX,
     "written": WRITTEN,
     "odd": ODD,
+    "axes": AXES,
+    "pairs": PAIRS,
     "multihead": MULTIHEAD,
     "stack": STACKS,
 }
@@ -62,5 +67,5 @@ def test_what_is_no_attention_stays_out_beside_attention(name: str) -> None:
 
 
 def test_there_are_more_than_sixty_cases() -> None:
-    assert len(CASES) > 100
-    assert len(NEGATIVE) >= 35
+    assert len(CASES) > 150
+    assert len(NEGATIVE) >= 44

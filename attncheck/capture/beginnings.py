@@ -1,0 +1,141 @@
+"""Where attention may begin: a product of two activations, or pairs of them, and its softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from attncheck.capture.axes import Atom, Axes, numbers_in
+from attncheck.capture.call import Sink
+from attncheck.capture.origins import Origins
+from attncheck.capture.pairs import Repeats, beside, paired
+from attncheck.capture.products import Product
+from attncheck.capture.traces import Hiding, Trace, Traces
+
+__all__ = ["Beginnings"]
+
+
+class Beginnings:
+    """Finds scores and weights, and begins to follow them.
+
+    Args:
+        sink: Where to tell of a softmax.
+        traces: Of the tensors that are followed.
+        origins: What does not depend on the model's input.
+    """
+
+    def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
+        self._sink, self._traces, self._origins = sink, traces, origins
+        self.repeats = Repeats()
+        self._count = 0
+
+    def number(self) -> int:
+        """Return the next number of a product or a softmax."""
+        self._count += 1
+        return self._count
+
+    def scores(
+        self, product: Product, out: Tensor, stage: Literal["scores", "pairs"] = "scores"
+    ) -> None:
+        """Follow a product of two activations, which may be scores."""
+        origins = self._origins
+        free = [i for i, t in enumerate(product.operands) if not origins.is_parameter(t)]
+        if origins and len(free) > 2:
+            free = [i for i in free if not origins.computed(product.operands[i])]
+        if len(free) != 2 or not out.ndim or not (out.is_floating_point() or out.is_complex()):
+            return
+        axes = _sided(product, free, out)
+        fixed = frozenset[int]()
+        if origins:
+            computed = [origins.computed(product.operands[i]) for i in free]
+            if computed[0] != computed[1]:
+                side = "left" if computed[0] else "right"
+                fixed = numbers_in([a for atoms in axes for a in atoms if a.side == side])
+        hiding: tuple[Hiding, ...] = ()
+        if product.added is not None:
+            hiding = (Hiding("added", product.added, tuple(out.shape), axes),)
+        key = product.operands[free[1]]
+        has_place = type(key) is Tensor and key.layout == torch.strided
+        has_place = has_place and not is_functorch_wrapped_tensor(key)
+        self._traces[out] = Trace(
+            stage,
+            axes,
+            frozenset(out.shape),
+            hiding,
+            product=self.number(),
+            fixed=fixed,
+            storage=key.untyped_storage().data_ptr() if has_place else 0,
+            offset=int(key.storage_offset()) if has_place else 0,
+        )
+
+    def pairs(self, name: str, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """Follow two activations that broadcast against each other."""
+        product = paired(name, left, right, out)
+        if product is not None and not any(map(self._origins.is_static, (left, right))):
+            self.scores(product, out, "pairs")
+
+    def pairs_beside(self, tensors: Any, dim: Any, out: Tensor) -> None:
+        """Follow two activations of which one was put behind the other."""
+        product = beside(tensors, dim, out, self.repeats.of)
+        if product is not None:
+            self.scores(product, out, "pairs")
+
+    def softmax(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        """Follow a softmax over scores."""
+        scores = args[0] if args else kwargs.get("input")
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        if name == "gumbel_softmax":
+            dim = kwargs.get("dim", args[4] if len(args) > 4 else -1)
+        if not isinstance(scores, Tensor) or not isinstance(dim, int):
+            return
+        trace = self._traces[scores] if self._traces else None
+        if trace is None or trace.stage not in ("scores", "pairs"):
+            return
+        keys = frozenset[int]()
+        if trace.axes is not None:
+            atoms = trace.axes[dim]
+            keys = numbers_in(atoms)
+            if atoms and {atom.side for atom in atoms} not in ({"left"}, {"right"}):
+                return  # over heads or features, or over queries and keys at once: a heat map
+        if trace.stage == "pairs" and trace.axes is None:
+            return
+        if keys & trace.fixed:  # over what does not depend on the input: a router, a codebook
+            return
+        self._traces[out] = replace(
+            trace,
+            stage="weights",
+            softmax=self.number(),
+            keys=keys,
+            n_key=out.shape[dim],
+            over_last=dim in (-1, out.ndim - 1),
+        )
+        self._sink.softmax_seen(trace.product)
+
+
+def _sided(product: Product, free: list[int], out: Tensor) -> Axes:
+    """Number the axes of a product of query and key, in the order in which those have them."""
+    left, right = (product.letters[i] for i in free)
+    order: dict[int, int] = {}
+    for letter in (*left, *right, *product.out):
+        order.setdefault(letter, len(order))
+    return tuple(
+        (
+            Atom(
+                (order[letter],),
+                size,
+                "left"
+                if letter in left and letter not in right
+                else "right"
+                if letter in right and letter not in left
+                else "shared",
+            ),
+        )
+        for letter, size in zip(product.out, out.shape, strict=True)
+    )

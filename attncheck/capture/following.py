@@ -1,0 +1,177 @@
+"""Follow scores to their softmax: what each function that a model calls makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+from torch import Tensor
+
+from attncheck.capture.axes import JOINS, Atom, Axes, joined, numbers_in, reduced
+from attncheck.capture.hiding import hiding_in
+from attncheck.capture.pairs import NORMS
+from attncheck.capture.parts import CUTS
+from attncheck.capture.products import Product
+from attncheck.capture.steps import DIFFERENCES, LAYERS, PICKS, QUOTIENTS, SHUFFLES, TIMES, Step
+from attncheck.capture.traces import Trace, Traces
+
+__all__ = ["Followed", "after_scores", "mixed", "summed_weights", "sums_among", "through_layer"]
+
+Followed: TypeAlias = Iterator[tuple[Tensor, Trace]]
+"""Tensors that a function returned, with what is known about them."""
+
+NEW: Final = 1000
+"""Axes that neither query nor key had are numbered from here on."""
+
+
+def after_scores(step: Step, traces: Traces) -> Followed:
+    """Follow pairs, scores or raised scores through a function."""
+    trace, target = step.trace, step.target()
+    if step.ends() or (trace.stage == "pairs" and step.name in NORMS):
+        return
+    if step.name in CUTS:
+        yield from _cut_scores(step)
+    elif step.name in PICKS:
+        yield from _picked(step)
+    elif target is not None:
+        left = _one_after_scores(step, target, traces)
+        if left is not None:
+            yield target, left
+
+
+def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | None:
+    trace = step.trace
+    if step.name in LAYERS:
+        axes = through_layer(step, target)
+        if axes is None:
+            return None
+        return replace(trace, axes=axes, sizes=trace.sizes | set(target.shape))
+    if step.reduces():
+        return _reduced(step)
+    if step.name in JOINS:
+        return _joined(step, target, traces)
+    if target.numel() < step.source.numel() and step.name != "__setitem__":
+        return None
+    axes = trace.axes if target is step.source else step.axes_of(target)
+    trace = replace(trace, axes=None if step.name in SHUFFLES else axes)
+    sums = sums_among(step, traces)
+    if trace.stage == "raised":
+        if sums is not None and step.name in (*QUOTIENTS, *TIMES):
+            return replace(trace, stage="weights", keys=sums.keys, n_key=sums.n_key, rest=True)
+        return trace
+    hiding = hiding_in(step.name, step.source, step.args, step.kwargs, step.trace.axes)
+    shifted = step.name in DIFFERENCES and any(t.shape[-1:] == (1,) for t in step.others())
+    return replace(
+        trace,
+        stage="raised" if step.raises() else trace.stage,
+        hiding=(*trace.hiding, *hiding),
+        shifted=trace.shifted or shifted,
+        sizes=trace.sizes | set(target.shape),
+    )
+
+
+def _cut_scores(step: Step) -> Followed:
+    held = step.out if isinstance(step.out, tuple | list) else (step.out,)
+    for part in held:
+        if isinstance(part, Tensor) and part.is_floating_point():
+            smaller = part.numel() < step.source.numel()
+            sliced = step.trace.sliced or (smaller and step.trace.stage == "raised")
+            yield part, replace(step.trace, axes=step.axes_of(part), sliced=sliced)
+
+
+def _picked(step: Step) -> Followed:
+    held = step.out if isinstance(step.out, tuple | list) else (step.out,)
+    for part in held:
+        if isinstance(part, Tensor) and part.is_floating_point():
+            sizes = step.trace.sizes | set(part.shape)
+            yield part, replace(step.trace, axes=None, picked=True, sizes=sizes)
+
+
+def sums_among(step: Step, traces: Traces) -> Trace | None:
+    """Return the trace of the sums of these very numbers, if they are another argument."""
+    for other in step.others():
+        found = traces[other]
+        if found is not None and found.stage == "sums" and found.product == step.trace.product:
+            return found
+    return None
+
+
+def _reduced(step: Step) -> Trace | None:
+    """Follow what is summed over features or heads, and sums over keys; None: it ends here."""
+    trace, dims = step.trace, step.reduced_dims()
+    if trace.axes is None:
+        by_last = step.out.numel() * step.source.shape[-1] == step.source.numel()
+        return replace(trace, stage="scores") if trace.stage == "pairs" and by_last else None
+    if dims is None:
+        last_only = step.out.numel() * step.source.shape[-1] == step.source.numel()
+        if not (last_only and step.name in ("norm", "linalg_vector_norm")):
+            return None
+        dims = (-1,)
+    gone = [atom for dim in dims for atom in trace.axes[dim]]
+    axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
+    if all(atom.side == "shared" for atom in gone):
+        stage = "scores" if trace.stage == "pairs" else trace.stage
+        return replace(trace, stage=stage, axes=axes, sizes=trace.sizes | set(step.out.shape))
+    if step.name in ("sum", "logsumexp") and trace.stage != "pairs":
+        n_key = step.source.numel() // step.out.numel()
+        return replace(trace, stage="sums", axes=axes, keys=numbers_in(gone), n_key=n_key)
+    return None
+
+
+def _joined(step: Step, target: Tensor, traces: Traces) -> Trace:
+    known = [traces[part] is not None for part in step.args[0] if isinstance(part, Tensor)]
+    trace = replace(step.trace, foreign=step.trace.foreign or not all(known))
+    axes = trace.axes
+    if step.name == "stack" and axes is not None:
+        dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
+        dim %= target.ndim
+        number = -step.trace.product if dim == 0 else NEW + step.trace.product
+        new = Atom((number,), target.shape[dim], "shared")
+        axes = (*axes[:dim], (new,), *axes[dim:])
+    else:
+        axes = joined(step.name, axes, step.source.shape, target)
+    return replace(trace, axes=axes, sizes=trace.sizes | set(target.shape))
+
+
+def through_layer(step: Step, target: Tensor) -> Axes | None:
+    """Return the axes behind a linear layer that mixes heads or features; None: it mixes keys."""
+    source, axes = step.source, step.trace.axes
+    axis = source.ndim - 1 if step.name == "linear" else 1
+    if axes is None or source.ndim != target.ndim or source.ndim < 2:
+        return None
+    kept = [i for i in range(source.ndim) if i != axis]
+    if any(source.shape[i] != target.shape[i] for i in kept):
+        return None
+    if any(atom.side != "shared" for atom in axes[axis]):
+        return None
+    new = _new(step.trace.product, 0, target.shape[axis])
+    return tuple(new if i == axis else atoms for i, atoms in enumerate(axes))
+
+
+def _new(product: int, axis: int, size: int) -> tuple[Atom, ...]:
+    return () if size == 1 else (Atom((NEW + product, axis), size, "shared"),)
+
+
+def mixed(product: Product, number: int, trace: Trace, out: Tensor) -> Axes | None:
+    """Return the axes of a product with a parameter; None: it sums over query or key."""
+    axes = trace.axes
+    if axes is None:
+        return None
+    if any(atom.side != "shared" for axis in product.summed(number) for atom in axes[axis]):
+        return None
+    own = dict(zip(product.letters[number], axes, strict=True))
+    return tuple(
+        own[letter] if letter in own else _new(trace.product, axis, size)
+        for axis, (letter, size) in enumerate(zip(product.out, out.shape, strict=True))
+    )
+
+
+def summed_weights(step: Step) -> Trace | None:
+    """Follow weights that were summed: over heads they are weights still, over keys their sums."""
+    left = _reduced(step)
+    if left is not None:
+        return replace(left, own=None, changed="scaled")
+    if step.name == "mean":
+        return replace(step.trace, own=None, axes=None, changed="lost")
+    return None

@@ -1,0 +1,133 @@
+"""Report attention where weights meet values, by whichever kind of product."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from attncheck.capture.axes import numbers_in
+from attncheck.capture.call import Sink
+from attncheck.capture.hiding import VisibleKeys
+from attncheck.capture.origins import Origins
+from attncheck.capture.parts import Columns
+from attncheck.capture.plain import require_numbers
+from attncheck.capture.products import Product
+from attncheck.capture.reports import call_of
+from attncheck.capture.steps import QUOTIENTS, Step
+from attncheck.capture.tiles import after_summed
+from attncheck.capture.traces import Part, Trace, Traces
+from attncheck.capture.values import Rows, meeting_of, rows_in
+
+__all__ = ["Meetings"]
+
+
+class Meetings:
+    """Reads products of weights and values, and reports each softmax once.
+
+    Args:
+        sink: Where to report.
+        traces: Of the tensors that are followed.
+        origins: What does not depend on the model's input.
+    """
+
+    def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
+        self._sink, self._traces, self._origins = sink, traces, origins
+        self._columns = Columns()
+        self._visible = VisibleKeys()
+        self._reported: set[int] = set()
+
+    def begin_sum(self, trace: Trace, out: Tensor) -> None:
+        """Weights that multiplied values element by element: one key at a time needs no sum."""
+        assert trace.read is not None
+        read, number = trace.read
+        if trace.axes is None:
+            return
+        axes = [i for i, atoms in enumerate(trace.axes) if numbers_in(atoms) & trace.keys]
+        letters = {read.letters[number][axis] for axis in axes}
+        over_keys = replace(read, out=tuple(letter for letter in read.out if letter not in letters))
+        weights = replace(trace, stage="weights", read=None)
+        meeting = meeting_of(over_keys, number, weights, self._traces, self._origins)
+        if meeting is None:
+            return
+        self._sink.values_met(trace.product)
+        if trace.columns is not None:
+            self._report_all(rows_in(meeting, self._columns), out)
+
+    def after_weighted(self, step: Step) -> None:
+        """Values times weights, element by element: summed over the keys, that was attention."""
+        trace = step.trace
+        assert trace.read is not None
+        if step.name != "sum":
+            if isinstance(step.out, Tensor) and step.out.shape == step.source.shape:
+                self._traces[step.out] = trace
+            return
+        dims = step.reduced_dims()
+        if dims is None:
+            return
+        read, number = trace.read
+        gone = {read.out[dim] for dim in dims}
+        read = replace(read, out=tuple(letter for letter in read.out if letter not in gone))
+        weights = replace(trace, stage="weights", read=None)
+        self.meet(read, number, weights, step.out)
+
+    def meet(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
+        """Report weights that multiplied values, or follow raised scores that did."""
+        require_numbers(product.operands[number])
+        meeting = meeting_of(product, number, trace, self._traces, self._origins)
+        if meeting is None:
+            if trace.stage == "weights" and not trace.over_last:
+                # A softmax over the queries assigns each key to one of them: no row is weights.
+                self._sink.softmax_used(trace.product)
+            return
+        if trace.stage == "weights":
+            self._sink.values_met(trace.product)
+        found = rows_in(meeting, self._columns)
+        if found:
+            self._report_all(found, out)
+        elif trace.stage == "raised" and meeting.rows is not None:
+            part = Part(meeting.rows, None, trace.product, trace.storage, trace.offset)
+            self._traces[out] = replace(meeting.trace, stage="summed", parts=(part,))
+            if trace.shifted:
+                self._sink.part_seen(trace.product)
+
+    def after_summed(self, step: Step) -> None:
+        """Follow raised scores that multiplied values until they are divided by their own sums."""
+        trace, target = step.trace, step.target()
+        numbers = [part.product for part in trace.parts]
+        if step.name in QUOTIENTS and step.args[0] is not step.source:  # it divides something else
+            self._sink.parts_used(numbers)
+            return
+        with torch.no_grad():
+            summed = after_summed(step, self._traces)
+        if summed.trouble is not None:
+            place = self._sink.here()
+            if place is not None:
+                self._sink.unreadable(place[1], *summed.trouble)
+        if summed.weights is not None:
+            self._sink.parts_used(numbers)
+            self._report(Rows(summed.weights, None, trace), step.out)
+        if summed.trace is not None and target is not None:
+            self._traces[target] = summed.trace
+
+    def _report_all(self, found: list[Rows], out: Tensor) -> None:
+        for rows in found:
+            for trace in (rows.trace, *rows.trace.also):
+                self._sink.softmax_used(trace.product)
+        for rows in found:
+            self._report(rows, out)
+
+    def _report(self, rows: Rows, out: Tensor) -> None:
+        place = self._sink.here()
+        if place is None:
+            return
+        trace = rows.trace
+        if trace.softmax >= 0:
+            if trace.softmax in self._reported:
+                return
+            self._reported.add(trace.softmax)
+        module, name = place
+        build = partial(call_of, module, name, rows, out, self._visible)
+        self._sink.record(name, "softmax", build)

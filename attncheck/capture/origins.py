@@ -1,0 +1,165 @@
+"""What does not depend on a model's input: parameters, and what a model computes from them alone.
+
+A router's weight may be scaled, normalised, merged with LoRA, dequantised or cast when it is used,
+and a projection may be drawn anew in every call: a product with it is a linear map all the same.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from attncheck.capture.call import Sink
+
+__all__ = ["CREATIONS", "DRAWS", "Origins"]
+
+DRAWS: Final = frozenset(
+    {"rand", "randn", "rand_like", "randn_like", "bernoulli", "bernoulli_", "uniform_", "normal_"}
+    | {"exponential_", "random_", "randint", "randint_like", "randperm", "multinomial"}
+)
+"""Functions whose numbers are random."""
+
+CREATIONS: Final = frozenset(
+    {"arange", "zeros", "ones", "full", "empty", "eye", "linspace", "logspace", "tril_indices"}
+    | {"triu_indices", "zeros_like", "ones_like", "empty_like", "full_like", "rand", "randn"}
+    | {"rand_like", "randn_like", "randint", "randint_like", "randperm", "hann_window"}
+    | {"new_zeros", "new_ones", "new_empty", "new_full"}
+)
+"""Functions whose numbers depend on no tensor, but at most on its shape."""
+
+
+class Origins:
+    """Knows which tensors a model computed without its input; each as long as it lives.
+
+    Args:
+        sink: Whose model it is.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._held: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+        self._weights: dict[int, Tensor] = {}
+        self._call = self._listed = -1
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def computed(self, tensor: Tensor) -> bool:
+        """Whether it was computed, or created, without the model's input."""
+        if not self._held:
+            return False
+        held = self._held.get(id(tensor))
+        return held is not None and held[0]() is tensor and self._call == self._sink.model_calls
+
+    def may_be_static(self, first: Tensor) -> bool:
+        """Whether a first argument leaves it open; a quick look, as nearly every function asks."""
+        if self._listed != self._sink.model_calls:
+            self._list_weights()
+        return (
+            id(first) in self._held
+            or id(first) in self._weights
+            or isinstance(first._base, nn.Parameter)
+        )
+
+    def drawn(self, tensor: Tensor) -> bool:
+        """Whether it was computed without the model's input, from random numbers."""
+        return self.computed(tensor) and self._held[id(tensor)][2]
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter, or a view of one: then a product with it is a linear map.
+
+        So is a matrix that a module keeps as a buffer, and what ``torch.func.functional_call`` puts
+        in the place of a parameter. Buffers of more axes may be a cache of keys and values.
+        """
+        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+            return True
+        self._list_weights()
+        return bool(self._weights) and (
+            id(tensor) in self._weights or id(tensor._base) in self._weights
+        )
+
+    def is_static(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter, or was computed without the model's input."""
+        return self.computed(tensor) or self.is_parameter(tensor)
+
+    def after(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: Any,
+    ) -> None:
+        """Note what a function returned, if none of its tensors depends on the input.
+
+        Args:
+            name: Of a function.
+            args: That it got.
+            kwargs: That it got.
+            out: What it returned.
+        """
+        if name in CREATIONS:
+            if isinstance(out, Tensor) and "out" not in kwargs:
+                self._add(out, name in DRAWS)
+            return
+        tensors = list(_tensors((*args, *kwargs.values())))
+        if not tensors:
+            return
+        target = args[0] if name == "__setitem__" else out
+        if all(self._is_constant(tensor) for tensor in tensors):
+            random = name in DRAWS or any(self.drawn(tensor) for tensor in tensors)
+            for made in target if isinstance(target, tuple | list) else (target,):
+                if isinstance(made, Tensor) and not isinstance(made, nn.Parameter):
+                    self._add(made, random)
+        elif isinstance(target, Tensor) and any(target is tensor for tensor in tensors):
+            self._forget(target)
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        return self.is_static(tensor) or id(tensor) in self._weights or tensor.ndim == 0
+
+    def _add(self, tensor: Tensor, random: bool) -> None:
+        if self._call != self._sink.model_calls:
+            self._held.clear()
+            self._call = self._sink.model_calls
+        key = id(tensor)
+
+        def forget(reference: weakref.ref[Tensor]) -> None:
+            held = self._held.get(key)
+            if held is not None and held[0] is reference:
+                del self._held[key]
+
+        self._held[key] = weakref.ref(tensor, forget), _place(tensor), random
+
+    def _forget(self, tensor: Tensor) -> None:
+        """An input was written into it: it, and all that shares its memory, depends on that now."""
+        place = _place(tensor)
+        self._held = {key: held for key, held in self._held.items() if held[1] != place}
+
+    def _list_weights(self) -> None:
+        """List, once for each call of the model, what takes the place of parameters."""
+        if self._listed == self._sink.model_calls:
+            return
+        self._listed = self._sink.model_calls
+        self._weights = {}
+        for module in self._sink.modules.modules:
+            for held in (*module._buffers.values(), *module._parameters.values()):
+                if held is not None and held.ndim <= 2 and not isinstance(held, nn.Parameter):
+                    self._weights[id(held)] = held
+
+
+def _place(tensor: Tensor) -> int:
+    """Address of the memory that it is a view of, as far as it has one."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)

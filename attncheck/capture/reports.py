@@ -1,0 +1,168 @@
+"""From weights as a module computed them to a call of attention: ``(batch, head, query, key)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from attncheck.capture.axes import Axes, unfolded
+from attncheck.capture.call import AttentionCall
+from attncheck.capture.hiding import VisibleKeys
+from attncheck.capture.shapes import HEAD_COUNTS, Layout
+from attncheck.capture.traces import Hiding
+from attncheck.capture.values import Rows
+from attncheck.capture.whereabouts import kind_of
+
+__all__ = ["call_of"]
+
+
+def call_of(
+    module: nn.Module, name: str, rows: Rows, output: Tensor, visible: VisibleKeys
+) -> AttentionCall:
+    """Describe attention that a module computed by itself.
+
+    Args:
+        module: That computed it.
+        name: Its path.
+        rows: The weights, as they lie in the module.
+        output: Of attention.
+        visible: Reads masks.
+    """
+    trace = rows.trace
+    with torch.no_grad():
+        arrangement = _Arrangement.of(module, rows)
+        as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
+        weights = arrangement.head_first(as_used)
+        trace = replace(trace, hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
+        seen = visible.of(trace, as_used, weights)
+        mask = None if seen is None else seen if seen.ndim == 4 else arrangement.head_first(seen)
+        n_query, n_key = weights.shape[-2:]
+        causal = mask is None and n_query == n_key > 1 and _sees_no_later(weights)
+    return AttentionCall(
+        name=name,
+        backend="softmax",
+        kind=kind_of(module, name, n_query, n_key, causal=causal),
+        output=output,
+        weights=weights,
+        mask=mask,
+        causal=causal,
+        sink_is_rest=trace.sliced,
+    )
+
+
+class _Arrangement:
+    """Where batch, heads, queries and keys are among the axes of query and key.
+
+    Args:
+        lead: Places of the axes of batch and heads, in order.
+        query: Number of the axis of the queries; None: there is one query.
+        keys: Numbers of the axes of the keys.
+        batch: How many of ``lead`` are the batch, where that is known.
+        module: That computed them.
+    """
+
+    def __init__(
+        self,
+        lead: Sequence[tuple[int, ...]],
+        query: int | None,
+        keys: frozenset[int],
+        batch: int | None,
+        module: nn.Module,
+    ) -> None:
+        self._lead, self._query, self._keys, self._batch = lead, query, keys, batch
+        self._module = module
+        self._layout: Layout | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, rows: Rows) -> _Arrangement:
+        """Find out from the sides of the product that axes come from."""
+        if rows.axes is None:
+            return cls((), None, frozenset(), None, module)
+        keys = rows.trace.keys
+        sizes: dict[int, int] = {}
+        for atoms in rows.axes:
+            for atom in atoms:
+                sizes[atom.number] = sizes.get(atom.number, 1) * atom.size
+        order = {atom.number: i for i, atoms in enumerate(rows.axes) for atom in atoms}
+        sides = {atom.number: atom.side for atoms in rows.axes for atom in atoms}
+        key_sides = {sides[number] for number in keys if number in sides}
+        opposite = [n for n in sides if sides[n] != "shared" and sides[n] not in key_sides]
+        opposite = [n for n in opposite if n not in keys]
+        opposite = opposite or [n for n in sides if sides[n] != "shared" and n not in keys]
+        n_key = math.prod(sizes.get(number, 1) for number in keys)
+        query = _query_among(sorted(opposite, key=order.__getitem__), sizes, n_key, module)
+        others = {n for n in sides if n not in keys and n != query}
+        lead = sorted(a.place for atoms in rows.axes for a in atoms if a.number in others)
+        groups = [i for i, place in enumerate(lead) if place[0] in opposite]
+        batch = None
+        if groups and len(lead) > 1:
+            batch = max(1, min(groups) - 1)
+        return cls(lead, query, keys, batch, module)
+
+    def apply(self, tensor: Tensor, axes: Axes | None) -> Tensor:
+        """Lay a tensor out as ``(..., query, key)``."""
+        if axes is None:
+            return tensor
+        known = unfolded(tensor, axes)
+        if known is None:
+            raise ValueError("its axes are not known")
+        tensor, atoms = known
+        numbers = [() if self._query is None else (self._query,), tuple(self._keys)]
+        groups = [[i for i, atom in enumerate(atoms) if atom.place == own] for own in self._lead]
+        groups += [[i for i, atom in enumerate(atoms) if atom.number in own] for own in numbers]
+        order: list[int] = []
+        shape: list[int] = []
+        for places in groups:
+            places.sort(key=lambda i: atoms[i].place)
+            order += places
+            shape.append(math.prod(atoms[i].size for i in places))
+        if len(order) != len(atoms):
+            raise ValueError("its axes are not known")
+        return tensor.permute(order).reshape(shape)
+
+    def head_first(self, tensor: Tensor) -> Tensor:
+        """Turn ``(..., query, key)`` into ``(batch, head, query, key)``."""
+        if self._batch is not None:
+            tensor = tensor.flatten(self._batch, -3) if tensor.ndim > self._batch + 2 else tensor
+            return tensor.flatten(0, -4)
+        if self._layout is None:
+            self._layout = Layout.of(self._module, tensor)
+        return self._layout.apply(tensor)
+
+    def laid_out(self, hiding: Hiding) -> Hiding:
+        """Lay a mask out like the weights, unless it is so already."""
+        if hiding.axes is None or not self._keys or self._is_plain(hiding.axes):
+            return hiding
+        try:
+            mask = self.apply(hiding.mask.broadcast_to(hiding.shape), hiding.axes)
+        except (ValueError, RuntimeError):
+            return hiding
+        return replace(hiding, mask=mask)
+
+    def _is_plain(self, axes: Axes) -> bool:
+        order = [atom.place for atoms in axes for atom in atoms]
+        last = [() if self._query is None else (self._query,), *((key,) for key in self._keys)]
+        return order == [place for place in (*self._lead, *last) if place]
+
+
+def _query_among(
+    numbers: Sequence[int], sizes: dict[int, int], n_key: int, module: nn.Module
+) -> int | None:
+    """Choose the axis of the queries among those that keys lack: heads may be another one."""
+    if len(numbers) < 2:
+        return numbers[0] if numbers else None
+    counts = {getattr(module, name, None) for name in HEAD_COUNTS}
+    left = [n for n in numbers if sizes[n] not in counts] or list(numbers)
+    as_many = [n for n in left if sizes[n] == n_key]
+    return (as_many or left)[-1]
+
+
+def _sees_no_later(weights: Tensor) -> bool:
+    """Whether no query has weight on a key behind it; few rows tell most that do."""
+    if bool(weights[:, :, 0, 1:].any()):
+        return False
+    return not bool(weights.triu(1).any())

@@ -1,0 +1,221 @@
+"""Weights meet values: whether a product with weights is attention, and what its rows are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attncheck.capture.axes import Axes, numbers_in
+from attncheck.capture.origins import Origins
+from attncheck.capture.parts import Columns, keys_last, sums_to_one
+from attncheck.capture.plain import require_numbers
+from attncheck.capture.products import LACKS, Product
+from attncheck.capture.traces import Trace, Traces
+
+__all__ = ["Meeting", "Rows", "meeting_of", "rows_in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Weights as they lie in some tensor.
+
+    Attributes:
+        tensor: That holds them.
+        axes: Of it; None: it is ``(..., query, key)``.
+        trace: Of them, with the numbers of the keys.
+    """
+
+    tensor: Tensor
+    axes: Axes | None
+    trace: Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """A product of weights and values.
+
+    Attributes:
+        trace: Of the weights; raised scores have keys now.
+        as_used: The weights, as they lie in the product.
+        rows: ``(..., key)``: the weights that were multiplied, keys last; None: not known.
+        keys: Axes of the operand that were summed.
+    """
+
+    trace: Trace
+    as_used: Tensor | None
+    rows: Tensor | None
+    keys: tuple[int, ...]
+
+
+def meeting_of(
+    product: Product, number: int, trace: Trace, traces: Traces, origins: Origins
+) -> Meeting | None:
+    """Read a product with weights; None: it is not summed over keys, or not with values.
+
+    Args:
+        product: The product.
+        number: Which factor the weights are.
+        trace: Of the weights.
+        traces: Of other tensors.
+        origins: Of other tensors.
+    """
+    operand, letters = product.operands[number], product.letters[number]
+    summed = product.summed(number)
+    factors = [i for i in range(len(product.operands)) if i != number]
+    gone = {letters[axis] for axis in summed}
+    values = [i for i in factors if gone & set(product.letters[i])]
+    if not any(_is_value(product, i, letters, trace, traces, origins) for i in values):
+        return None
+    axes = trace.axes
+    keys = summed
+    if axes is not None:
+        if trace.stage == "raised":
+            keys = [axis for axis in summed if any(a.side != "shared" for a in axes[axis])]
+            numbers = numbers_in([atom for axis in keys for atom in axes[axis]])
+            if not keys and all(operand.shape[axis] > 1 for axis in summed):
+                return None
+            if numbers & trace.fixed:
+                return None
+            size = math.prod(operand.shape[axis] for axis in keys)
+            trace = replace(trace, keys=numbers, n_key=size + trace.sliced)
+        elif trace.keys:
+            keys = [axis for axis in summed if numbers_in(axes[axis]) & trace.keys]
+            if not keys:
+                return None
+    as_used = rows = _effective(product, number, factors, values)
+    if rows is None:
+        return Meeting(trace, None, None, tuple(keys))
+    if axes is None and len(keys) == 1:
+        rows = _by_letters(rows, product, number, values, keys[0])
+    else:
+        order = [axis for axis in range(rows.ndim) if axis not in keys]
+        rows = rows.permute(*order, *keys)
+        if len(keys) > 1:
+            rows = rows.flatten(-len(keys))
+        elif not keys:
+            rows = rows.unsqueeze(-1)
+    return Meeting(trace, as_used, rows, tuple(keys))
+
+
+def _is_value(
+    product: Product,
+    number: int,
+    letters: Sequence[int],
+    trace: Trace,
+    traces: Traces,
+    origins: Origins,
+) -> bool:
+    """Whether a factor has features of its own, and depends on the model's input."""
+    own = set(product.letters[number])
+    if not any(letter != LACKS and letter not in letters for letter in own):
+        return False
+    value = product.operands[number]
+    if origins.is_parameter(value) or (origins.computed(value) and not trace.fixed):
+        return False
+    known = traces[value]
+    return known is None or known.product != trace.product
+
+
+def _effective(
+    product: Product, number: int, factors: Sequence[int], values: Sequence[int]
+) -> Tensor | None:
+    """Multiply weights by the factors that only scale them."""
+    rows = require_numbers(product.operands[number]).detach()
+    letters = product.letters[number]
+    for i in factors:
+        its = product.letters[i]
+        if i in values or not set(its) - {LACKS} <= set(letters):
+            continue
+        with torch.no_grad():
+            factor = product.operands[i].detach()
+            order = sorted(range(factor.ndim), key=lambda axis: letters.index(its[axis]))
+            factor = factor.permute(order)
+            shape = [
+                size if letter in its else 1
+                for letter, size in zip(letters, rows.shape, strict=True)
+            ]
+            rows = rows * factor.reshape(shape)
+    return rows
+
+
+def _by_letters(
+    rows: Tensor, product: Product, number: int, values: Sequence[int], key: int
+) -> Tensor:
+    """Lay rows out by the product alone: what values lack is the query."""
+    letters = product.letters[number]
+    others = set(product.letters[values[0]])
+    axes = [axis for axis in range(rows.ndim) if axis != key]
+    queries = [axis for axis in axes if letters[axis] not in others]
+    shared = [axis for axis in axes if axis not in queries]
+    return rows.permute(*shared, *queries, key)
+
+
+def rows_in(meeting: Meeting, columns: Columns) -> list[Rows]:
+    """Return the weights to report, if it was attention: those whose rows sum to 1.
+
+    Args:
+        meeting: Of weights and values.
+        columns: Of all softmaxes so far.
+    """
+    trace, rows = meeting.trace, meeting.rows
+    if trace.picked:
+        return []
+    if trace.columns is not None:
+        return _own(trace) if columns.completed_by(trace) else []
+    if trace.part:
+        return _own(trace)
+    if trace.axes is not None and trace.keys and trace.stage != "raised":
+        sizes = [
+            atom.size
+            for axis in meeting.keys
+            for atom in trace.axes[axis]
+            if atom.place[0] in trace.keys
+        ]
+        if math.prod(sizes) not in (trace.n_key, trace.n_key - trace.sliced):
+            return []
+    elif trace.axes is None and not _fits(trace, rows):
+        return []
+    if rows is None:
+        return []
+    if trace.changed != "random":
+        room = trace.sliced or trace.rest or trace.changed == "hidden"
+        exact = sums_to_one(rows)
+        if exact or (room and sums_to_one(rows, sliced=True)):
+            trace = replace(trace, sliced=trace.sliced or (trace.rest and not exact))
+            if trace.axes is None:
+                return [Rows(rows, None, trace)]
+            as_used = meeting.as_used
+            assert as_used is not None
+            return [Rows(as_used, trace.axes, trace)]
+    if trace.stage == "raised" or trace.changed == "lost":
+        return []
+    return _own(trace)
+
+
+def _fits(trace: Trace, rows: Tensor | None) -> bool:
+    """Whether the sum can be over keys, by sizes alone."""
+    if rows is None:
+        return False
+    n_key = rows.shape[-1] if trace.stage == "raised" else trace.n_key
+    if n_key not in trace.sizes and trace.stage != "raised":
+        return False
+    return rows.shape[-1] in (n_key, n_key - trace.sliced)
+
+
+def _own(trace: Trace) -> list[Rows]:
+    """Return what the softmax returned, and other softmaxes that were combined with it."""
+    found = []
+    for one in (trace, *trace.also):
+        if one.own is None:
+            continue
+        if one.own_axes is not None and one.keys:
+            found.append(Rows(one.own, one.own_axes, one))
+        else:
+            weights = keys_last(one.own, one.n_key)
+            if weights is not None:
+                found.append(Rows(weights, None, one))
+    return found
