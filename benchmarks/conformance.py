@@ -64,7 +64,14 @@ def kill_jointly(
         else:
             killed[mutant.id] = failure.id
     everything = replace(Plan(effort, seed), accepted=Plan().dtypes)
-    for entry in select_properties(None, True):
+    slow_last = sorted(
+        select_properties(None, True),
+        key=lambda entry: (
+            entry.id.startswith(("design", "accuracy-bias")),
+            entry.family == "design",
+        ),
+    )
+    for entry in slow_last:
         alive = {id: subject for id, subject in subjects.items() if id not in killed}
         key = f"mutants-{effort}-{seed}-{share[0]}-{share[1]}-{entry.id}"
         found = ledger.run(key, partial(run_jointly, entry, everything, alive))
