@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 
-__all__ = ["Product", "as_product", "is_parameter"]
+__all__ = ["Product", "as_product", "is_parameter", "place_of"]
 
 
 ELLIPSIS_SIGNS: Final = 0x3B1
@@ -105,3 +107,12 @@ def _spelled_out(letters: str, tensor: Tensor) -> tuple[str, str]:
 def is_parameter(tensor: Tensor) -> bool:
     """Whether a tensor is a parameter or a view of one: then a product with it is a linear map."""
     return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+
+
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the address of a tensor's memory and its offset there; zeros where it has none."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:  # fake ones among others
+        return 0, 0
+    if _functorch.is_functorch_wrapped_tensor(tensor) or tensor.layout != torch.strided:
+        return 0, 0
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())

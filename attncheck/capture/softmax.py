@@ -24,7 +24,7 @@ from attncheck.capture.hiding import VisibleKeys, hiding_in
 from attncheck.capture.pairs import COMBINATIONS, lengths_of_pairs, rows_of_sum, scores_from_pairs
 from attncheck.capture.parts import CUTS, Columns, after_mixing, cut, keys_last, sums_to_one
 from attncheck.capture.plain import UnreadableError, require_numbers
-from attncheck.capture.products import Product, as_product, is_parameter
+from attncheck.capture.products import Product, as_product, is_parameter, place_of
 from attncheck.capture.shapes import Layout
 from attncheck.capture.steps import (
     DIFFERENCES,
@@ -115,14 +115,14 @@ class SoftmaxWatcher:
             if product.added is not None:
                 added = (("added", product.added),)
             self._count += 1
-            has_place = type(product.right) is Tensor and product.right.layout == torch.strided
+            storage, offset = place_of(product.right)
             self._traces[out] = Trace(
                 "scores",
                 frozenset(out.shape),
                 added,
                 product=self._count,
-                storage=product.right.untyped_storage().data_ptr() if has_place else 0,
-                offset=int(product.right.storage_offset()) if has_place else 0,
+                storage=storage,
+                offset=offset,
             )
         return out
 
