@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from attncheck.capture.axes import Atom, Axes, numbers_in
 from attncheck.capture.call import Sink
 from attncheck.capture.origins import Origins
 from attncheck.capture.pairs import Repeats, beside, paired
-from attncheck.capture.products import Product
+from attncheck.capture.products import Product, place_of
 from attncheck.capture.traces import Hiding, Trace, Traces
 
 __all__ = ["Beginnings"]
@@ -59,9 +57,7 @@ class Beginnings:
         hiding: tuple[Hiding, ...] = ()
         if product.added is not None:
             hiding = (Hiding("added", product.added, tuple(out.shape), axes),)
-        key = product.operands[free[1]]
-        has_place = type(key) is Tensor and key.layout == torch.strided
-        has_place = has_place and not is_functorch_wrapped_tensor(key)
+        storage, offset = place_of(product.operands[free[1]])
         self._traces[out] = Trace(
             stage,
             axes,
@@ -69,8 +65,8 @@ class Beginnings:
             hiding,
             product=self.number(),
             fixed=fixed,
-            storage=key.untyped_storage().data_ptr() if has_place else 0,
-            offset=int(key.storage_offset()) if has_place else 0,
+            storage=storage,
+            offset=offset,
         )
 
     def pairs(self, name: str, left: Tensor, right: Tensor, out: Tensor) -> None:

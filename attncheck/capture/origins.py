@@ -31,6 +31,12 @@ CREATIONS: Final = frozenset(
 """Functions whose numbers depend on no tensor, but at most on its shape."""
 
 
+LAYERS: Final = frozenset(
+    {"linear", "embedding", "layer_norm", "rms_norm", "group_norm", "conv1d", "conv2d", "conv3d"}
+)
+"""What these make of a parameter counts as an activation: learned tokens are projected so."""
+
+
 class Origins:
     """Knows which tensors a model computed without its input; each as long as it lives.
 
@@ -103,6 +109,8 @@ class Origins:
         if name in CREATIONS:
             if isinstance(out, Tensor) and "out" not in kwargs:
                 self._add(out, name in DRAWS)
+            return
+        if name in LAYERS:
             return
         tensors = list(_tensors((*args, *kwargs.values())))
         if not tensors:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
 
-__all__ = ["PRODUCTS", "Product", "as_product", "elementwise"]
+__all__ = ["PRODUCTS", "Product", "as_product", "elementwise", "place_of"]
 
 Letters: TypeAlias = tuple[int, ...]
 
@@ -222,6 +224,15 @@ def _wider(letter: int, spelled: Sequence[Letters], operands: Sequence[Tensor]) 
         letter in own and tensor.shape[own.index(letter)] > 1
         for own, tensor in zip(spelled, operands, strict=True)
     )
+
+
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the address of a tensor's memory and its offset there; zeros where it has none."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:  # fake ones among others
+        return 0, 0
+    if _functorch.is_functorch_wrapped_tensor(tensor) or tensor.layout != torch.strided:
+        return 0, 0
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
 
 
 _READERS: Final[Mapping[str, Callable[[list[Any]], Product | None]]] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from attncheck.attention import QueryKey
 from attncheck.capture.call import AttentionCall
@@ -43,9 +44,10 @@ class Snapshots:
 def contents(tensor: Tensor) -> tuple[Any, ...] | None:
     """Say what a tensor holds as long as its memory stays taken; None: nobody knows.
 
-    Inference tensors do not count how often they were changed.
+    Inference tensors do not count how often they were changed, wrappers of `torch.func` have no
+    memory.
     """
-    if tensor.is_inference():
+    if tensor.is_inference() or _functorch.is_functorch_wrapped_tensor(tensor):
         return None
     place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
     return (*place, tensor.device, tensor._version)

@@ -115,6 +115,24 @@ def test_learned_queries_attend() -> None:
     assert AttentionExtractor(Latent()).get_attention(X)[0].shape == (2, 1, 3, 6)
 
 
+def test_learned_tokens_attend_to_each_other_beside_positions_of_the_input() -> None:
+    class Tokens(nn.Module):
+        """A decoder's first layer: values come from learned tokens alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Parameter(torch.randn(6, 16))
+            self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.tokens[None].repeat(2, 1, 1)
+            query, key = self.query(tokens + x), self.key(tokens + x)
+            weights = (query @ key.mT).softmax(-1)
+            return weights @ self.value(tokens)
+
+    assert AttentionExtractor(Tokens()).get_attention(X)[0].shape == (2, 1, 6, 6)
+
+
 class Holder:
     """Holds a tensor and lets torch's functions see it."""
 
