@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
+from typing import Final
+
+import torch
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.compiled.threads import alone
+from attncheck.compiled.threads import alone, side_by_side
 from attncheck.evaluate.evidence import evidence_of
-from attncheck.evaluate.measures import Totals, join, measures_of
+from attncheck.evaluate.measures import Totals, beside, join, measures_of
 from attncheck.evaluate.tally import Tally
-from attncheck.patterns import PatternEvidence
+from attncheck.patterns import PatternEvidence, join_heads
 from attncheck.profile import LayerProfile
 
 __all__ = ["assemble"]
+
+MANY_ROWS: Final = 1 << 13
+"""Rows of all heads from which on threads share what is read of them."""
 
 
 def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
@@ -44,10 +50,22 @@ def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
 
 
 def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[str, Totals]]:
-    """Read evidence and measures, on one thread where that is a CPU's."""
+    """Read evidence and measures; on a CPU some heads on each thread, if they are worth it."""
 
-    def read() -> tuple[PatternEvidence, dict[str, Totals]]:
+    def read(head: slice) -> tuple[PatternEvidence, dict[str, Totals]]:
+        part = tally if head == everything else tally.of_heads(head)
         with quiet(layer.device.type):
-            return evidence_of(tally, causal=layer.causal), measures_of(tally)
+            return evidence_of(part, causal=layer.causal), measures_of(part)
 
-    return alone(read) if layer.device.type == "cpu" else read()
+    heads, everything = tally.valid.shape[1], slice(0, tally.valid.shape[1])
+    if layer.device.type != "cpu":
+        return read(everything)
+    if tally.valid.numel() < MANY_ROWS:
+        return alone(lambda: read(everything))
+    step = -(-heads // torch.get_num_threads())
+    slices = [slice(start, min(start + step, heads)) for start in range(0, heads, step)]
+    found = side_by_side(read, slices)
+    return (
+        join_heads([evidence for evidence, _ in found]),
+        beside([measured for _, measured in found]),
+    )

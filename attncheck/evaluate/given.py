@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -94,20 +94,27 @@ class GivenWeights:
     """Weights as a source of single ones; see `Source`."""
 
     layer: LayerAttention
+    head: slice = field(default_factory=lambda: slice(None))
 
     @property
     def sinks(self) -> Tensor | None:
         """Mass on learned sinks, None without."""
-        return self.layer.sink_mass
+        held = self.layer.sink_mass
+        return None if held is None else held.detach()[:, self.head]
 
     def weights_at(
         self, cells: tuple[Tensor, Tensor, Tensor, Tensor], rows: Mapping[str, Tensor]
     ) -> Tensor:
         """Look up weights."""
         del rows  # weights are what they are
-        return self.layer.weights.detach()[cells]
+        return self.layer.weights.detach()[:, self.head][cells]
 
     def sink_mass(self, share: Tensor) -> Tensor:
         """Mass on learned sinks by row; 0 without."""
-        held = self.layer.sink_mass
-        return torch.zeros_like(share) if held is None else held.detach().to(share)
+        held = self.sinks
+        return torch.zeros_like(share) if held is None else held.to(share)
+
+    def of_heads(self, head: slice) -> GivenWeights:
+        """Return the weights of some heads."""
+        start = self.head.start or 0
+        return GivenWeights(self.layer, slice(start + head.start, start + head.stop))

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from attncheck import profile_attention
 from attncheck.attention import LayerAttention, QueryKey
 from attncheck.compiled.threads import alone, side_by_side
-from attncheck.evaluate import choose, dispatch, profile_given, profile_layer
+from attncheck.evaluate import assemble, choose, dispatch, profile_given, profile_layer
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.dense import profile_layer as profile_dense
 from attncheck.profile import LayerProfile
@@ -197,3 +197,19 @@ def test_threads_are_as_they_were(threads: int) -> None:
 def test_an_exception_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         side_by_side(lambda x: 1 // x, [1, 0, 2])
+
+
+@pytest.mark.parametrize("kind", ["fused", "blocked", "given"])
+def test_heads_read_apart_are_the_heads_read_together(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = _layer(90, heads=5, batch=2)
+    weights = _in_float32(layer)
+    sink = torch.full((2, 5, 90), 0.25) * torch.arange(5)[:, None] / 5
+    weights = replace(weights, weights=weights.weights * (1 - sink[..., None]), sink_mass=sink)
+    found = []
+    for rows in (1 << 40, 0):
+        monkeypatch.setattr(assemble, "MANY_ROWS", rows)
+        one = profile_given(weights) if kind == "given" else None
+        found.append(one or profile_blocked(layer, fused=kind == "fused"))
+    assert found[0].to_dict() == found[1].to_dict()
