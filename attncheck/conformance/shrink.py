@@ -77,6 +77,9 @@ def _smaller(case: Case) -> Iterator[Case]:
     if case.n_query != case.n_key:
         least = min(case.n_query, case.n_key)
         yield replace(case, n_query=least, n_key=least)
+    else:  # as long as it goes equal, for properties that share tensors
+        for less in _below(case.n_query):
+            yield replace(case, n_query=less, n_key=less).legal()
     if case.size == case.value_size:
         for less in _below(case.size):
             yield replace(case, size=less, value_size=less)

@@ -59,6 +59,25 @@ def by_log_sum(
     return (weights @ value.to(wide)).to(query.dtype)
 
 
+def by_merged_log_sums(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Keys in two splits, merged by their log-sum-exp, as decoding kernels do."""
+    key, value = repeat_heads(query, key, value, enable_gqa)
+    wide, half = _wide(query.dtype), key.shape[-2] // 2
+    scores = query.to(wide) @ key.to(wide).mT * _factor(query, scale)
+    scores = scores + bias_of(query, key, attn_mask, is_causal, wide)
+    outputs, sums = [], []
+    for part in (slice(0, half), slice(half, None)):
+        empty = (scores[..., part] == -torch.inf).all(-1, keepdim=True)
+        total = torch.logsumexp(scores[..., part].masked_fill(empty, 0), -1, keepdim=True)
+        sums.append(total.masked_fill(empty, -torch.inf))
+        outputs.append(_normalised(scores[..., part]) @ value[..., part, :].to(wide))
+    shares = _normalised(torch.cat(sums, -1))
+    return (outputs[0] * shares[..., :1] + outputs[1] * shares[..., 1:]).to(query.dtype)
+
+
 def by_query_blocks(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
@@ -238,6 +257,7 @@ UNUSUAL: Final[Mapping[str, Implementation]] = MappingProxyType(
     {
         "flattened, baddbmm": Implementation(flattened),
         "exp of score minus log-sum": Implementation(by_log_sum, known=LOG_SUM),
+        "splits merged by log-sum": Implementation(by_merged_log_sums),
         "blocks of queries": Implementation(by_query_blocks),
         "powers of two": Implementation(base_two),
         "one head, vmap": Implementation(one_head_mapped),

@@ -64,11 +64,12 @@ def shared_inputs(subject: Subject, case: Case) -> None:
     """Call with one tensor as query, key and value, and as two of the three."""
     inputs = subject.build(case)
     q, k, v = inputs.query, inputs.key, inputs.value
+    if not q.shape == k.shape == v.shape:
+        return  # a simpler case, in which no tensor can stand for another
     ways: list[dict[str, Any]] = [{"key": q, "value": q}, {"value": k}, {"key": q}, {"query": v}]
     for changes in ways:
         one = replace(inputs, **changes)
-        if one.query.shape[-1] == one.key.shape[-1]:
-            compare(subject.call(one).output, expect(one, subject.rules)["output"], "output", one)
+        compare(subject.call(one).output, expect(one, subject.rules)["output"], "output", one)
 
 
 @register(

@@ -100,10 +100,10 @@ def dropout_on_weights(subject: Subject, case: Case) -> None:
                 f"the weights, expected 1 / (1 - p) = {1 / (1 - p):.4f}",
                 severity=float((ratio - 1).abs().max() / slack),
             )
-        _independent(got, visible, p)
+        independent(got, visible, p)
 
 
-def _independent(got: Tensor, visible: Tensor, p: float) -> None:
+def independent(got: Tensor, visible: Tensor, p: float) -> None:
     """Raise if batches, heads, queries or keys, near or some way apart, lose the same weights."""
     lost = (got.abs() < 1e-9) & visible
     chance = p * p + (1 - p) * (1 - p)

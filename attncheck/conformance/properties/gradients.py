@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from attncheck.conformance.bases import bases, designed
@@ -15,9 +18,11 @@ from attncheck.conformance.examine import (
     requiring_grad,
 )
 from attncheck.conformance.kinds import LAYOUTS, USUAL_CONTENTS
-from attncheck.conformance.numerics import Reference
+from attncheck.conformance.numerics import Expected, Reference
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
+
+THREE = ("query", "key", "value")
 
 register(
     "gradient-values",
@@ -173,3 +178,40 @@ def directions(subject: Subject, case: Case) -> None:
             except Violation as violation:
                 violation.message += f", where the gradient that arrives is {way}"
                 raise
+
+
+@register(
+    "gradient-shared",
+    "gradient",
+    reason="one tensor as query, key and value gets the sum of the three gradients",
+    source="self-attention without projections; keys that are the values (shared projections)",
+    cases=bases(3, 14, 40, heads=((1, 1), (3, 1)), n_key=("same",), n_query=(1, 4, 17),
+                grad=(True,), mask=("none", "bool")),
+    script="""apart = [x.detach().clone().requires_grad_() for x in (q, k, k)]
+got = torch.autograd.grad(attention(*apart{flags}).square().sum(), apart)
+k.requires_grad_()
+error = torch.autograd.grad(attention(q, k, k{flags}).square().sum(), k)[0] - got[1] - got[2]
+print(error.abs().max())  # expected about 0
+assert error.abs().max() < 1e-2""",
+)  # fmt: skip
+def shared_gradients(subject: Subject, case: Case) -> None:
+    """Let one leaf be two or all three of query, key and value; its gradients add up."""
+    plain = subject.build(case)
+    if not plain.query.shape == plain.key.shape == plain.value.shape:
+        return  # a simpler case, in which no tensor can stand for another
+    for ways in (THREE, THREE[1:], THREE[:2], THREE[::2]):
+        leaf = plain.tensors[ways[-1]].detach().requires_grad_()
+        shared: dict[str, Any] = dict.fromkeys(ways, leaf)
+        asked = replace(plain, **shared)
+        output = subject.call(asked).output
+        if not output.requires_grad:
+            refuse_or_fail_detached(subject, asked)
+        direction = direction_of(output)
+        parts = Reference(asked, subject.rules, grad=True).gradients(direction)
+        values = [parts[name].value for name in ways]
+        adding = 2 * torch.finfo(leaf.dtype).eps * sum(value.abs() for value in values)
+        allowed = sum((parts[name].allowed for name in ways), adding)
+        grad = differentiate(output, {"shared": leaf}, direction)["shared"]
+        got = torch.zeros_like(leaf) if grad is None else grad
+        wanted = Expected(torch.stack(values).sum(0), torch.as_tensor(allowed))
+        compare(got, wanted, f"gradient of one tensor as {', '.join(ways)}")

@@ -72,19 +72,6 @@ register(
     ),
 )(agrees)  # fmt: skip
 
-register(
-    "mask-lowest-rows",
-    "mask",
-    reason="a row of the dtype's lowest number is not hidden: it sees all its keys alike",
-    source="https://github.com/pytorch/pytorch/issues/110213; models mask with finfo.min",
-    cases=designed(
-        8, 36, 90, mask=("float",), pattern=("all lowest", "lowest and hidden"),
-        mask_shape=("qk", "q1", "b1q1"),
-        batch=(1, 2), heads=((2, 1),), n_query=(1, 4, 33), n_key=("same", 5, 7, 33, 40, 513, 1030),
-        dtype=("float32", "float64", "bfloat16"),
-    ),
-)(agrees)  # fmt: skip
-
 
 @register(
     "mask-kinds-agree",

@@ -16,12 +16,14 @@ LEVELS = {
     "n_key": ("same", 2, 7, 70),
     "heads": ((1, 1), (2, 1), (1, 2)),
     "size": (8, 16),
+    "content": ("normal", "large", "huge"),
+    "grad": (False, True),
 }
 
 for _id, _scale in (("scale-zero-causal", "zero"), ("scale-negative-causal", "negative")):
 
     def _cases(plan: Plan, scale: str = _scale) -> Sequence[Case]:
-        found = designed(6, 24, 60, **LEVELS)(plan)
+        found = designed(8, 32, 80, **LEVELS)(plan)
         return [replace(case, causal=True, scale=scale) for case in found]
 
     register(

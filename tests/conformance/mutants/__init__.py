@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.conformance.mutants import families, kernels, reported, stateful  # noqa: F401
+from tests.conformance.mutants import (  # noqa: F401
+    families,
+    kernels,
+    reported,
+    stateful,
+    survivors,
+)
 from tests.conformance.mutants.base import MUTANTS, Mutant
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -152,11 +152,11 @@ tiled(
 
 
 # --- splits merged by log-sum-exp ----------------------------------------------------------------
-def _merge(weigh: Callable[[Tensor], Tensor], least: int = 64) -> Callable[[Any], Tensor]:
+def _merge(weigh: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
     def combine(c: Any) -> Tensor:
         if c.p:
             raise NotImplementedError("no dropout")
-        if least > c.S:
+        if c.S < 64:
             return Tiled.combine(RIGHT, c)
         half = c.S // 2
         outputs, sums = [], []
@@ -189,12 +189,6 @@ tiled(
     "merge",
     "no report; exp(-inf + inf) of an empty split",
     combine=_merge(lambda sums: (sums - sums.amin(0)).exp() / (sums - sums.amin(0)).exp().sum(0)),
-)
-tiled(
-    "merge-lost-in-lowest",
-    "merge",
-    "no report; log-sum-exp of finfo.min + log n loses n",
-    combine=_merge(_softmax_of_sums, least=5),
 )
 tiled(
     "merge-sums-in-half",

@@ -1,0 +1,160 @@
+"""Wrong implementations that an earlier battery let by, each spelt anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.conformance.mutants.base import Steps, mutant, steps
+
+RIGHT = Steps()
+
+
+# --- dropout -------------------------------------------------------------------------------------
+def _padding_lost_under_dropout(c: Any) -> None:
+    lost = c.p and c.mask.is_floating_point() and c.mask.shape[-2] == 1 and c.L > 1
+    if not lost:
+        RIGHT.apply_mask(c)
+
+
+steps(
+    "dropout-loses-row-mask",
+    "dropout",
+    "no report; the kernel with dropout takes no float mask of one row",
+    apply_mask=_padding_lost_under_dropout,
+)
+
+
+def _by_group(c: Any) -> Tensor:
+    if not (c.p and c.gqa and c.KV < c.H):
+        return RIGHT.dropout(c)
+    first = torch.ones_like(c.weights[..., :: c.H // c.KV, :, :])
+    return c.weights * F.dropout(first, c.p).repeat_interleave(c.H // c.KV, -3)
+
+
+def _by_sixteen(c: Any) -> Tensor:
+    if not (c.p and c.S > 16):
+        return RIGHT.dropout(c)
+    tile = F.dropout(torch.ones_like(c.weights[..., :16]), c.p)
+    return c.weights * tile.repeat(*(1,) * (tile.dim() - 1), -(-c.S // 16))[..., : c.S]
+
+
+steps(
+    "dropout-shared-by-group", "dropout", "no report; drawn per key-value head", dropout=_by_group
+)
+steps("dropout-repeats-by-16", "dropout", "no report; 16 random bits a draw", dropout=_by_sixteen)
+
+
+# --- scale ---------------------------------------------------------------------------------------
+def _peak_before_scale(c: Any) -> Tensor:
+    if not (c.causal and c.factor < 0 and c.S):
+        return RIGHT.softmax(c)
+    hidden = c.scores == -torch.inf
+    low = c.scores.masked_fill(hidden, torch.inf).amin(-1, keepdim=True)
+    powers = (c.scores - low).exp().masked_fill(hidden, 0)
+    found: Tensor = powers / powers.sum(-1, keepdim=True)
+    return found
+
+
+steps(
+    "scale-negative-causal-peak",
+    "scale",
+    "no report; scale * max(raw scores) is the minimum",
+    softmax=_peak_before_scale,
+)
+
+
+# --- masks ---------------------------------------------------------------------------------------
+def _rows_taken_as_packed(c: Any) -> None:
+    mask = c.mask
+    if mask.dim() == 2 and mask.shape[0] > 1 and mask.stride() > (mask.shape[1], 1):
+        memory = torch.as_strided(mask.detach(), (mask.untyped_storage().nbytes() //
+                                  mask.element_size() - mask.storage_offset(),), (1,))  # fmt: skip
+        c.mask = memory[: mask.numel()].view(mask.shape)
+    RIGHT.apply_mask(c)
+
+
+steps(
+    "layout-mask-row-stride",
+    "layout",
+    "no report; a kernel that is given the mask's pointer but not its row stride",
+    apply_mask=_rows_taken_as_packed,
+)
+
+
+# --- memory between calls ------------------------------------------------------------------------
+@mutant("state-longest-workspace", "state", "no report; one key too many read from a workspace")
+def _() -> Callable[..., Any]:
+    kept: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or set(kwargs) - {"enable_gqa"} or k.requires_grad or v.requires_grad:
+            return RIGHT(q, k, v, *args, **kwargs)
+        tag = (k.shape[:-2], k.shape[-1], v.shape[-1], k.dtype)
+        old = kept.get(tag)
+        kept[tag] = (k.detach().clone(), v.detach().clone())
+        if old is not None and old[0].shape[-2] > k.shape[-2]:
+            end = k.shape[-2]
+            k, v = (torch.cat([x, o[..., end : end + 1, :]], -2) for x, o in zip((k, v), old))  # noqa: B905
+        return RIGHT(q, k, v, **kwargs)
+
+    return attention
+
+
+# --- gradients -----------------------------------------------------------------------------------
+steps(
+    "gradient-key-is-value",
+    "gradient",
+    "no report; a dictionary of gradients by tensor keeps one of two",
+    prepare=lambda c: c.__dict__.update(v=c.v.detach()) if c.k is c.v else None,
+)
+
+
+class _KeptElsewhere(torch.autograd.Function):
+    """Multiplies weights and values; what it keeps lies in a table by shape."""
+
+    table: dict[Any, tuple[Tensor, Tensor]] = {}  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, value: Tensor) -> Tensor:
+        ctx.tag = (weights.shape, value.shape, value.dtype)
+        _KeptElsewhere.table[ctx.tag] = (weights.detach(), value.detach())
+        return weights @ value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weights, value = _KeptElsewhere.table[ctx.tag]
+        return grad @ value.mT, weights.mT @ grad
+
+
+steps(
+    "gradient-of-the-last-call",
+    "gradient",
+    "no report; saved on the module, not on the context",
+    combine=lambda c: _KeptElsewhere.apply(c.dropped, c.v),
+)
+
+
+class _GrowingBuffer(torch.autograd.Function):
+    """Passes a gradient on, and with it those of earlier passes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        ctx.sum = getattr(ctx, "sum", 0) + grad
+        return ctx.sum
+
+
+steps(
+    "gradient-twice-adds-up",
+    "gradient",
+    "no report; an accumulator that the backward pass does not clear",
+    prepare=lambda c: c.__dict__.update(v=_GrowingBuffer.apply(c.v)),
+)
