@@ -100,7 +100,7 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         >>> profile.value("max_weight"), profile.counts["entropy"]
         (array([1.]), array([8]))
         >>> profile.evaluator
-        'dense: weights are held, no query and key'
+        'dense: weights are held, no query and key; not fused: the layer is small'
     """
     choice = choose(layer, options.get("also", ()))
     found = None
