@@ -69,18 +69,19 @@ def profile_given(
             return None
         valid = valid_rows(layer, reach)
         books = Books.open(Targets(marks, reach, layer.positional), valid, torch.float64)
-        places = [(b, h) for b in range(layer.batch) for h in range(layer.n_heads)]
+        step = max(1, layer.n_heads // (2 * torch.get_num_threads()))
+        heads = [slice(h, min(h + step, layer.n_heads)) for h in range(0, layer.n_heads, step)]
+        places = [(b, head) for b in range(layer.batch) for head in heads]
         if not all(side_by_side(partial(_read, layer, books), places)):
             return None
         return assemble(layer, [books.tally(GivenWeights(layer))])
 
 
-def _read(layer: LayerAttention, books: Books, place: tuple[int, int]) -> bool:
-    """Read one head of one sequence; say whether it is as weights should be."""
+def _read(layer: LayerAttention, books: Books, place: tuple[int, slice]) -> bool:
+    """Read some heads of one sequence; say whether they are as weights should be."""
     from attncheck.compiled.loops import read_weights
 
-    sequence, number = place
-    head = slice(number, number + 1)
+    sequence, head = place
     with quiet("cpu"):
         weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
     sight, ledger = books.sight(sequence, head), books.ledger(sequence, head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from math import prod
 from typing import Any, Final
 
@@ -49,12 +50,14 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
         return None
     if not set(wanted) <= KNOWN or missing() is not None:
         return None
+    from attncheck.compiled.threads import alone
+
     with quiet("cpu"):
         counts = torch.full((layer.n_query,), layer.n_key)
         if layer.causal:
             counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
         held = _read(layer, counts)
-        return None if held is None else _measures(layer, counts, held, wanted)
+    return None if held is None else alone(partial(_measures, layer, counts, held, wanted))
 
 
 def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
@@ -67,18 +70,27 @@ def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
     ramp = (ramp if layer.positional else 0 * ramp).astype(np.float32)
     found = np.zeros((*layer.shape[:3], NUMBERS))
 
-    def read(place: tuple[int, int]) -> Any:
-        sequence, head = place[0], slice(place[1], place[1] + 1)
+    def read(place: tuple[int, slice]) -> Any:
+        sequence, head = place
         with quiet("cpu"):
             weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
         out = found[sequence, head]
         return measure_rows(weights, counts.numpy(), position, layer.positional, ramp, out)
 
-    places = [(b, h) for b in range(layer.batch) for h in range(layer.n_heads)]
+    step = max(1, layer.n_heads // (2 * torch.get_num_threads()))
+    heads = [slice(h, min(h + step, layer.n_heads)) for h in range(0, layer.n_heads, step)]
+    places = [(b, head) for b in range(layer.batch) for head in heads]
     return torch.from_numpy(found).movedim(-1, 0) if all(side_by_side(read, places)) else None
 
 
 def _measures(
+    layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
+) -> dict[str, Rows]:
+    with quiet("cpu"):
+        return _named(layer, counts, held, wanted)
+
+
+def _named(
     layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
 ) -> dict[str, Rows]:
     mass, entropy, highest, participation, distance, first, later = held
