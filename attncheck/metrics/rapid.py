@@ -41,12 +41,14 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
         wanted: Names of measures.
 
     Returns:
-        Values and which of them count, by name; None where another way is needed: a mask, a GPU,
-        float64, few weights, a measure that sorts, no numba, or weights that are negative, not
-        finite or on hidden keys.
+        Values and which of them count, by name; None where another way is needed: a mask, queries
+        left out, a GPU, float64, few weights, a measure that sorts, no numba, or weights that are
+        negative, not finite or on hidden keys.
     """
-    fits = layer.mask is None and layer.sighted is None and layer.device.type == "cpu"
-    if not fits or layer.dtype == torch.float64 or prod(layer.shape) < SMALL:
+    whole = layer.mask is None and layer.sighted is None and not layer.queries
+    if not whole or layer.device.type != "cpu":
+        return None
+    if layer.dtype == torch.float64 or prod(layer.shape) < SMALL:
         return None
     if not set(wanted) <= KNOWN or missing() is not None:
         return None

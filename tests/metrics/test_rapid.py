@@ -78,3 +78,10 @@ def test_what_it_cannot_read_it_does_not() -> None:
     assert measure_rapidly(replace(layer, mask=mask), KNOWN) is None
     small = LayerAttention(torch.eye(8)[None, None])
     assert measure_rapidly(small, KNOWN) is None
+    few = LayerAttention(
+        torch.full((1, 4, 520, 1040), 1 / 1040),
+        kind="self",
+        queries=tuple(range(0, 1040, 2)),
+        n_query_in_call=1040,
+    )
+    assert measure_rapidly(few, KNOWN) is None
