@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-__all__ = ["NUMBERS", "Keys", "Ledger", "Sight"]
+import numpy as np
+
+__all__ = ["NUMBERS", "Keys", "Ledger", "Sight", "ramp_of"]
 
 NUMBERS: Final = (
     *("peak", "top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share"),
@@ -80,3 +82,16 @@ class Ledger(NamedTuple):
     by_offset: Any
     step: int
     lead: int
+
+
+def ramp_of(n_query: int, n_key: int, positional: bool) -> Any:
+    """Return the distances of `Keys`, from which each row takes its own.
+
+    Example:
+        >>> ramp_of(1, 2, True).tolist()
+        [2.0, 1.0, 0.0, 1.0, 2.0, 3.0]
+    """
+    length = 2 * n_key + n_query + 1
+    if not positional:
+        return np.zeros(length, np.float32)
+    return np.abs(np.arange(length) - n_key).astype(np.float32)

@@ -33,7 +33,7 @@ DELIMITER: Final = 14
 BLOCK: Final = 16
 
 extremes, measure, peak, raise_row = of_row.extremes, of_row.measure, of_row.peak, of_row.raise_
-add_row, overlap, size, total = of_row.add_row, of_row.overlap, of_row.size, of_row.total
+add_row, size, total = of_row.add_row, of_row.size, of_row.total
 on_marks, on_same, on_tokens = of_row.on_marks, of_row.on_same, of_row.on_tokens
 flush_into, halve = of_row.flush_into, of_row.halve
 
@@ -68,6 +68,30 @@ def _pick(row: Any, low: int, place: int, keys: Any, factor: float, numbers: Any
 
 
 @loop
+def _look(
+    row: Any, head: int, query: int, factor: float, sight: Any, keys: Any, numbers: Any
+) -> None:
+    """Read from a row the first key, later keys, and what the query selects.
+
+    Args:
+        row: Weights from the first visible key on, but for ``factor``; 0 behind the last.
+        head: Which head.
+        query: Which query.
+        factor: Factor on the weights.
+        sight: What rows see.
+        keys: What is known of the keys.
+        numbers: Numbers of this row, to be written.
+    """
+    low, high, place = sight.low[head, query], sight.high[head, query], sight.position + query
+    first = sight.first[head] - low
+    if 0 <= first < row.shape[0]:
+        numbers[FIRST] = row[first] * factor
+    if sight.positional and high > place + 1:
+        numbers[LATER] = total(row[max(place + 1 - low, 0) :]) * factor
+    _pick(row[: high - low], low, place, keys, factor, numbers)
+
+
+@loop
 def _add(
     row: Any, low: int, query: int, seen: int, factor: float, head: int, sight: Any, ledger: Any
 ) -> Any:
@@ -75,8 +99,6 @@ def _add(
     high = low + row.shape[0]
     even = np.float32(1.0 / seen)
     by_key = ledger.by_key[head, query // ledger.step, ledger.lead + low : ledger.lead + high]
-    if not sight.positional:
-        return overlap(row, np.float32(factor), even, by_key)
     shift = sight.valid.shape[1] - 1 - query
     by_offset = ledger.by_offset[head, shift + low : shift + high]
     return add_row(row, np.float32(factor), even, by_key, by_offset)
@@ -147,17 +169,11 @@ def read_scores(
                 share = 1.0
                 if sinks.shape[0]:
                     share = 1.0 / (1.0 + np.exp(sinks[head, query] - most) / mass)
-                first = sight.first[head] - low
                 numbers[PEAK], numbers[TOP], numbers[SHARE] = most, factor, share
                 numbers[MASS] = 1.0
                 numbers[INNER] = inner * factor
-                numbers[NORM] = np.sqrt(square) * factor
-                numbers[FAR] = far * factor
-                if 0 <= first < held.shape[0]:
-                    numbers[FIRST] = held[first] * factor
-                if sight.positional and high > place + 1:
-                    numbers[LATER] = total(held[max(place + 1 - low, 0) :]) * factor
-                _pick(held[: high - low], low, place, keys, factor, numbers)
+                numbers[NORM], numbers[FAR] = np.sqrt(square) * factor, far * factor
+                _look(held, head, query, factor, sight, keys, numbers)
                 if high - low >= 2:
                     whole, shared = _add(
                         held, low, query, high - low, factor * share, head, sight, ledger
@@ -204,21 +220,14 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
                 if not mass < np.inf:
                     return False
                 factor = 1.0 / mass
-                first = sight.first[head] - low
                 numbers[TOP], numbers[MASS], numbers[SHARE] = most * factor, 1.0, mass
                 # entropy = log mass - sum a log a / mass, and -log top - inner
                 numbers[INNER] = inner * factor - np.log(most)
-                numbers[NORM] = np.sqrt(square) * factor
-                numbers[FAR] = far * factor
-                if 0 <= first < held.shape[0]:
-                    numbers[FIRST] = held[first] * factor
-                if sight.positional and high > place + 1:
-                    numbers[LATER] = total(held[max(place + 1 - low, 0) :]) * factor
-                _pick(held[: high - low], low, place, keys, factor, numbers)
+                numbers[NORM], numbers[FAR] = np.sqrt(square) * factor, far * factor
+                _look(held, head, query, factor, sight, keys, numbers)
                 if high - low >= 2:
-                    numbers[OVERLAP] = _add(held, low, query, high - low, 1.0, head, sight, ledger)[
-                        1
-                    ]
+                    shared = _add(held, low, query, high - low, 1.0, head, sight, ledger)[1]
+                    numbers[OVERLAP] = shared
         if sight.positional:
             flush_into(ledger.by_offset[head], ledger.offsets[head])
     return True

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from typing import Final
 
-__all__ = ["missing"]
+__all__ = ["SMALL", "missing"]
+
+SMALL: Final = 1 << 20
+"""Weights of a layer below which loading compiled loops costs more than they save."""
 
 
 @cache

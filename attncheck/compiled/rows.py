@@ -22,7 +22,6 @@ __all__ = [
     "on_marks",
     "on_same",
     "on_tokens",
-    "overlap",
     "peak",
     "raise_",
     "size",
@@ -137,23 +136,6 @@ def add_row(row: Any, factor: Any, even: Any, by_key: Any, by_offset: Any) -> An
             w = piece[j] * factor
             keys[j] += w
             offsets[j] += w
-            z += w
-            o += w if w < even else even
-        mass += z
-        shared += o
-    return mass, shared
-
-
-@loop
-def overlap(row: Any, factor: Any, even: Any, by_key: Any) -> Any:
-    """As `add_row`, where distance means nothing."""
-    mass = shared = 0.0
-    for start in range(0, row.shape[0], PIECE):
-        piece, keys = row[start : start + PIECE], by_key[start : start + PIECE]
-        z = o = ZERO
-        for j in range(piece.shape[0]):
-            w = piece[j] * factor
-            keys[j] += w
             z += w
             o += w if w < even else even
         mass += z

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["alone", "side_by_side"]
+__all__ = ["shares", "side_by_side"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,19 +46,19 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
         wait(futures)
 
 
-def alone(work: Callable[[], Result]) -> Result:
-    """Call a function where torch uses one thread.
+def shares(count: int, each: int = 2) -> list[slice]:
+    """Cut so many things into shares for every thread.
 
-    Many small operations are faster so: each one that is shared waits for the slowest thread.
+    Args:
+        count: How many things.
+        each: Shares of a thread: with several, one that is slow holds up less.
 
     Example:
-        >>> alone(lambda: torch.ones(3).sum().item())
-        3.0
+        >>> [share.stop - share.start for share in shares(1)]
+        [1]
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or not _OPENMP:
-        return work()
-    return _pool(threads).submit(work).result()
+    step = max(1, -(-count // (each * torch.get_num_threads())))
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Final
 
-import torch
-
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.compiled.threads import alone, side_by_side
+from attncheck.compiled.threads import shares, side_by_side
 from attncheck.evaluate.evidence import evidence_of
 from attncheck.evaluate.measures import Totals, beside, join, measures_of
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import PatternEvidence, join_heads
 from attncheck.profile import LayerProfile
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "describe"]
 
 MANY_ROWS: Final = 1 << 13
 """Rows of all heads from which on threads share what is read of them."""
@@ -31,7 +29,14 @@ def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
         tallies: One for each chunk of its sequences, at least one.
     """
     found = [_read(tally, layer) for tally in tallies]
-    totals = join([measured for _, measured in found])
+    evidence = reduce(PatternEvidence.merge, (evidence for evidence, _ in found))
+    return describe(layer, join([measured for _, measured in found]), evidence)
+
+
+def describe(
+    layer: LayerAttention, totals: Mapping[str, Totals], evidence: PatternEvidence
+) -> LayerProfile:
+    """Put what was measured under the name of its layer."""
     return LayerProfile(
         name=layer.name,
         index=layer.index,
@@ -45,7 +50,7 @@ def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
         sums={name: held.sums for name, held in totals.items()},
         counts={name: held.counts for name, held in totals.items()},
         maxima={name: held.maxima for name, held in totals.items()},
-        evidence=reduce(PatternEvidence.merge, (evidence for evidence, _ in found)),
+        evidence=evidence,
     )
 
 
@@ -57,14 +62,10 @@ def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[st
         with quiet(layer.device.type):
             return evidence_of(part, causal=layer.causal), measures_of(part)
 
-    heads, everything = tally.valid.shape[1], slice(0, tally.valid.shape[1])
-    if layer.device.type != "cpu":
+    everything = slice(0, tally.valid.shape[1])
+    if layer.device.type != "cpu" or tally.valid.numel() < MANY_ROWS:
         return read(everything)
-    if tally.valid.numel() < MANY_ROWS:
-        return alone(lambda: read(everything))
-    step = -(-heads // torch.get_num_threads())
-    slices = [slice(start, min(start + step, heads)) for start in range(0, heads, step)]
-    found = side_by_side(read, slices)
+    found = side_by_side(read, shares(everything.stop, each=1))
     return (
         join_heads([evidence for evidence, _ in found]),
         beside([measured for _, measured in found]),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import torch
-
 from attncheck.attention import LayerAttention
+from attncheck.evaluate.assemble import describe
+from attncheck.evaluate.measures import Totals
 from attncheck.metrics import METRICS, Metric, measure_layer
 from attncheck.patterns import collect_evidence
 from attncheck.profile import LayerProfile
@@ -37,36 +37,20 @@ def profile_layer(
         ValueError: Tokens or segments of the wrong length, or ``also`` names no measure.
 
     Example:
+        >>> import torch
         >>> profile = profile_layer(LayerAttention(torch.eye(8)[None, None]))
         >>> profile.value("max_weight"), profile.counts["entropy"]
         (array([1.]), array([8]))
     """
-    sums, counts, maxima = {}, {}, {}
-    for name, (values, valid) in measure_layer(layer, _chosen(also)).items():
-        sums[name] = values.masked_fill(~valid, 0).sum((0, 2)).cpu().numpy()
-        counts[name] = valid.sum((0, 2)).cpu().numpy()
-        maxima[name] = values.masked_fill(~valid, -torch.inf).amax((0, 2)).cpu().numpy()
+    measured = measure_layer(layer, _chosen(also))
     crosses = layer.kind == "cross"
-    return LayerProfile(
-        name=layer.name,
-        index=layer.index,
-        call=layer.call,
-        kind=layer.kind,
-        backend=layer.backend,
-        causal=layer.causal,
-        dtype=layer.dtype_name,
-        heads=layer.heads,
-        n_kv_heads=layer.n_key_value_heads,
-        sums=sums,
-        counts=counts,
-        maxima=maxima,
-        evidence=collect_evidence(
-            layer,
-            None if crosses else tokens,
-            segment_ids=None if crosses else segment_ids,
-            delimiters=delimiters,
-        ),
+    evidence = collect_evidence(
+        layer,
+        None if crosses else tokens,
+        segment_ids=None if crosses else segment_ids,
+        delimiters=delimiters,
     )
+    return describe(layer, {name: Totals.of(*rows) for name, rows in measured.items()}, evidence)
 
 
 def _chosen(also: Collection[str]) -> list[Metric]:

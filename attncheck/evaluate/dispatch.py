@@ -17,20 +17,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from attncheck.attention import LayerAttention
+from attncheck.compiled import SMALL
 from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.fused import unfit
 from attncheck.evaluate.given import profile_given
-from attncheck.evaluate.given import unfit as unfit_to_read
 from attncheck.profile import LayerProfile
 
 __all__ = ["Choice", "choose", "profile_layer"]
-
-SMALL: Final = 1 << 20
-"""Weights of a layer below which loading compiled loops costs more than they save."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,13 @@ def choose(layer: LayerAttention, also: Any = ()) -> Choice:
     """
     if also:
         return Choice("dense", f"{', '.join(also)}: sorts whole rows of weights")
-    small = "the layer is small" if prod(layer.shape) < SMALL else None
+    why_not = "the layer is small" if prod(layer.shape) < SMALL else unfit(layer)
     if layer.query_key is None:
-        why_not = small or unfit_to_read(layer)
         if why_not is None:
             return Choice("fused", "weights are held; each is read once")
         return Choice("dense", f"weights are held, no query and key; not fused: {why_not}")
     if layer.queries:
         return Choice("dense", "only some queries of the call are held")
-    why_not = small or unfit(layer)
     if why_not is None:
         return Choice("fused", "query and key are held; each row is read once")
     return Choice("blocked", f"query and key are held; not fused: {why_not}")

@@ -19,11 +19,13 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.compiled import missing
+from attncheck.compiled.threads import side_by_side
 from attncheck.evaluate.ledgers import Books
 from attncheck.evaluate.reach import Reach
 from attncheck.evaluate.scores import Scores
 from attncheck.evaluate.tally import Tally
 from attncheck.evaluate.targets import Targets
+from attncheck.patterns.cells import CellGrid
 from attncheck.patterns.grid import Marks
 
 __all__ = ["sequences_together", "unfit", "walk_fused"]
@@ -40,14 +42,14 @@ NUMBERS: Final = 1 << 22
 
 
 def unfit(layer: LayerAttention) -> str | None:
-    """Say why compiled loops can't walk the query and key of a layer; None if they can."""
-    record = layer.query_key
-    if record is None or layer.queries:
-        return "query and key of the whole call are not held"
+    """Say why compiled loops can't read what a layer holds; None if they may be tried."""
+    if layer.queries:
+        return "only some queries of the call are held"
     if layer.device.type != "cpu":
         return f"compiled loops run on a CPU, not on {layer.device.type}"
-    if record.computed_in != torch.float32:
-        return f"compiled loops are float32, not {str(record.computed_in).removeprefix('torch.')}"
+    record = layer.query_key
+    if (layer.dtype if record is None else record.computed_in) == torch.float64:
+        return "compiled loops are float32, not float64"
     return missing()
 
 
@@ -67,18 +69,15 @@ def walk_fused(
     Raises:
         ValueError: Rows have hidden keys between visible ones.
     """
-    from attncheck.compiled.threads import side_by_side
-
     if reach.mask is not None:
         raise ValueError("reach: compiled loops read rows that see one stretch of keys")
     record = layer.query_key
     assert record is not None
-    scores = [
-        Scores.of(record, slice(sequence, sequence + 1))
-        for sequence in range(batch.start, batch.stop)
-    ]
+    every = Scores.of(record, batch)
+    scores = [every.of_sequence(number) for number in range(batch.stop - batch.start)]
     n_rows = _rows(reach)
-    heads = [(number, head) for number, own in enumerate(scores) for head in _heads(own, reach)]
+    most = BLOCK_WEIGHTS // max(1, n_rows * reach.n_key)
+    heads = [(number, head) for number in range(len(scores)) for head in _heads(every, most)]
     parts = _parts(reach, n_rows, len(heads))
     targets = Targets(marks, reach, layer.positional)
     books = Books.open(targets, valid, torch.float32, len(parts))
@@ -88,7 +87,7 @@ def walk_fused(
         for part, queries in enumerate(parts)
     ]
     side_by_side(_Task.run, tasks)
-    return books.tally(Scores.of(record, batch))
+    return books.tally(every)
 
 
 def _rows(reach: Reach) -> int:
@@ -100,18 +99,16 @@ def _rows(reach: Reach) -> int:
     return rows
 
 
-def _heads(scores: Scores, reach: Reach) -> Iterator[slice]:
+def _heads(scores: Scores, most: int) -> Iterator[slice]:
     """Yield the heads that are walked together: as many as a block holds, not all."""
-    size = _rows(reach) * reach.n_key
-    heads = scores.query.shape[1]
-    fair = -(-heads // torch.get_num_threads())
-    return scores.parts(max(1, min(BLOCK_WEIGHTS // max(1, size), fair)))
+    fair = -(-scores.query.shape[1] // torch.get_num_threads())
+    return scores.parts(max(1, min(most, fair)))
 
 
 def _parts(reach: Reach, rows: int, tasks: int) -> list[range]:
     """Cut the queries where there are fewer heads than threads: into parts of like area."""
     wanted = -(-torch.get_num_threads() // max(1, tasks))
-    step = max(rows, 1 << max(0, (reach.n_key // 128).bit_length()))
+    step = max(rows, CellGrid(reach.n_query, reach.n_key).step)
     borders = {0, reach.n_query}
     for number in range(1, wanted):
         share = (number / wanted) ** (0.5 if bool((reach.high.diff() > 0).any()) else 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.compiled import missing
+from attncheck.compiled.threads import shares, side_by_side
 from attncheck.evaluate.assemble import assemble
 from attncheck.evaluate.blocked import valid_rows
 from attncheck.evaluate.ledgers import Books
@@ -21,18 +21,7 @@ from attncheck.evaluate.targets import Targets
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
 
-__all__ = ["profile_given", "unfit"]
-
-
-def unfit(layer: LayerAttention) -> str | None:
-    """Say why compiled loops can't read the weights of a layer; None if they may be tried."""
-    if layer.device.type != "cpu":
-        return f"compiled loops run on a CPU, not on {layer.device.type}"
-    if layer.dtype == torch.float64:
-        return "compiled loops are float32, not float64"
-    if layer.queries:
-        return "only some queries of the call are held"
-    return missing()
+__all__ = ["profile_given"]
 
 
 def profile_given(
@@ -57,8 +46,6 @@ def profile_given(
     Raises:
         ValueError: Tokens or segments are of the wrong length.
     """
-    from attncheck.compiled.threads import side_by_side
-
     crosses = layer.kind == "cross"
     marks = read_marks(
         layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
@@ -69,9 +56,7 @@ def profile_given(
             return None
         valid = valid_rows(layer, reach)
         books = Books.open(Targets(marks, reach, layer.positional), valid, torch.float64)
-        step = max(1, layer.n_heads // (2 * torch.get_num_threads()))
-        heads = [slice(h, min(h + step, layer.n_heads)) for h in range(0, layer.n_heads, step)]
-        places = [(b, head) for b in range(layer.batch) for head in heads]
+        places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
         if not all(side_by_side(partial(_read, layer, books), places)):
             return None
         return assemble(layer, [books.tally(GivenWeights(layer))])
@@ -86,7 +71,8 @@ def _read(layer: LayerAttention, books: Books, place: tuple[int, slice]) -> bool
         weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
     sight, ledger = books.sight(sequence, head), books.ledger(sequence, head)
     sound = bool(read_weights(weights, sight, books.keys[sequence], ledger))
-    books.settle(ledger)
+    if sound:
+        books.settle(ledger)
     return sound
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncheck.compiled.ledger import NUMBERS, Keys, Ledger, Sight
+from attncheck.compiled.ledger import NUMBERS, Keys, Ledger, Sight, ramp_of
 from attncheck.evaluate.tally import Source, Tally
 from attncheck.evaluate.targets import Targets
 from attncheck.patterns.cells import CellGrid
@@ -174,11 +174,8 @@ def _keys(targets: Targets, sequence: int) -> Keys:
 
     tokens = own(marks.tokens, "induction", np.int32)
     before = np.concatenate([np.full(1, -1, np.int32), tokens[:-1]]) if len(tokens) else tokens
-    ramp = np.zeros(2 * reach.n_key + reach.n_query + 1, np.float32)
-    if targets.positional:
-        ramp = np.abs(np.arange(len(ramp)) - reach.n_key).astype(np.float32)
     return Keys(
-        ramp,
+        ramp_of(reach.n_query, reach.n_key, targets.positional),
         tokens,
         before,
         own(marks.delimiters, "delimiter", np.float32),

@@ -140,6 +140,17 @@ class Scores:
         """Mass that learned sinks take."""
         return 1 - share
 
+    def of_sequence(self, number: int) -> Scores:
+        """Return the scores of one sequence; query and key are views."""
+        own, shared = slice(number, number + 1), self.query.shape[1] // self.group
+        return replace(
+            self,
+            query=self.query[own],
+            key=self.key[number * shared : (number + 1) * shared],
+            added=tuple(of_sequences(held, own) for held in self.added),
+            sinks=None if self.sinks is None else of_sequences(self.sinks, own),
+        )
+
     def of_heads(self, head: slice) -> Scores:
         """Return these scores for a tally of some heads."""
         return replace(self, first=self.first + head.start)

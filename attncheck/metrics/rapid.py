@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
 from math import prod
 from typing import Any, Final
 
@@ -13,12 +12,11 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.compiled import missing
+from attncheck.compiled import SMALL, missing
+from attncheck.compiled.ledger import ramp_of
+from attncheck.compiled.threads import shares, side_by_side
 
 __all__ = ["measure_rapidly"]
-
-SMALL: Final = 1 << 20
-"""Weights of a layer below which loading compiled loops costs more than they save."""
 
 NUMBERS: Final = 7
 """What a loop writes of each row."""
@@ -52,24 +50,20 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
         return None
     if not set(wanted) <= KNOWN or missing() is not None:
         return None
-    from attncheck.compiled.threads import alone
-
     with quiet("cpu"):
         counts = torch.full((layer.n_query,), layer.n_key)
         if layer.causal:
             counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
         held = _read(layer, counts)
-    return None if held is None else alone(partial(_measures, layer, counts, held, wanted))
+        return None if held is None else _measures(layer, counts, held, wanted)
 
 
 def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
     """Numbers of each row, ``(number, batch, head, query)``; None if weights are not in order."""
     from attncheck.compiled.loops import measure_rows
-    from attncheck.compiled.threads import side_by_side
 
     position = int(layer.query_positions()[0])
-    ramp = np.abs(np.arange(2 * layer.n_key + layer.n_query + 1) - layer.n_key)
-    ramp = (ramp if layer.positional else 0 * ramp).astype(np.float32)
+    ramp = ramp_of(layer.n_query, layer.n_key, layer.positional)
     found = np.zeros((*layer.shape[:3], NUMBERS))
 
     def read(place: tuple[int, slice]) -> Any:
@@ -79,20 +73,11 @@ def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
         out = found[sequence, head]
         return measure_rows(weights, counts.numpy(), position, layer.positional, ramp, out)
 
-    step = max(1, layer.n_heads // (2 * torch.get_num_threads()))
-    heads = [slice(h, min(h + step, layer.n_heads)) for h in range(0, layer.n_heads, step)]
-    places = [(b, head) for b in range(layer.batch) for head in heads]
+    places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
     return torch.from_numpy(found).movedim(-1, 0) if all(side_by_side(read, places)) else None
 
 
 def _measures(
-    layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
-) -> dict[str, Rows]:
-    with quiet("cpu"):
-        return _named(layer, counts, held, wanted)
-
-
-def _named(
     layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
 ) -> dict[str, Rows]:
     mass, entropy, highest, participation, distance, first, later = held
