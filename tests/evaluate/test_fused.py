@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,15 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from attncheck import profile_attention
 from attncheck.attention import LayerAttention, QueryKey
+from attncheck.compiled import threads
 from attncheck.compiled.threads import side_by_side
 from attncheck.evaluate import assemble, choose, dispatch, profile_given, profile_layer
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.dense import profile_layer as profile_dense
+from attncheck.evaluate.fused import walk_fused
+from attncheck.evaluate.reach import reach_of
+from attncheck.patterns import create_synthetic_attention
+from attncheck.patterns.grid import Marks
 from attncheck.profile import LayerProfile
 from tests.evaluate.agreement import Drawn, assert_agree, layers, with_weights
 
@@ -81,13 +87,13 @@ def test_agrees_where_cells_hold_several_rows(n: int, causal: bool) -> None:
 def test_rows_of_one_head_are_shared_out_among_threads() -> None:
     layer = _layer(900, heads=1)
     expected = profile_blocked(layer)
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             assert_agree(_fused(layer), expected, layer)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def test_the_same_bits_every_time() -> None:
@@ -140,6 +146,16 @@ def test_holes_in_a_mask_get_a_second_look() -> None:
     assert_agree(_fused(held), profile_dense(with_weights(held)), held)
 
 
+def test_holes_are_never_read_over() -> None:
+    layer = _layer(40, causal=False)
+    mask = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+    mask[..., 7, 3] = False
+    layer = replace(layer, weights=layer.held, mask=mask)
+    reach = reach_of(layer)
+    with pytest.raises(ValueError, match="one stretch of keys"):
+        walk_fused(layer, reach, Marks(), reach.seen.expand(1, 2, 40) > 0, slice(0, 1))
+
+
 def test_rows_of_zeros_carry_no_attention() -> None:
     layer = _in_float32(_layer(80))
     layer.weights[0, 0, 7] = 0
@@ -182,13 +198,28 @@ def test_without_numba_other_evaluators_find_the_same(monkeypatch: pytest.Monkey
     assert_agree(found, fused, layer)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_as_they_were(threads: int) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_threads_are_as_they_were(number: int) -> None:
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(number)
         assert side_by_side(lambda _: torch.get_num_threads(), range(5)) == [1] * 5
-        assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_start_later_have_the_process_s_number() -> None:
+    before = torch.get_num_threads()
+    found: list[int] = []
+    try:
+        torch.set_num_threads(2)
+        threads._pool.cache_clear()
+        side_by_side(abs, [1, 2])
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert found == [2]
     finally:
         torch.set_num_threads(before)
 
@@ -202,13 +233,22 @@ def test_an_exception_comes_through() -> None:
 def test_heads_read_apart_are_the_heads_read_together(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = _layer(90, heads=5, batch=2)
+    names = ("previous_token", "diagonal", "broadcast", "first_token", "uniform")
+    options: dict[str, Any] = {"causal": True, "batch": 2, "heads": 1, "seed": 4}
+    made = [create_synthetic_attention(90, name, **options) for name in names]
+    scores = torch.cat(made, 1).clamp(min=1e-30).log()  # of lines that are looked up again
+    record = QueryKey(scores, torch.eye(90).expand(2, 5, 90, 90), tuple(range(5)), 1.0)
+    layer = LayerAttention(record, kind="self", causal=True)
     weights = _in_float32(layer)
     sink = torch.full((2, 5, 90), 0.25) * torch.arange(5)[:, None] / 5
     weights = replace(weights, weights=weights.weights * (1 - sink[..., None]), sink_mass=sink)
-    found = []
-    for rows in (1 << 40, 0):
-        monkeypatch.setattr(assemble, "MANY_ROWS", rows)
-        one = profile_given(weights) if kind == "given" else None
-        found.append(one or profile_blocked(layer, fused=kind == "fused"))
+    found, before = [], torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for rows in (1 << 40, 0):
+            monkeypatch.setattr(assemble, "MANY_ROWS", rows)
+            one = profile_given(weights) if kind == "given" else None
+            found.append(one or profile_blocked(layer, fused=kind == "fused"))
+    finally:
+        torch.set_num_threads(before)
     assert found[0].to_dict() == found[1].to_dict()
