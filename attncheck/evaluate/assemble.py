@@ -21,14 +21,18 @@ MANY_ROWS: Final = 1 << 13
 """Rows of all heads from which on threads share what is read of them."""
 
 
-def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
+def assemble(
+    layer: LayerAttention, tallies: Iterable[Tally], *, shared: bool = False
+) -> LayerProfile:
     """Add up the tallies of a layer's sequences.
 
     Args:
         layer: The layer.
         tallies: One for each chunk of its sequences, at least one.
+        shared: Threads share the heads, as they did in the walk, so that they read in the memory
+            that it left them.
     """
-    found = [_read(tally, layer) for tally in tallies]
+    found = [_read(tally, layer, shared) for tally in tallies]
     evidence = reduce(PatternEvidence.merge, (evidence for evidence, _ in found))
     return describe(layer, join([measured for _, measured in found]), evidence)
 
@@ -54,8 +58,10 @@ def describe(
     )
 
 
-def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[str, Totals]]:
-    """Read evidence and measures; on a CPU some heads on each thread, if they are worth it."""
+def _read(
+    tally: Tally, layer: LayerAttention, shared: bool
+) -> tuple[PatternEvidence, dict[str, Totals]]:
+    """Read evidence and measures; if threads share them and it is worth it, some heads on each."""
 
     def read(head: slice) -> tuple[PatternEvidence, dict[str, Totals]]:
         part = tally if head == everything else tally.of_heads(head)
@@ -63,7 +69,7 @@ def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[st
             return evidence_of(part, causal=layer.causal), measures_of(part)
 
     everything = slice(0, tally.valid.shape[1])
-    if layer.device.type != "cpu" or tally.valid.numel() < MANY_ROWS:
+    if not shared or tally.valid.numel() < MANY_ROWS:
         return read(everything)
     found = side_by_side(read, shares(everything.stop, each=1))
     return (

@@ -59,7 +59,7 @@ def profile_given(
         places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
         if not all(side_by_side(partial(_read, layer, books), places)):
             return None
-        return assemble(layer, [books.tally(GivenWeights(layer))])
+        return assemble(layer, [books.tally(GivenWeights(layer))], shared=True)
 
 
 def _read(layer: LayerAttention, books: Books, place: tuple[int, slice]) -> bool:
