@@ -1,0 +1,38 @@
+"""The exponential and the logarithm of compiled loops against float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from attncheck.compiled.arithmetic import TINY, exp, log
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def test_the_exponential_is_exact_to_one_rounding() -> None:
+    points = np.linspace(-87.2, 0, 20001).astype(np.float32)
+    found = np.array([exp(x) for x in points], np.float64)
+    exact = np.exp(points.astype(np.float64))
+    assert (np.abs(found - exact) / exact).max() <= EPS
+
+
+def test_the_logarithm_is_exact_to_one_rounding() -> None:
+    points = np.exp(np.linspace(-87.2, 3, 20001)).astype(np.float32)
+    found = np.array([log(x) for x in points], np.float64)
+    exact = np.log(points.astype(np.float64))
+    assert (np.abs(found - exact) / np.maximum(np.abs(exact), 1e-3)).max() <= EPS
+
+
+def test_ends_and_what_is_no_number() -> None:
+    f32 = np.float32
+    assert exp(f32(0)) == 1
+    assert exp(f32(-1e30)) == exp(f32(-math.inf)) == 0
+    assert math.isnan(exp(f32(math.nan)))
+    assert 0 * log(f32(0)) == 0
+    assert log(f32(0)) == pytest.approx(math.log(TINY), rel=1e-6)
+    assert log(f32(1)) == 0
