@@ -63,13 +63,14 @@ class Ledger(NamedTuple):
     """Where loops leave what they find in some heads of one sequence.
 
     Attributes:
-        numbers: `NUMBERS` of each row, float32 or float64 ``(head, query, number)``.
+        numbers: `NUMBERS` of each row, float32 or float64 ``(head, number, query)``.
         columns: Sums by key over usable rows, float64 ``(head, key)``.
         offsets: Sums by distance, in the order of the keys, float64 ``(head, offset)``.
         cells: Sums by cell of a coarse grid, float32 ``(head, row cell, key cell)``.
-        by_key: Sums by row of cells, float32 ``(head, row cell, key)``, 0 at first; the keys fill
-            whole cells, the first key stands behind ``lead`` others.
-        by_offset: Memory to add rows in, float32 ``(head, offset)``, 0 at first and at the end.
+        by_key: Memory to add the rows of a row of cells in, and to halve in, float32 ``(3, key)``,
+            0 at first and at the end; the keys fill whole cells, the first key stands behind
+            ``lead`` others.
+        by_offset: Memory to add rows in, float32 ``(offset,)``, 0 at first and at the end.
         step: Side of a cell.
         lead: Keys that the first cell lacks.
     """

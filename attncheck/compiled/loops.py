@@ -9,7 +9,7 @@ import numpy as np
 from attncheck.compiled import rows as of_row
 from attncheck.compiled.loop import loop
 
-__all__ = ["measure_rows", "read_scores", "read_weights", "settle"]
+__all__ = ["measure_rows", "read_scores", "read_weights"]
 
 LANES: Final = 16
 """Entries that a loop takes at once; what is left of a row is taken one by one."""
@@ -35,7 +35,7 @@ BLOCK: Final = 16
 extremes, measure, peak, raise_row = of_row.extremes, of_row.measure, of_row.peak, of_row.raise_
 add_row, size, total = of_row.add_row, of_row.size, of_row.total
 on_marks, on_same, on_tokens = of_row.on_marks, of_row.on_same, of_row.on_tokens
-flush_into, halve = of_row.flush_into, of_row.halve
+add_into, flush_into, halve = of_row.add_into, of_row.flush_into, of_row.halve
 
 
 @loop
@@ -92,42 +92,36 @@ def _look(
 
 
 @loop
-def _add(
-    row: Any, low: int, query: int, seen: int, factor: float, head: int, sight: Any, ledger: Any
-) -> Any:
+def _add(row: Any, low: int, query: int, seen: int, factor: float, sight: Any, ledger: Any) -> Any:
     """Add a row to the sums by key and by distance; return its sum, and its overlap with even."""
     high = low + row.shape[0]
     even = np.float32(1.0 / seen)
-    by_key = ledger.by_key[head, query // ledger.step, ledger.lead + low : ledger.lead + high]
+    by_key = ledger.by_key[0, ledger.lead + low : ledger.lead + high]
     shift = sight.valid.shape[1] - 1 - query
-    by_offset = ledger.by_offset[head, shift + low : shift + high]
+    by_offset = ledger.by_offset[shift + low : shift + high]
     return add_row(row, np.float32(factor), even, by_key, by_offset)
 
 
 @loop
-def settle(ledger: Any, begin: int, end: int, memory: Any) -> None:
-    """Turn sums of rows of cells into sums by key and by cell, when all their rows are read.
+def _close(low: int, high: int, head: int, row: int, ledger: Any) -> None:
+    """Turn the sums of a row of cells into sums by key and by cell, and begin anew.
 
     Args:
+        low: First key that any of its rows sees.
+        high: One behind the last one.
+        head: Which head.
+        row: Which row of cells.
         ledger: Where it is found, and goes.
-        begin: First row of cells.
-        end: One behind the last row of cells.
-        memory: Memory to work in, float32 ``(2, key)`` of as many keys as fill whole cells.
     """
-    heads, _, length = ledger.by_key.shape
-    n_key, lead = ledger.columns.shape[1], ledger.lead
-    for head in range(heads):
-        for row in range(begin, end):
-            held = ledger.by_key[head, row]
-            size, step, turn = length, ledger.step, 0
-            while step > 1:
-                size, step = size // 2, step // 2
-                halve(held, memory[turn, :size])
-                held, turn = memory[turn, :size], 1 - turn
-            into = ledger.cells[head, row]
-            for cell in range(into.shape[0]):
-                into[cell] = held[cell]
-            flush_into(ledger.by_key[head, row, lead : lead + n_key], ledger.columns[head])
+    step, lead, turn = ledger.step, ledger.lead, 1
+    first, last = (lead + low) // step, (lead + high - 1) // step + 1
+    held = ledger.by_key[0, first * step : last * step]
+    while step > 1:
+        half = ledger.by_key[turn, : held.shape[0] // 2]
+        halve(held, half)
+        held, step, turn = half, step // 2, 3 - turn
+    add_into(held, ledger.cells[head, row, first:last])
+    flush_into(ledger.by_key[0, lead + low : lead + high], ledger.columns[head, low:high])
 
 
 @loop
@@ -153,6 +147,7 @@ def read_scores(
     """
     heads, n_rows, _ = scores.shape
     for head in range(heads):
+        first, beyond = ledger.columns.shape[1], 0
         for row in range(n_rows):
             query = begin + row
             low, high = sight.low[head, query], sight.high[head, query]
@@ -162,7 +157,7 @@ def read_scores(
                 held = scores[head, row, low - start : end - start]
                 held[high - low :] = HIDDEN
                 away = keys.ramp[ledger.columns.shape[1] + low - place :]
-                numbers = ledger.numbers[head, query]
+                numbers = ledger.numbers[head, :, query]
                 most = peak(held)
                 mass, inner, square, far = raise_row(held, most, away[: held.shape[0]])
                 factor = 1.0 / mass
@@ -176,11 +171,15 @@ def read_scores(
                 _look(held, head, query, factor, sight, keys, numbers)
                 if high - low >= 2:
                     whole, shared = _add(
-                        held, low, query, high - low, factor * share, head, sight, ledger
+                        held, low, query, high - low, factor * share, sight, ledger
                     )
                     numbers[MASS], numbers[OVERLAP] = whole / share, shared
+                    first, beyond = min(first, low), max(beyond, high)
+            if ((query + 1) % ledger.step == 0 or row == n_rows - 1) and beyond:
+                _close(first, beyond, head, query // ledger.step, ledger)
+                first, beyond = ledger.columns.shape[1], 0
         if sight.positional:
-            flush_into(ledger.by_offset[head], ledger.offsets[head])
+            flush_into(ledger.by_offset, ledger.offsets[head])
 
 
 @loop
@@ -201,6 +200,7 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
     """
     heads, n_query, n_key = weights.shape
     for head in range(heads):
+        first, beyond = n_key, 0
         for query in range(n_query):
             low, high = sight.low[head, query], sight.high[head, query]
             row = weights[head, query]
@@ -215,7 +215,7 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
             if sight.valid[head, query]:
                 place = sight.position + query
                 away = keys.ramp[ledger.columns.shape[1] + low - place :]
-                numbers = ledger.numbers[head, query]
+                numbers = ledger.numbers[head, :, query]
                 mass, inner, square, far = measure(held, away[: held.shape[0]])
                 if not mass < np.inf:
                     return False
@@ -226,10 +226,13 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
                 numbers[NORM], numbers[FAR] = np.sqrt(square) * factor, far * factor
                 _look(held, head, query, factor, sight, keys, numbers)
                 if high - low >= 2:
-                    shared = _add(held, low, query, high - low, 1.0, head, sight, ledger)[1]
-                    numbers[OVERLAP] = shared
+                    numbers[OVERLAP] = _add(held, low, query, high - low, 1.0, sight, ledger)[1]
+                    first, beyond = min(first, low), max(beyond, high)
+            if ((query + 1) % ledger.step == 0 or query == n_query - 1) and beyond:
+                _close(first, beyond, head, query // ledger.step, ledger)
+                first, beyond = n_key, 0
         if sight.positional:
-            flush_into(ledger.by_offset[head], ledger.offsets[head])
+            flush_into(ledger.by_offset, ledger.offsets[head])
     return True
 
 

@@ -14,6 +14,7 @@ from attncheck.compiled.loop import loop
 
 __all__ = [
     "PIECE",
+    "add_into",
     "add_row",
     "extremes",
     "flush_into",
@@ -205,6 +206,13 @@ def on_marks(row: Any, marks: Any) -> Any:
         mass += a
         number += m
     return mass, number
+
+
+@loop
+def add_into(held: Any, into: Any) -> None:
+    """Add each entry to another."""
+    for j in range(held.shape[0]):
+        into[j] += held[j]
 
 
 @loop

@@ -67,7 +67,7 @@ def profile_blocked(
             )
             for batch in (sequences_together(layer) if fits else chunks(layer))
         )
-        return assemble(layer, tallies, shared=fits)
+        return assemble(layer, tallies)
 
 
 def valid_rows(layer: LayerAttention, reach: Reach) -> Tensor:

@@ -156,7 +156,6 @@ class _Task:
                 if seen.stop > seen.start:
                     block = self.scores.block(rows, seen, self.head, None, memory)[0].numpy()
                 read_scores(block, rows.start, seen.start, sinks, sight, keys, ledger)
-        self.books.settle(ledger, self.queries)
 
     def _blocks(self, sight: Any) -> Iterator[tuple[slice, slice]]:
         """Yield the rows of each block, and the keys that some of them sees."""

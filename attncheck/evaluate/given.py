@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -59,7 +59,7 @@ def profile_given(
         places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
         if not all(side_by_side(partial(_read, layer, books), places)):
             return None
-        return assemble(layer, [books.tally(GivenWeights(layer))], shared=True)
+        return assemble(layer, [books.tally(GivenWeights(layer))])
 
 
 def _read(layer: LayerAttention, books: Books, place: tuple[int, slice]) -> bool:
@@ -70,10 +70,7 @@ def _read(layer: LayerAttention, books: Books, place: tuple[int, slice]) -> bool
     with quiet("cpu"):
         weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
     sight, ledger = books.sight(sequence, head), books.ledger(sequence, head)
-    sound = bool(read_weights(weights, sight, books.keys[sequence], ledger))
-    if sound:
-        books.settle(ledger)
-    return sound
+    return bool(read_weights(weights, sight, books.keys[sequence], ledger))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,27 +78,21 @@ class GivenWeights:
     """Weights as a source of single ones; see `Source`."""
 
     layer: LayerAttention
-    head: slice = field(default_factory=lambda: slice(None))
 
     @property
     def sinks(self) -> Tensor | None:
         """Mass on learned sinks, None without."""
         held = self.layer.sink_mass
-        return None if held is None else held.detach()[:, self.head]
+        return None if held is None else held.detach()
 
     def weights_at(
         self, cells: tuple[Tensor, Tensor, Tensor, Tensor], rows: Mapping[str, Tensor]
     ) -> Tensor:
         """Look up weights."""
         del rows  # weights are what they are
-        return self.layer.weights.detach()[:, self.head][cells]
+        return self.layer.weights.detach()[cells]
 
     def sink_mass(self, share: Tensor) -> Tensor:
         """Mass on learned sinks by row; 0 without."""
         held = self.sinks
         return torch.zeros_like(share) if held is None else held.to(share)
-
-    def of_heads(self, head: slice) -> GivenWeights:
-        """Return the weights of some heads."""
-        start = self.head.start or 0
-        return GivenWeights(self.layer, slice(start + head.start, start + head.stop))

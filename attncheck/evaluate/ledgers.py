@@ -33,7 +33,7 @@ class Books:
         sights: What rows see, by sequence; all heads.
         keys: What is known of the keys, by sequence.
         grid: The coarse grid.
-        numbers: Numbers of each row, ``(batch, head, query, number)``.
+        numbers: Numbers of each row, ``(batch, head, number, query)``.
         columns: ``(part, batch, head, key)``: parts are rows walked beside each other.
         offsets: ``(part, batch, head, offset)``.
         cells: ``(batch, head, row cell, key cell)``.
@@ -63,8 +63,8 @@ class Books:
         batch, heads, n_query = valid.shape
         grid = CellGrid(n_query, reach.n_key)
         held = np.array(valid.numpy())
-        numbers = _zeros(batch, heads, n_query, len(NUMBERS), dtype=dtype)
-        numbers[..., [NUMBERS.index("top"), NUMBERS.index("share")]] = 1
+        numbers = _zeros(batch, heads, len(NUMBERS), n_query, dtype=dtype)
+        numbers[:, :, [NUMBERS.index("top"), NUMBERS.index("share")]] = 1
         return cls(
             targets,
             held,
@@ -86,38 +86,21 @@ class Books:
     def ledger(self, sequence: int, head: slice, part: int = 0) -> Ledger:
         """Where some heads of a sequence are written; with memory of its own to add rows in."""
         columns, offsets = self.columns[part, sequence, head], self.offsets[part, sequence, head]
-        whole = self.grid.n_rows, self.grid.n_keys * self.grid.step
         return Ledger(
             numbers=self.numbers[sequence, head],
             columns=columns,
             offsets=offsets,
             cells=self.cells[sequence, head],
-            by_key=_zeros(len(columns), *whole),
-            by_offset=_zeros(*offsets.shape),
+            by_key=_zeros(3, self.grid.n_keys * self.grid.step),
+            by_offset=_zeros(offsets.shape[-1]),
             step=self.grid.step,
             lead=self.grid.lead,
         )
 
-    def settle(self, ledger: Ledger, queries: range | None = None) -> None:
-        """Add up a ledger when its rows are read.
-
-        Args:
-            ledger: The ledger.
-            queries: Which rows, from the border of a cell to another; default: all.
-        """
-        from attncheck.compiled.loops import settle
-
-        step, last = self.grid.step, self.grid.n_rows
-        begin, end = (
-            (0, last) if queries is None else (queries.start // step, -(-queries.stop // step))
-        )
-        memory = _zeros(2, ledger.by_key.shape[-1])
-        settle(ledger, begin, end, memory)
-
     def tally(self, source: Source) -> Tally:
         """Return what was written."""
         targets, reach = self.targets, self.targets.reach
-        table = torch.from_numpy(self.numbers).movedim(-1, 0).contiguous()
+        table = torch.from_numpy(self.numbers).movedim(2, 0)
         every = dict(zip((NAMES.get(name, name) for name in NUMBERS), table, strict=True))
         selected = {f"{name}{what}" for name in targets.names for what in ("", " keys")}
         rows = {n: held for n, held in every.items() if n in selected or n in _ALWAYS}
@@ -142,8 +125,13 @@ _ALWAYS: Final = frozenset(NUMBERS[: NUMBERS.index("duplicate")])
 
 
 def _zeros(*size: int, dtype: torch.dtype = torch.float32) -> Any:
-    """Make room through torch, whose count of memory then has it."""
-    return torch.zeros(size, dtype=dtype).numpy()
+    """Make room through torch, whose count of memory then has it.
+
+    It is filled without torch, whose threads would wait for more work, and hold up those here.
+    """
+    room = torch.empty(size, dtype=dtype).numpy()
+    room.fill(0)
+    return room
 
 
 def _sight(targets: Targets, valid: Any, sequence: int) -> Sight:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attncheck.evaluate.tally import Tally
 
-__all__ = ["Totals", "beside", "join", "measures_of"]
+__all__ = ["Totals", "join", "measures_of"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -87,15 +87,3 @@ def sees_first(tally: Tally) -> Tensor:
 def join(parts: list[dict[str, Totals]]) -> dict[str, Totals]:
     """Add the parts of a batch."""
     return {name: reduce(Totals.merge, (part[name] for part in parts)) for name in parts[0]}
-
-
-def beside(parts: list[dict[str, Totals]]) -> dict[str, Totals]:
-    """Put heads side by side."""
-    return {
-        name: Totals(
-            np.concatenate([part[name].sums for part in parts]),
-            np.concatenate([part[name].counts for part in parts]),
-            np.concatenate([part[name].maxima for part in parts]),
-        )
-        for name in parts[0]
-    }

@@ -60,16 +60,6 @@ class Reach:
         low, high, seen = (cut(held) for held in (self.low, self.high, self.seen))
         return Reach(low, high, seen, mask, self.n_key, self.positions)
 
-    def of_heads(self, head: slice) -> Reach:
-        """Return the reach of some heads."""
-
-        def cut(held: Tensor) -> Tensor:
-            return held if held.shape[1] == 1 else held[:, head]
-
-        mask = None if self.mask is None else cut(self.mask)
-        low, high, seen = (cut(held) for held in (self.low, self.high, self.seen))
-        return Reach(low, high, seen, mask, self.n_key, self.positions)
-
     def visible(self, rows: slice, keys: slice) -> Tensor:
         """Which of some keys some queries see: bool ``(batch or 1, head or 1, query, key)``."""
         place = torch.arange(keys.start, keys.stop, device=self.low.device)

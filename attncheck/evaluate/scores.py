@@ -36,7 +36,6 @@ class Scores:
         factor: Factor on the scores.
         softcap: Bound of the scores, or None.
         sinks: Scores of learned sinks, ``(batch or 1, head or 1, query or 1)``, or None.
-        first: Head from which `weights_at` counts.
         added: Added to the scores, each ``(batch or 1, head or 1, query or 1, key)``.
     """
 
@@ -47,7 +46,6 @@ class Scores:
     softcap: float | None
     added: tuple[Tensor, ...]
     sinks: Tensor | None
-    first: int = 0
 
     @classmethod
     def of(cls, record: QueryKey, batch: slice) -> Scores:
@@ -130,10 +128,7 @@ class Scores:
     ) -> Tensor:
         """Weights of single visible keys, from their scores and the largest weight of their row."""
         at = cells[:3]
-        batch, head, query, key = cells
-        weights = (
-            self.points((batch, head + self.first, query, key)) - rows["peak"][at]
-        ).exp() * rows["top"][at]
+        weights = (self.points(cells) - rows["peak"][at]).exp() * rows["top"][at]
         return weights * rows["share"][at]
 
     def sink_mass(self, share: Tensor) -> Tensor:
@@ -150,10 +145,6 @@ class Scores:
             added=tuple(of_sequences(held, own) for held in self.added),
             sinks=None if self.sinks is None else of_sequences(self.sinks, own),
         )
-
-    def of_heads(self, head: slice) -> Scores:
-        """Return these scores for a tally of some heads."""
-        return replace(self, first=self.first + head.start)
 
     def points(self, places: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """Compute single scores, of visible keys.

@@ -32,6 +32,19 @@ class _Rest:
     keys: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Weight by cell of the coarse grid, float64 ``(batch, head, row cell, key cell)``.
+
+    Attributes:
+        held: All of it.
+        beside: What is left beside the clear lines.
+    """
+
+    held: Tensor
+    beside: Tensor
+
+
 def measure_segments(
     tally: Tally,
     rows: tuple[Tensor, Tensor],
@@ -67,8 +80,9 @@ def measure_segments(
         held, around = (own * usable).double(), beside * usable
         inside = (inside.expand(shape) * usable).long()
     else:
-        begin, end = _search(tally, rest, clear)
-        held, around, inside, same = _inside(tally, clear, begin, end)
+        cells = _cells(tally, clear)
+        begin, end = _search(tally, rest, clear, cells.beside)
+        held, around, inside, same = _inside(tally, clear, cells, begin, end)
     left = inside.index_put(at, -same.to(inside.dtype), accumulate=True)
     return (
         _sums(held, inside, counts, ones, square),
@@ -76,7 +90,7 @@ def measure_segments(
     )
 
 
-def _search(tally: Tally, rest: _Rest, clear: ClearLines) -> tuple[Tensor, Tensor]:
+def _search(tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor) -> tuple[Tensor, Tensor]:
     """Return the edges at which each cell's segment begins and ends: ``(batch, head, cell)``."""
     grid, shape = tally.grid, tally.usable.shape
     cells = torch.arange(grid.n_keys, device=clear.weights.device)
@@ -86,7 +100,7 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines) -> tuple[Tensor, Tenso
     if not bool(worth.any()):
         return begin, end
     even = rest.mass / rest.keys.clamp(min=1)
-    excess = _rest_cells(tally, clear) - _even_cells(tally, clear, even)
+    excess = beside - _even_cells(tally, clear, even)
     variance = (rest.square - rest.mass * even).clamp_(min=0) / rest.keys.clamp(min=1)
     variance = _by_row_cell(variance, grid.step).sum(-1)
     own = (torch.arange(grid.n_keys + 1, device=clear.weights.device) - grid.shift).clamp(
@@ -101,10 +115,11 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines) -> tuple[Tensor, Tenso
     return begin, end
 
 
-def _rest_cells(tally: Tally, clear: ClearLines) -> Tensor:
-    """Weight by cell beside the lines, float64."""
+def _cells(tally: Tally, clear: ClearLines) -> _Cells:
     assert tally.cells is not None
-    return tally.cells.double().index_put(_cells_of(tally, clear), -clear.weights, accumulate=True)
+    held = tally.cells.double()
+    beside = held.index_put(_cells_of(tally, clear), -clear.weights, accumulate=True)
+    return _Cells(held, beside)
 
 
 def _cells_of(tally: Tally, clear: ClearLines) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,13 +141,12 @@ def _by_row_cell(per_row: Tensor, step: int) -> Tensor:
 
 
 def _inside(
-    tally: Tally, clear: ClearLines, begin: Tensor, end: Tensor
+    tally: Tally, clear: ClearLines, cells: _Cells, begin: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weight in own segments, all and beside the lines, by cell of rows; own keys by row.
 
     The last of the four says which cells of the lines lie in the segment of their row.
     """
-    assert tally.cells is not None
     grid, reach = tally.grid, tally.reach
     of_row = (torch.arange(grid.n_rows, device=begin.device) + grid.shift).clamp(0, grid.n_keys - 1)
     first, last = begin[..., of_row], end[..., of_row]
@@ -141,7 +155,7 @@ def _inside(
         along = F.pad(cells.cumsum(-1), (1, 0))
         return (along.gather(-1, last[..., None]) - along.gather(-1, first[..., None]))[..., 0]
 
-    held, beside = own(tally.cells.double()), own(_rest_cells(tally, clear))
+    held, beside = own(cells.held), own(cells.beside)
     number = torch.arange(reach.n_query, device=begin.device) // grid.step
     edges = grid.edges(begin.device)
     start, stop = edges[first][..., number], edges[last][..., number]

@@ -42,9 +42,6 @@ class Source(Protocol):
     def sink_mass(self, share: Tensor) -> Tensor:
         """Mass on learned sinks by row, from the share that is left to the keys."""
 
-    def of_heads(self, head: slice) -> Source:
-        """Return the source of some heads, counted from 0."""
-
 
 @dataclass(frozen=True, eq=False)
 class Tally:
@@ -159,27 +156,6 @@ class Tally:
         # Place of the diagonal that starts in the block's first corner, nearest keys first.
         place = self.reach.n_query - 1 - rows.start + keys.start
         _add_diagonals(self.offsets[:, head], weights, place, ends=ends)
-
-    def of_heads(self, head: slice) -> Tally:
-        """Return what was found of some heads."""
-
-        def cut(held: Tensor) -> Tensor:
-            return held if held.shape[1] == 1 else held[:, head]
-
-        targets = self.targets
-        return Tally(
-            self.source.of_heads(head),
-            Targets(targets.marks, targets.reach.of_heads(head), targets.positional),
-            self.valid[:, head],
-            self.usable[:, head],
-            first=cut(self.first),
-            table=self.table[:, :, head],
-            rows={name: held[:, head] for name, held in self.rows.items()},
-            columns=self.columns[:, head],
-            offsets=None if self.offsets is None else self.offsets[:, head],
-            cells=None if self.cells is None else self.cells[:, head],
-            grid=self.grid,
-        )
 
     def by_offset(self) -> Tensor:
         """Mass by distance as `attncheck.patterns.diagonals.by_offset` lays it."""
