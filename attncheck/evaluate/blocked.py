@@ -76,5 +76,5 @@ def valid_rows(layer: LayerAttention, reach: Reach) -> Tensor:
     if valid is None:
         valid = reach.seen > 0
         if layer.positional and layer.mask is not None:
-            valid = valid & reach.seen_keys()[..., reach.positions.clamp(min=0)]
+            valid = valid & reach.seen_keys[..., reach.positions.clamp(min=0)]
     return valid.expand(layer.shape[:3])

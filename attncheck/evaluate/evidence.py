@@ -103,6 +103,6 @@ def _total(rows: Tensor) -> NDArray[np.float64]:
 
 
 def _spans(tally: Tally) -> Spans:
-    seen = tally.reach.seen_keys()
+    seen = tally.reach.seen_keys
     end = tally.reach.n_key - seen.byte().flip(-1).argmax(-1)
     return Spans.within(tally.usable, tally.reach.positions, tally.first, end)

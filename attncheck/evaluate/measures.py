@@ -29,10 +29,14 @@ class Totals:
     @classmethod
     def of(cls, values: Tensor, counted: Tensor) -> Totals:
         """Reduce ``(batch, head, query)`` over the rows that count."""
+        left_out = ~counted
+        summed = most = values
+        if bool(left_out.any()):
+            summed, most = values.masked_fill(left_out, 0), values.masked_fill(left_out, -torch.inf)
         return cls(
-            values.masked_fill(~counted, 0).sum((0, 2)).cpu().numpy(),
+            summed.sum((0, 2)).cpu().numpy(),
             counted.sum((0, 2)).cpu().numpy(),
-            values.masked_fill(~counted, -torch.inf).amax((0, 2)).cpu().numpy(),
+            most.amax((0, 2)).cpu().numpy(),
         )
 
     def merge(self, other: Totals) -> Totals:

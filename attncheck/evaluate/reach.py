@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -152,6 +153,7 @@ class Reach:
             counts.append((own & seen).sum(-1))
         return torch.cat(counts, dim=-1)
 
+    @cached_property
     def seen_keys(self) -> Tensor:
         """Which keys any query sees: bool ``(batch or 1, head or 1, key)``."""
         return self.by_key(torch.ones_like(self.low, dtype=torch.float64)) > 0.5

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attncheck.compiled import missing
 from attncheck.evaluate.lines import ClearLines
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import thresholds
-from attncheck.patterns.segments import cut
+from attncheck.patterns.segments import MANY, cut
 from attncheck.patterns.sums import Sums
 
 __all__ = ["measure_segments"]
@@ -106,13 +107,46 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor) -> tup
     own = (torch.arange(grid.n_keys + 1, device=clear.weights.device) - grid.shift).clamp(
         0, grid.n_rows
     )
-    sums = F.pad(excess.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[..., own, :]
+    sums = _running_sums(excess, own)
     spread = F.pad(variance.cumsum(-1), (1, 0))[..., own]
-    present = tally.reach.seen_keys().expand(*shape[:2], -1)
+    present = tally.reach.seen_keys.expand(*shape[:2], -1)
     keys = F.pad(present.cumsum(-1), (1, 0))[..., grid.edges(present.device)]
     found = cut(sums[worth], spread[worth], keys[worth], causal=not tally.reach.ahead)
     begin[worth], end[worth] = found.begin, found.end
     return begin, end
+
+
+def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
+    """Sum the cells before two edges: ``(batch, head, row edge, key edge)``.
+
+    Args:
+        cells: ``(batch, head, row, key)``.
+        rows: Number of rows before each edge of rows, ``(row edge,)``.
+    """
+    if not _compiled(cells):
+        return F.pad(cells.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[..., rows, :]
+    from attncheck.compiled.cells import running_sums
+
+    sums = cells.new_empty(*cells.shape[:2], len(rows), cells.shape[-1] + 1)
+    running_sums(cells.flatten(0, 1).numpy(), rows.numpy(), sums.flatten(0, 1).numpy())
+    return sums
+
+
+def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Sum the cells of each row from one key to before another: ``(batch, head, row)``."""
+    if not _compiled(cells):
+        along = F.pad(cells.cumsum(-1), (1, 0))
+        return (along.gather(-1, last[..., None]) - along.gather(-1, first[..., None]))[..., 0]
+    from attncheck.compiled.cells import sum_stretches
+
+    sums = cells.new_empty(cells.shape[:-1])
+    every = (held.contiguous().flatten(0, 1).numpy() for held in (cells, first, last, sums))
+    sum_stretches(*every)
+    return sums
+
+
+def _compiled(cells: Tensor) -> bool:
+    return cells.device.type == "cpu" and cells.numel() >= MANY and missing() is None
 
 
 def _cells(tally: Tally, clear: ClearLines) -> _Cells:
@@ -151,11 +185,7 @@ def _inside(
     of_row = (torch.arange(grid.n_rows, device=begin.device) + grid.shift).clamp(0, grid.n_keys - 1)
     first, last = begin[..., of_row], end[..., of_row]
 
-    def own(cells: Tensor) -> Tensor:
-        along = F.pad(cells.cumsum(-1), (1, 0))
-        return (along.gather(-1, last[..., None]) - along.gather(-1, first[..., None]))[..., 0]
-
-    held, beside = own(cells.held), own(cells.beside)
+    held, beside = (_sum_stretches(part, first, last) for part in (cells.held, cells.beside))
     number = torch.arange(reach.n_query, device=begin.device) // grid.step
     edges = grid.edges(begin.device)
     start, stop = edges[first][..., number], edges[last][..., number]

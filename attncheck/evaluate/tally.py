@@ -103,7 +103,7 @@ class Tally:
             targets,
             valid,
             usable,
-            first=reach.seen_keys().byte().argmax(-1),
+            first=reach.seen_keys.byte().argmax(-1),
             table=table,
             rows=rows,
             columns=room(reach.n_key),

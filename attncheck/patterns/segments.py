@@ -13,10 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attncheck.compiled import missing
 from attncheck.patterns import thresholds
 
 __all__ = ["Cuts", "cut", "find_segments"]
@@ -30,6 +32,9 @@ WORTH: Final = 0.05
 
 LEAST: Final = 1e-4
 """Share of the mass that a cut must gain in any case: less is rounding in nearly even heads."""
+
+MANY: Final = 1 << 16
+"""Sums from which on items are cut by a compiled loop, where there is one: the result is one."""
 
 TIE: Final = 1e-4
 """Cuts whose gains differ by less than this share are equal but for rounding: the first is made."""
@@ -118,6 +123,26 @@ def cut(sums: Tensor, spread: Tensor, keys: Tensor, *, causal: bool) -> Cuts:
         keys: Number of keys before an edge that anyone sees, ``(item, edge)``.
         causal: Whether no query sees a later key.
     """
+    most = min(thresholds.MAX_CUTS, int(keys.max()) // thresholds.MIN_SEGMENT)
+    compiled = sums.device.type == "cpu" and sums.numel() >= MANY and missing() is None
+    return (_cut_compiled if compiled else _cut_together)(sums, spread, keys, causal, most)
+
+
+def _cut_compiled(sums: Tensor, spread: Tensor, keys: Tensor, causal: bool, most: int) -> Cuts:
+    """Cut one item after the other."""
+    from attncheck.compiled.cells import cut_segments
+
+    items, size = spread.shape
+    limits = (most, thresholds.MIN_SEGMENT, thresholds.CUT_NOISE, LEAST, TIE)
+    edges, total = np.empty((2, items, size), np.int64), np.zeros(items)
+    mass, variance, counts = (held.contiguous().numpy() for held in (sums, spread, keys))
+    cut_segments(mass, variance, counts, causal, limits, np.empty(size), edges, total)
+    start, end = torch.from_numpy(edges)[..., :-1]
+    return Cuts(start, end, torch.from_numpy(total))
+
+
+def _cut_together(sums: Tensor, spread: Tensor, keys: Tensor, causal: bool, most: int) -> Cuts:
+    """Cut all items at once."""
     items, size = spread.shape
     flat = sums.flatten(1)
     place = torch.arange(size, device=sums.device).expand(items, -1)
@@ -130,7 +155,7 @@ def cut(sums: Tensor, spread: Tensor, keys: Tensor, *, causal: bool) -> Cuts:
     def between(counted: Tensor, first: Tensor, last: Tensor) -> Tensor:
         return counted.gather(1, last) - counted.gather(1, first)
 
-    for _ in range(min(thresholds.MAX_CUTS, int(keys.max()) // thresholds.MIN_SEGMENT)):
+    for _ in range(most):
         before, after = between(keys, start, place), between(keys, place, end)
         upper = at(place, end) - at(start, end) - at(place, place) + at(start, place)
         lower = at(end, place) - at(place, place) - at(end, start) + at(place, start)
