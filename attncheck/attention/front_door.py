@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention.adapters import BERTVIZ_FIELDS, from_lens_cache, unwrapped
+from attncheck.attention.look import Look, look_over
 from attncheck.attention.maps import AttentionMaps, LayerAttention
 from attncheck.attention.masks import as_visible
 from attncheck.attention.tokens import as_tokens
@@ -90,10 +91,15 @@ def as_attention(
         bare = not isinstance(attention, LayerAttention)
     if not layers:
         raise ValueError(f"{name}: empty, holds no layer; expected {ACCEPTED}")
-    layers = [_with_context(layer, mask, causal, bare=bare) for layer in layers]
+    looks = [look_over(layer) if require == "weights" else None for layer in layers]
+    layers = [
+        _with_context(layer, mask, causal, bare=bare, look=look)
+        for layer, look in zip(layers, looks, strict=True)
+    ]
     if require == "weights":
-        for layer in layers:
-            require_weights(layer, name if len(layers) == 1 else f"{name}[{layer.name}]")
+        for layer, look in zip(layers, looks, strict=True):
+            if look is None or not look.sound:
+                require_weights(layer, name if len(layers) == 1 else f"{name}[{layer.name}]")
     return AttentionMaps(layers, tokens=as_tokens(tokens, layers))
 
 
@@ -199,17 +205,19 @@ def _four_dimensional(tensor: Tensor, name: str) -> Tensor:
     return tensor[(None,) * (4 - tensor.ndim)]
 
 
-def _with_context(layer: LayerAttention, mask: Any, causal: bool | None, *, bare: bool) -> Any:
+def _with_context(
+    layer: LayerAttention, mask: Any, causal: bool | None, *, bare: bool, look: Look | None
+) -> LayerAttention:
     """Add the caller's mask and causality to a layer; find causality where nobody said."""
     if mask is not None:
         seen = as_visible(mask, layer.shape).to(layer.device)
         layer = layer.changed(mask=seen, sighted=None)
     if causal is not None:
         return layer.changed(causal=causal)
-    return replace(layer, causal=_looks_causal(layer)) if bare else layer
+    return replace(layer, causal=_looks_causal(layer, look)) if bare else layer
 
 
-def _looks_causal(layer: LayerAttention) -> bool:
+def _looks_causal(layer: LayerAttention, look: Look | None) -> bool:
     if layer.kind == "cross" or layer.n_query > layer.n_key:
         return False
     first = 1 + layer.n_key - layer.n_query
@@ -220,6 +228,8 @@ def _looks_causal(layer: LayerAttention) -> bool:
         last = layer.mask.any(-2)[..., -layer.n_query :]
         if not last.all():
             return False
+    if look is not None:
+        return not look.ahead
     return not any(_holds_anything(part) for part in _future(layer.weights, first))
 
 

@@ -30,11 +30,18 @@ def _silenced(device_type: str) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.autocast(device_type, enabled=False),
+        _without_autocast(device_type),
         torch._C.DisableTorchFunction(),
         _untransformed(),
     ):
         yield
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Turn autocast off where it is on: entering it costs as much as a small product."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _is_transforming() -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from attncheck.compiled import rows as of_row
 from attncheck.compiled.loop import loop
 
-__all__ = ["measure_rows", "read_scores", "read_weights"]
+__all__ = ["look_over", "measure_rows", "read_scores", "read_weights"]
 
 LANES: Final = 16
 """Entries that a loop takes at once; what is left of a row is taken one by one."""
@@ -32,8 +32,9 @@ INDUCTION: Final = 12
 DELIMITER: Final = 14
 BLOCK: Final = 16
 
-extremes, measure, peak, raise_row = of_row.extremes, of_row.measure, of_row.peak, of_row.raise_
+measure, peak, raise_row = of_row.measure, of_row.peak, of_row.raise_
 add_row, size, total = of_row.add_row, of_row.size, of_row.total
+sum_and_least = of_row.sum_and_least
 on_marks, on_same, on_tokens = of_row.on_marks, of_row.on_same, of_row.on_tokens
 add_into, flush_into, halve = of_row.add_into, of_row.flush_into, of_row.halve
 
@@ -207,18 +208,15 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
             if size(row[:low]) != 0 or size(row[high:]) != 0:
                 return False
             held = row[low : _whole(low, high, n_key)]
-            least, most = extremes(held)
-            if not least >= 0:
+            place = sight.position + query
+            away = keys.ramp[ledger.columns.shape[1] + low - place :]
+            mass, inner, square, far, least, most = measure(held, away[: held.shape[0]])
+            if not (least >= 0 and mass < np.inf):
                 return False
             if most == 0:
                 sight.valid[head, query] = False
             if sight.valid[head, query]:
-                place = sight.position + query
-                away = keys.ramp[ledger.columns.shape[1] + low - place :]
                 numbers = ledger.numbers[head, :, query]
-                mass, inner, square, far = measure(held, away[: held.shape[0]])
-                if not mass < np.inf:
-                    return False
                 factor = 1.0 / mass
                 numbers[TOP], numbers[MASS], numbers[SHARE] = most * factor, 1.0, mass
                 # entropy = log mass - sum a log a / mass, and -log top - inner
@@ -249,7 +247,7 @@ def measure_rows(
         positional: Whether distance means anything.
         ramp: See `Keys`.
         out: Of each row its mass, entropy, largest weight, participation ratio, mean distance,
-            weight of the first key and mass on later keys, float64 ``(head, query, number)``, 0 at
+            weight of the first key and mass on later keys, float64 ``(head, number, query)``, 0 at
             first.
 
     Returns:
@@ -263,14 +261,12 @@ def measure_rows(
             if size(row[seen:]) != 0:
                 return False
             held = row[: _whole(0, seen, n_key)]
-            least, most = extremes(held)
-            if not least >= 0:
-                return False
             place = position + query
-            mass, inner, square, far = measure(held, ramp[n_key - place :][: held.shape[0]])
-            if not mass < np.inf:
+            away = ramp[n_key - place :][: held.shape[0]]
+            mass, inner, square, far, least, most = measure(held, away)
+            if not (least >= 0 and mass < np.inf):
                 return False
-            numbers = out[head, query]
+            numbers = out[head, :, query]
             numbers[0] = mass
             if mass > 0:
                 numbers[1] = np.log(mass) - inner / mass
@@ -281,3 +277,29 @@ def measure_rows(
                 if positional and seen > place + 1:
                     numbers[6] = total(held[max(place + 1, 0) :])
     return True
+
+
+@loop
+def look_over(weights: Any, first: int) -> Any:
+    """Look whether rows are rows of attention, and whether any has weight on later keys.
+
+    Args:
+        weights: float32 ``(head, query, key)``.
+        first: First key that is later than query 0.
+
+    Returns:
+        Whether all weights are finite, none is negative, and rows sum to 1 to 1e-3 or are all 0;
+        and whether a later key has weight, or what is no number.
+    """
+    heads, n_query, n_key = weights.shape
+    sound, ahead = True, False
+    for head in range(heads):
+        for query in range(n_query):
+            row, edge = weights[head, query], min(max(first + query, 0), n_key)
+            mass, least = sum_and_least(row[:edge])
+            beyond, least_beyond = sum_and_least(row[edge:])
+            ahead = ahead or not (beyond == 0 and least_beyond >= 0)
+            mass += beyond
+            even = abs(mass - 1) <= 1e-3 or mass == 0
+            sound = sound and even and least >= 0 and least_beyond >= 0
+    return sound, ahead

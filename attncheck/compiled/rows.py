@@ -16,7 +16,6 @@ __all__ = [
     "PIECE",
     "add_into",
     "add_row",
-    "extremes",
     "flush_into",
     "halve",
     "measure",
@@ -26,6 +25,7 @@ __all__ = [
     "peak",
     "raise_",
     "size",
+    "sum_and_least",
     "total",
 ]
 
@@ -43,14 +43,17 @@ def peak(row: Any) -> Any:
 
 
 @loop
-def extremes(row: Any) -> Any:
-    """Smallest and largest entry; 0, 0 of no entries."""
-    least = most = ZERO
-    if row.shape[0]:
-        least = most = row[0]
-    for j in range(row.shape[0]):
-        least, most = smaller(row[j], least), larger(row[j], most)
-    return least, most
+def sum_and_least(row: Any) -> Any:
+    """Sum, and smallest entry or 0; which of several is no matter where one is NaN: the sum is."""
+    found, least = 0.0, ZERO
+    for start in range(0, row.shape[0], PIECE):
+        piece = row[start : start + PIECE]
+        held = ZERO
+        for j in range(piece.shape[0]):
+            held += piece[j]
+            least = smaller(piece[j], least)
+        found += held
+    return found, least
 
 
 @loop
@@ -103,8 +106,13 @@ def raise_(scores: Any, most: Any, distance: Any) -> Any:
 
 @loop
 def measure(weights: Any, distance: Any) -> Any:
-    """Return the sums of weights, ``a``, over a row: of ``a``, ``a log a``, ``a**2``, ``a d``."""
+    """Return the sums of weights, ``a``, over a row: of ``a``, ``a log a``, ``a**2``, ``a d``.
+
+    Behind them stand the smallest and the largest weight, or 0: whoever asks looks for NaN in the
+    sums.
+    """
     mass = inner = square = far = 0.0
+    least = most = ZERO
     for start in range(0, weights.shape[0], PIECE):
         piece, away = weights[start : start + PIECE], distance[start : start + PIECE]
         z = s = q = d = ZERO
@@ -114,11 +122,12 @@ def measure(weights: Any, distance: Any) -> Any:
             s += a * log(a)
             q += a * a
             d += a * away[j]
+            least, most = smaller(a, least), larger(a, most)
         mass += z
         inner += s
         square += q
         far += d
-    return mass, inner, square, far
+    return mass, inner, square, far, least, most
 
 
 @loop

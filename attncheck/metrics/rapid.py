@@ -64,7 +64,7 @@ def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
 
     position = int(layer.query_positions()[0])
     ramp = ramp_of(layer.n_query, layer.n_key, layer.positional)
-    found = np.zeros((*layer.shape[:3], NUMBERS))
+    found = np.zeros((*layer.shape[:2], NUMBERS, layer.n_query))
 
     def read(place: tuple[int, slice]) -> Any:
         sequence, head = place
@@ -74,14 +74,15 @@ def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
         return measure_rows(weights, counts.numpy(), position, layer.positional, ramp, out)
 
     places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
-    return torch.from_numpy(found).movedim(-1, 0) if all(side_by_side(read, places)) else None
+    return torch.from_numpy(found).movedim(2, 0) if all(side_by_side(read, places)) else None
 
 
 def _measures(
     layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
 ) -> dict[str, Rows]:
     mass, entropy, highest, participation, distance, first, later = held
-    entropy = torch.clamp(entropy, torch.zeros(()).double(), counts.clamp(min=1).double().log())
+    highest_entropy = counts.clamp(min=1).double().log()
+    entropy = entropy.clamp(min=0).minimum(highest_entropy)
     sink = 0.0 if layer.sink_mass is None else layer.sink_mass.detach().double()
     valid = (mass > 0) & (counts > 0)
     distant = valid if layer.positional else torch.zeros_like(valid)
@@ -90,7 +91,7 @@ def _measures(
         "row_sum_error": lambda: ((mass + sink - 1).abs(), valid),
         "entropy": lambda: (entropy, valid),
         "normalized_entropy": lambda: (
-            entropy / counts.clamp(min=1).double().log(),
+            entropy / highest_entropy,
             valid & (counts >= 2),
         ),
         "effective_keys": lambda: (entropy.exp(), valid),
