@@ -24,6 +24,8 @@ FOUND_BY = {
     "gradient-key-is-value": "gradient-shared",
     "gradient-of-the-last-call": "gradient-two-calls",
     "gradient-twice-adds-up": "gradient-direction",
+    "dropout-delta-of-all-weights": "dropout-gradient",
+    "gradient-key-summed-in-half": "gradient-accumulation",
 }
 
 

@@ -14,6 +14,7 @@ from attncheck.conformance.properties import (  # noqa: F401
     averages,
     bias,
     gradients,
+    accumulation,
     state,
     calling,
     several_calls,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,15 @@ def dropout_cases(plan: Plan) -> Sequence[Case]:
     ]
     kept = [case for case, need in variants if need not in plan.refused]
     return [plan.fit(case) for case in kept[: plan.pick(4, 13, 13)]]
+
+
+def gradient_cases(plan: Plan) -> Sequence[Case]:
+    """Return the same cases, some once more in float64, where a small step says enough."""
+    found = dropout_cases(plan)
+    exact = [case for case in found if "16" not in case.dtype][: plan.pick(1, 6, 12)]
+    if "float64" not in plan.dtypes:
+        return found
+    return [*found, *(replace(case, dtype="float64") for case in exact)]
 
 
 def dropped(
@@ -248,15 +258,17 @@ def dropout_everything(subject: Subject, case: Case) -> None:
     "dropout",
     reason="the backward pass must drop the weights that the forward pass dropped",
     source="Dao et al. 2022 (FlashAttention), algorithm 4: the random state is kept for it",
-    cases=dropout_cases,
-    script="""v.requires_grad_()
-got = attention(q, k, v{flags}, dropout_p=0.5)
+    cases=gradient_cases,
+    script="""def f(q, k, v): torch.manual_seed(9); return attention(q, k, v{flags}, dropout_p=0.5)
+for x in (q, k, v): x.requires_grad_()
+got = f(q, k, v)
 got.sum().backward()
 print((v.grad * v).sum() - got.sum())  # expected about 0: the output is linear in v
-assert ((v.grad * v).sum() - got.sum()).abs() < 1e-2 * (1 + got.abs().sum())""",
+assert ((v.grad * v).sum() - got.sum()).abs() < 1e-2 * (1 + got.abs().sum())
+assert q.dtype != torch.float64 or torch.autograd.gradcheck(f, (q, k, v))""",
 )
 def dropout_gradient(subject: Subject, case: Case) -> None:
-    """Use that the output is linear in the values; check the query by finite differences."""
+    """Use that the output is linear in the values; check query and key by a small step."""
     inputs = subject.build(case)
     if "gradients" in subject.refused:
         return
@@ -274,15 +286,30 @@ def dropout_gradient(subject: Subject, case: Case) -> None:
     size = float((output * direction).detach().double().abs().sum())
     if abs(predicted - actual) > 60 * torch.finfo(inputs.query.dtype).eps * (1 + size):
         raise Violation("the gradient of value does not match the weights that were dropped")
-    if inputs.query.dtype != torch.float64:
-        return
-    step = 1e-5 * torch.sign(inputs.query)
+    if inputs.query.dtype == torch.float64:
+        for name in ("query", "key"):
+            _predicts(subject, inputs, name, grads[name], direction)
+
+
+def _predicts(
+    subject: Subject, inputs: Inputs, name: str, grad: Tensor | None, direction: Tensor
+) -> None:
+    """Compare a gradient with what a small step does, the same weights dropped (float64)."""
+    leaf = inputs.tensors[name].detach()
+    generator = torch.Generator().manual_seed(17)
+    step = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
     moved = []
-    for sign in (1, -1):
+    for sign in (1e-5, -1e-5):
         torch.manual_seed(9)
-        call = replace(inputs, query=inputs.query + sign * step)
-        moved.append(float((subject.call(call, dropout_p=0.5).output * direction).sum()))
-    query = grads["query"]
-    predicted = 0.0 if query is None else float((query * step).sum())
-    if abs(predicted - (moved[0] - moved[1]) / 2) > 1e-6 * size:
-        raise Violation("the gradient of query does not match the weights that were dropped")
+        changed: dict[str, Any] = {name: leaf + sign * step}
+        output = subject.call(replace(inputs, **changed), dropout_p=0.5).output.detach()
+        moved.append(output * direction)
+    actual = float((moved[0] - moved[1]).sum()) / 2e-5
+    predicted = 0.0 if grad is None else float((grad * step).sum())
+    # Rounding of the outputs, over the step, and what a third derivative adds.
+    size = float(moved[0].abs().sum())
+    if not abs(predicted - actual) <= 1e-6 * (1 + abs(actual) + size):
+        raise Violation(
+            f"the gradient of {name} does not match the weights that were dropped: it predicts "
+            f"{predicted:.6g} for a step that does {actual:.6g}"
+        )

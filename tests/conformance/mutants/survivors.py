@@ -158,3 +158,65 @@ steps(
     "no report; an accumulator that the backward pass does not clear",
     prepare=lambda c: c.__dict__.update(v=_GrowingBuffer.apply(c.v)),
 )
+
+
+class _DeltaOfAllWeights(torch.autograd.Function):
+    """Softmax, dropout and product, whose backward subtracts a mean over undropped weights."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, value: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(value, weights, kept)
+        return (weights * kept) @ value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        value, weights, kept = ctx.saved_tensors
+        towards = grad @ value.mT
+        mean = (weights * towards).sum(-1, keepdim=True)
+        return weights * (towards * kept - mean), (weights * kept).mT @ grad, None, None
+
+
+def _delta_of_all(c: Any) -> Tensor:
+    if not c.p:
+        return RIGHT.combine(c)
+    kept = (c.dropped / c.weights).nan_to_num(0).detach()
+    output: Tensor = _DeltaOfAllWeights.apply(c.scores, c.v, c.weights.detach(), kept)
+    return output
+
+
+steps(
+    "dropout-delta-of-all-weights",
+    "dropout",
+    "no report; the row sum of FlashAttention's backward pass, taken before dropout",
+    combine=_delta_of_all,
+)
+
+
+class _KeyGradientInHalf(torch.autograd.Function):
+    """Multiplies query and key; the gradient of the key is added up in the dtype of the inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key)
+        return query @ key.mT
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        query, key = ctx.saved_tensors
+        sum_so_far = torch.zeros_like(key)
+        for rows in range(0, query.shape[-2], 4):
+            own = slice(rows, rows + 4)
+            sum_so_far = sum_so_far + grad[..., own, :].mT @ query[..., own, :]
+        return grad @ key, sum_so_far
+
+
+steps(
+    "gradient-key-summed-in-half",
+    "gradient",
+    "no report; a kernel that adds the tiles of queries into an output of half precision",
+    scores=lambda c: (
+        _KeyGradientInHalf.apply(c.q * c.factor, c.k)
+        if c.k.element_size() == 2 and c.L > 64
+        else RIGHT.scores(c)
+    ),
+)
