@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attncheck.conformance.case import Case
 
@@ -103,11 +103,18 @@ class Capabilities:
             return f'mask="{self.mask}"'
         return ""
 
-    def promises(self, case: Case) -> str:
+    def promises(self, case: Case, *, dropout: bool = False) -> str:
         """Return the declaration that a refusal of this case would break, or an empty string.
 
         A plain case, that uses nothing but what is declared, must not be refused either.
+
+        Args:
+            case: What was refused.
+            dropout: Whether it was called with dropout.
         """
+        if dropout:
+            square = replace(case, n_key=case.n_query)
+            return "dropout=True" if self.dropout and self._is_plain_but(square, "") else ""
         declared = {
             "gqa": case.gqa,
             "causal": case.causal and case.mask == "none",

@@ -98,7 +98,7 @@ def attempt(entry: Property, subject: Subject, case: Case) -> tuple[Violation | 
     try:
         entry.examine(subject, case)
     except Refused as refusal:
-        promised = subject.capabilities.promises(case)
+        promised = subject.capabilities.promises(case, dropout=entry.family == "dropout")
         if promised:
             return Violation(f"refuses ({refusal}) what {promised} declares as supported"), ""
         return None, str(refusal)

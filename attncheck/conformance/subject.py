@@ -118,6 +118,8 @@ class Subject:
 
     def invoke(self, *args: Any, **flags: Any) -> Result:
         """Call the implementation with any arguments; see `call`."""
+        if flags.get("dropout_p") and self.capabilities.dropout is False:
+            raise Refused("declared dropout=False")
         self.calls += 1
         try:
             with warnings.catch_warnings():

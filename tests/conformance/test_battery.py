@@ -223,6 +223,27 @@ def test_a_broken_promise_fails() -> None:
     assert "declares as supported" in report.failures[0].violated
 
 
+@pytest.mark.parametrize(
+    ("declared", "refuses", "status"),
+    [(None, True, "not supported"), (False, True, "not supported"), (True, True, "failed"),
+     (None, False, "failed"), (False, False, "not supported"), (True, False, "failed")],
+)  # fmt: skip
+def test_dropout_that_is_declared_or_not(declared: bool | None, refuses: bool, status: str) -> None:
+    def never_drops(query: Tensor, key: Tensor, value: Tensor, **flags: Any) -> Tensor:
+        if flags.pop("dropout_p", 0) and refuses:
+            raise NotImplementedError("no dropout")
+        return F.scaled_dot_product_attention(query, key, value, **flags)
+
+    report = check_attention(
+        never_drops,
+        effort="quick",
+        select=["dropout-weights"],
+        capabilities=Capabilities(dropout=declared),
+        raises=False,
+    )
+    assert [outcome.status for outcome in report.outcomes] == [status]
+
+
 def test_a_crash_is_a_failure() -> None:
     def crashes(query: Tensor, key: Tensor, value: Tensor, **flags: Any) -> Tensor:
         if query.shape[-2] == 17:
