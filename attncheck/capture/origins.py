@@ -64,11 +64,10 @@ class Origins:
         """Whether a first argument leaves it open; a quick look, as nearly every function asks."""
         if self._listed != self._sink.model_calls:
             self._list_weights()
-        return (
-            id(first) in self._held
-            or id(first) in self._weights
-            or isinstance(first._base, nn.Parameter)
-        )
+        if id(first) in self._held or id(first) in self._weights:
+            return True
+        base = first._base
+        return base is not None and _is_parameter(base)
 
     def drawn(self, tensor: Tensor) -> bool:
         """Whether it was computed without the model's input, from random numbers."""
@@ -80,7 +79,8 @@ class Origins:
         So is a matrix that a module keeps as a buffer, and what ``torch.func.functional_call`` puts
         in the place of a parameter. Buffers of more axes may be a cache of keys and values.
         """
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+        base = tensor._base
+        if _is_parameter(tensor) or (base is not None and _is_parameter(base)):
             return True
         self._list_weights()
         return bool(self._weights) and (
@@ -119,7 +119,7 @@ class Origins:
         if all(self._is_constant(tensor) for tensor in tensors):
             random = name in DRAWS or any(self.drawn(tensor) for tensor in tensors)
             for made in target if isinstance(target, tuple | list) else (target,):
-                if isinstance(made, Tensor) and not isinstance(made, nn.Parameter):
+                if isinstance(made, Tensor) and not _is_parameter(made):
                     self._add(made, random)
         elif isinstance(target, Tensor) and any(target is tensor for tensor in tensors):
             self._forget(target)
@@ -153,8 +153,14 @@ class Origins:
         self._weights = {}
         for module in self._sink.modules.modules:
             for held in (*module._buffers.values(), *module._parameters.values()):
-                if held is not None and held.ndim <= 2 and not isinstance(held, nn.Parameter):
+                if held is not None and held.ndim <= 2 and not _is_parameter(held):
                     self._weights[id(held)] = held
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    """Say what `isinstance` says, which takes ten times as long for a class with a hook of its own."""
+    kind = type(tensor)
+    return kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter))
 
 
 def _place(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 
-__all__ = ["PRODUCTS", "Product", "as_product", "elementwise", "place_of"]
+__all__ = ["PAIRED", "PRODUCTS", "Product", "as_product", "elementwise", "place_of"]
 
 Letters: TypeAlias = tuple[int, ...]
 
@@ -249,3 +249,9 @@ _READERS: Final[Mapping[str, Callable[[list[Any]], Product | None]]] = {
 }
 PRODUCTS: Final = frozenset(_READERS)
 """Functions that make products."""
+
+PAIRED: Final = frozenset(
+    {"matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "linalg_matmul", "einsum"}
+    | {"addmm", "baddbmm", "addmv"}
+)
+"""Those whose last two arguments are their factors, where there are up to three arguments."""

@@ -26,7 +26,7 @@ from attncheck.capture.meetings import Meetings
 from attncheck.capture.origins import CREATIONS, DRAWS, Origins
 from attncheck.capture.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.plain import UnreadableError
-from attncheck.capture.products import PRODUCTS, Product, as_product
+from attncheck.capture.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.steps import Step, works_in_place
 from attncheck.capture.tiles import begins_sum
 from attncheck.capture.traces import Trace, Traces
@@ -72,9 +72,11 @@ class SoftmaxWatcher:
             "": self._follow,
         }
 
-    def follows(self) -> bool:
-        """Whether tensors are on their way from query and key to value."""
-        return bool(self._traces)
+    def follows(self, first: Tensor | None = None) -> bool:
+        """Whether tensors are on their way from query and key to value, or may be constant."""
+        if self._traces:
+            return True
+        return first is not None and self._origins.may_be_static(first)
 
     def _create(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -96,10 +98,21 @@ class SoftmaxWatcher:
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
+        if not (kwargs or self._traces or self._left) and self._is_map(_name(function), args):
+            return function(*args)
         out = function(*args, **kwargs)
         if isinstance(out, Tensor):
             self._try(partial(self._read_product, function, args, kwargs, out))
         return out
+
+    def _is_map(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether a parameter multiplies what depends on the input: neither scores nor constant."""
+        if name not in PAIRED or not 1 < len(args) < 4:
+            return False
+        for factor, other in (args[-2:], args[:-3:-1]):
+            if type(factor) is nn.Parameter and type(other) is Tensor:
+                return not self._origins.may_be_static(other)
+        return False
 
     def _read_product(
         self,
