@@ -45,7 +45,7 @@ class Watcher(Protocol):
         """
         ...
 
-    def follows(self, first: Tensor | None = None) -> bool:
+    def follows(self, first: Tensor | None = None, /) -> bool:
         """Whether it needs to see all other functions now; a quick look.
 
         Args:

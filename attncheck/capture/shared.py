@@ -119,9 +119,14 @@ def uncompiled() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards every submodule is in the mode it was in."""
-    modules = ModuleTable.of(model).modules
+def evaluating(model: nn.Module, listed: ModuleTable | None = None) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards every submodule is in the mode it was in.
+
+    Args:
+        model: To evaluate.
+        listed: Its modules, where they are listed already.
+    """
+    modules = (listed or ModuleTable.of(model)).modules
     with _LOCK:
         if not _MODES and not any(module.training for module in modules):
             modules = ()  # nothing to change, and nobody else to wait for

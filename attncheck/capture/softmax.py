@@ -12,7 +12,6 @@ attention.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -72,7 +71,7 @@ class SoftmaxWatcher:
             "": self._follow,
         }
 
-    def follows(self, first: Tensor | None = None) -> bool:
+    def follows(self, first: Tensor | None = None, /) -> bool:
         """Whether tensors are on their way from query and key to value, or may be constant."""
         if self._traces:
             return True
@@ -89,7 +88,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         if len(args) > 1 and type(args[1]) is nn.Parameter:
-            return self._follow(function, args, kwargs)
+            return self._see(function, args, kwargs)
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         if isinstance(weight, Tensor) and self._origins.is_static(weight):
             return self._follow(function, args, kwargs)
@@ -173,7 +172,7 @@ class SoftmaxWatcher:
     def _combine(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        out = self._follow(function, args, kwargs)
+        out = self._see(function, args, kwargs)
         if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
             return out
         left, right = args[:2]
@@ -187,7 +186,7 @@ class SoftmaxWatcher:
     def _join(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        out = self._follow(function, args, kwargs)
+        out = self._see(function, args, kwargs)
         if self._beginnings.repeats and isinstance(out, Tensor) and args:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             self._try(partial(self._beginnings.pairs_beside, args[0], dim, out))
@@ -196,7 +195,7 @@ class SoftmaxWatcher:
     def _repeat(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        out = self._follow(function, args, kwargs)
+        out = self._see(function, args, kwargs)
         if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
             self._beginnings.repeats.add(args[0], out)
         return out
@@ -209,14 +208,23 @@ class SoftmaxWatcher:
         self._note(function, args, kwargs, out)
         return out
 
+    def _see(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Do what is done for all other functions."""
+        first = args[0] if args else None
+        if type(first) is Tensor and not self.follows(first):
+            return function(*args, **kwargs)
+        return self._follow(function, args, kwargs)
+
     def _follow(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
+        name = _name(function)
         if not self._traces:
             out = function(*args, **kwargs)
-            self._note(function, args, kwargs, out)
+            self._origins.after(name, args, kwargs, out)
             return out
-        name = _name(function)
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
         found = self._traces.find(given)
         if found is None:
@@ -269,7 +277,7 @@ class SoftmaxWatcher:
         else:
             for tensor, trace in after_scores(step, self._traces):
                 if trace.stage == "weights" and trace.softmax < 0:
-                    trace = replace(trace, softmax=self._beginnings.number())
+                    trace = trace.but(softmax=self._beginnings.number())
                     self._sink.softmax_seen(trace.product)
                 self._traces[tensor] = trace
 
@@ -292,15 +300,16 @@ class SoftmaxWatcher:
 
 def _name(function: Callable[..., Any]) -> str:
     """Name of a function, without the overload that ``torch.ops`` writes behind it."""
-    return str(getattr(function, "__name__", "")).partition(".")[0]
+    name = str(getattr(function, "__name__", ""))
+    return name.partition(".")[0] if "." in name else name
 
 
 def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:
     """Return the trace behind a linear map of heads or features."""
     if trace.stage == "weights":
         if trace.own is None:
-            trace = replace(trace, own=operand.detach(), own_axes=trace.axes)
-        return replace(trace, axes=axes, changed="scaled")
+            trace = trace.but(own=operand.detach(), own_axes=trace.axes)
+        return trace.but(axes=axes, changed="scaled")
     stage = "scores" if trace.stage == "pairs" else trace.stage
     sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
-    return replace(trace, stage=stage, axes=axes, sizes=sizes)
+    return trace.but(stage=stage, axes=axes, sizes=sizes)

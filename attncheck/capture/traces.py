@@ -126,9 +126,11 @@ class Trace:
     storage: int = 0
     offset: int = 0
 
-    def with_hiding(self, *more: Hiding) -> Trace:
-        """Return the trace with further masks."""
-        return replace(self, hiding=(*self.hiding, *more))
+    def but(self, **changes: Any) -> Trace:
+        """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""
+        other = object.__new__(Trace)
+        vars(other).update(vars(self), **changes)
+        return other
 
 
 class Traces:
@@ -162,8 +164,9 @@ class Traces:
     def find(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
         """Return the traced tensor among some arguments that is farthest on its way."""
         found: tuple[Tensor, Trace] | None = None
+        held = self._held
         for value in values:
-            if isinstance(value, Tensor):
+            if id(value) in held and isinstance(value, Tensor):
                 trace = self[value]
                 if trace is not None and (found is None or _before(found[1], trace)):
                     found = value, trace
