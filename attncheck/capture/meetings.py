@@ -128,6 +128,7 @@ class Meetings:
             if trace.softmax in self._reported:
                 return
             self._reported.add(trace.softmax)
+            self._traces.settle(trace.softmax)
         module, name = place
         build = partial(call_of, module, name, rows, out, self._visible)
         self._sink.record(name, "softmax", build)

@@ -73,7 +73,7 @@ class SoftmaxWatcher:
 
     def follows(self, first: Tensor | None = None, /) -> bool:
         """Whether tensors are on their way from query and key to value, or may be constant."""
-        if self._traces:
+        if self._traces.under_way:
             return True
         return first is not None and self._origins.may_be_static(first)
 
@@ -97,7 +97,7 @@ class SoftmaxWatcher:
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        if not (kwargs or self._traces or self._left) and self._is_map(_name(function), args):
+        if not (kwargs or self._traces.under_way or self._left) and self._is_map(_name(function), args):
             return function(*args)
         out = function(*args, **kwargs)
         if isinstance(out, Tensor):
@@ -221,7 +221,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         name = _name(function)
-        if not self._traces:
+        if not self._traces.under_way:
             out = function(*args, **kwargs)
             self._origins.after(name, args, kwargs, out)
             return out
