@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from attncheck.capture.call import Sink
 from attncheck.capture.sharing import Shared
 
-__all__ = ["PLAIN", "FunctionRecorder", "Watcher", "rested"]
+__all__ = ["FunctionRecorder", "Watcher", "is_plain", "rested"]
 
 PLAIN: Final = frozenset(
     {
@@ -32,6 +32,16 @@ PLAIN: Final = frozenset(
     }
 )
 """Classes that call none of the functions watched, unless there are tensors to follow."""
+
+
+@functools.lru_cache(maxsize=4096)
+def is_plain(kind: type[nn.Module]) -> bool:
+    """Whether it is one of these classes, or what transformers has in their place."""
+    if kind in PLAIN or kind.__module__ == "transformers.activations":
+        return True
+    if kind.__module__.startswith("transformers.models."):
+        return kind.__name__.endswith("RMSNorm")
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 class Watcher(Protocol):
@@ -109,7 +119,7 @@ class _Mode(TorchFunctionMode):
 
     def rests(self, module: nn.Module) -> bool:
         """Whether it would let pass every function of a module."""
-        if type(module) not in PLAIN or module._forward_hooks or module._forward_pre_hooks:
+        if not is_plain(type(module)) or module._forward_hooks or module._forward_pre_hooks:
             return False
         return "forward" not in vars(module) and not self._follows()
 

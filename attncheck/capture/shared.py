@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import nn
 
-from attncheck.capture.functions import PLAIN, rested
+from attncheck.capture.functions import is_plain, rested
 from attncheck.capture.modules import ModuleTable
 from attncheck.capture.sharing import Shared
 
@@ -50,7 +50,7 @@ def _heard() -> Iterator[None]:
         for thread, own, listen in _LISTENERS:
             if id(self) in own or get_ident() != thread:
                 listen(self, args, kwargs)
-        if type(self) in PLAIN:
+        if is_plain(type(self)):
             returned = rested(self, original, self, *args, **kwargs)
         else:
             returned = original(self, *args, **kwargs)
