@@ -35,8 +35,8 @@ PLAIN: Final = frozenset(
 
 
 @functools.lru_cache(maxsize=4096)
-def is_plain(kind: type[nn.Module]) -> bool:
-    """Whether it is one of these classes, or what transformers has in their place."""
+def is_plain(kind: Any) -> bool:
+    """Whether a class is one of these, or what transformers has in their place."""
     if kind in PLAIN or kind.__module__ == "transformers.activations":
         return True
     if kind.__module__.startswith("transformers.models."):

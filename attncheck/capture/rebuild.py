@@ -115,13 +115,10 @@ def copied(record: QueryKey, **changes: Any) -> QueryKey:
         record: To copy.
         changes: To other fields of the copy.
     """
-    return replace(
-        record,
-        query=record.query.clone(),
-        key=record.key.clone(),
-        sinks=None if record.sinks is None else record.sinks.clone(),
-        **changes,
-    )
+    copies = {"query": record.query.clone(), "key": record.key.clone()}
+    if record.sinks is not None:
+        copies["sinks"] = record.sinks.clone()
+    return QueryKey(**{**vars(record), **copies, **changes})
 
 
 def of_query_heads(tensor: Tensor, heads: Chosen, n_heads: int) -> Tensor:

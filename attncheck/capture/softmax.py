@@ -97,7 +97,9 @@ class SoftmaxWatcher:
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        if not (kwargs or self._traces.under_way or self._left) and self._is_map(_name(function), args):
+        if not (kwargs or self._traces.under_way or self._left) and self._is_map(
+            _name(function), args
+        ):
             return function(*args)
         out = function(*args, **kwargs)
         if isinstance(out, Tensor):
