@@ -34,14 +34,19 @@ PLAIN: Final = frozenset(
 """Classes that call none of the functions watched, unless there are tensors to follow."""
 
 
-@functools.lru_cache(maxsize=4096)
-def is_plain(kind: Any) -> bool:
+def is_plain(kind: type[nn.Module]) -> bool:
     """Whether a class is one of these, or what transformers has in their place."""
-    if kind in PLAIN or kind.__module__ == "transformers.activations":
-        return True
-    if kind.__module__.startswith("transformers.models."):
-        return kind.__name__.endswith("RMSNorm")
-    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+    return kind in PLAIN or _is_double(kind.__module__, kind.__name__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_double(place: str, name: str) -> bool:
+    """Whether a class of transformers is a linear map, an activation or a norm, and no more."""
+    if place.startswith("transformers.models."):
+        return name.endswith("RMSNorm")
+    return place == "transformers.activations" or (
+        place == "transformers.pytorch_utils" and name == "Conv1D"
+    )
 
 
 class Watcher(Protocol):
