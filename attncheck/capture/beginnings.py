@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -104,8 +103,7 @@ class Beginnings:
             return
         if keys & trace.fixed:  # over what does not depend on the input: a router, a codebook
             return
-        self._traces[out] = replace(
-            trace,
+        self._traces[out] = trace.but(
             stage="weights",
             softmax=self.number(),
             keys=keys,

@@ -61,7 +61,6 @@ class Coverage:
         self._watched = [
             module for module in session.modules.modules if _named_attention(type(module).__name__)
         ]
-        self._wanted = {id(self._root), *(id(module) for module in self._watched)}
         self._thread = threading.get_ident()
         self._elsewhere: dict[int, nn.Module] = {}
 
@@ -134,8 +133,6 @@ class Coverage:
             # Another thread's own call of the model is its affair.
             if id(module) in self._names and not is_running(self._root):
                 self._elsewhere[id(module)] = module
-            return
-        if id(module) not in self._wanted:
             return
         self._ran.add(id(module))
         if module is self._root:

@@ -178,12 +178,15 @@ class AttentionExtractor:
         return None if self._coverage is None else self._coverage.tokens()
 
     def __enter__(self) -> AttentionExtractor:
+        self._start(ModuleTable.of(self.model))
+        return self
+
+    def _start(self, modules: ModuleTable) -> None:
         if self._open:
             raise RuntimeError("this AttentionExtractor is already capturing; make a second one")
         self._layers = []
         self._profiler = Profiler(self._evaluator)
         self._interrupted = False
-        modules = ModuleTable.of(self.model)
         settings = replace(self._settings, compiled=tuple(_compiled(modules)))
         self._session = Session(self.model, settings, self._on_layer or self._keep, modules)
         self._coverage = Coverage(self.model, self._session)
@@ -194,7 +197,6 @@ class AttentionExtractor:
                 stack.enter_context(recorder.installed(self._session))
             self._stack = stack.pop_all()
         self._open = True
-        return self
 
     def __exit__(
         self,
@@ -233,14 +235,16 @@ class AttentionExtractor:
         Raises:
             CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
         """
-        with evaluating(self.model):
-            if not self._open:
-                with self:
-                    return self.model(*args, **kwargs)
+        modules = ModuleTable.of(self.model)
+        with evaluating(self.model, modules), ExitStack() as stack:
+            going_on = self._open
             self._stop()
-            self.__enter__()
+            self._start(modules)
+            if not going_on:
+                stack.push(self)
             output = self.model(*args, **kwargs)
-        self._judge()
+        if going_on:
+            self._judge()
         return output
 
     def register_hooks(self, layer_names: Iterable[str] | None = None) -> None:

@@ -37,7 +37,7 @@ class FlexWatcher:
         """Names of the functions watched."""
         return {"flex_attention": self._attend}
 
-    def follows(self) -> bool:
+    def follows(self, _: Tensor | None = None, /) -> bool:
         """Nothing but these."""
         return False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final, TypeAlias
 
 from torch import Tensor
@@ -46,7 +45,7 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
         axes = through_layer(step, target)
         if axes is None:
             return None
-        return replace(trace, axes=axes, sizes=trace.sizes | set(target.shape))
+        return trace.but(axes=axes, sizes=trace.sizes | set(target.shape))
     if step.reduces():
         return _reduced(step)
     if step.name in JOINS:
@@ -54,16 +53,15 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
     if target.numel() < step.source.numel() and step.name != "__setitem__":
         return None
     axes = trace.axes if target is step.source else step.axes_of(target)
-    trace = replace(trace, axes=None if step.name in SHUFFLES else axes)
+    trace = trace.but(axes=None if step.name in SHUFFLES else axes)
     sums = sums_among(step, traces)
     if trace.stage == "raised":
         if sums is not None and step.name in (*QUOTIENTS, *TIMES):
-            return replace(trace, stage="weights", keys=sums.keys, n_key=sums.n_key, rest=True)
+            return trace.but(stage="weights", keys=sums.keys, n_key=sums.n_key, rest=True)
         return trace
     hiding = hiding_in(step.name, step.source, step.args, step.kwargs, step.trace.axes)
     shifted = step.name in DIFFERENCES and any(t.shape[-1:] == (1,) for t in step.others())
-    return replace(
-        trace,
+    return trace.but(
         stage="raised" if step.raises() else trace.stage,
         hiding=(*trace.hiding, *hiding),
         shifted=trace.shifted or shifted,
@@ -77,7 +75,7 @@ def _cut_scores(step: Step) -> Followed:
         if isinstance(part, Tensor) and part.is_floating_point():
             smaller = part.numel() < step.source.numel()
             sliced = step.trace.sliced or (smaller and step.trace.stage == "raised")
-            yield part, replace(step.trace, axes=step.axes_of(part), sliced=sliced)
+            yield part, step.trace.but(axes=step.axes_of(part), sliced=sliced)
 
 
 def _picked(step: Step) -> Followed:
@@ -85,7 +83,7 @@ def _picked(step: Step) -> Followed:
     for part in held:
         if isinstance(part, Tensor) and part.is_floating_point():
             sizes = step.trace.sizes | set(part.shape)
-            yield part, replace(step.trace, axes=None, picked=True, sizes=sizes)
+            yield part, step.trace.but(axes=None, picked=True, sizes=sizes)
 
 
 def sums_among(step: Step, traces: Traces) -> Trace | None:
@@ -102,7 +100,7 @@ def _reduced(step: Step) -> Trace | None:
     trace, dims = step.trace, step.reduced_dims()
     if trace.axes is None:
         by_last = step.out.numel() * step.source.shape[-1] == step.source.numel()
-        return replace(trace, stage="scores") if trace.stage == "pairs" and by_last else None
+        return trace.but(stage="scores") if trace.stage == "pairs" and by_last else None
     if dims is None:
         last_only = step.out.numel() * step.source.shape[-1] == step.source.numel()
         if not (last_only and step.name in ("norm", "linalg_vector_norm")):
@@ -112,16 +110,16 @@ def _reduced(step: Step) -> Trace | None:
     axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
     if all(atom.side == "shared" for atom in gone):
         stage = "scores" if trace.stage == "pairs" else trace.stage
-        return replace(trace, stage=stage, axes=axes, sizes=trace.sizes | set(step.out.shape))
+        return trace.but(stage=stage, axes=axes, sizes=trace.sizes | set(step.out.shape))
     if step.name in ("sum", "logsumexp") and trace.stage != "pairs":
         n_key = step.source.numel() // step.out.numel()
-        return replace(trace, stage="sums", axes=axes, keys=numbers_in(gone), n_key=n_key)
+        return trace.but(stage="sums", axes=axes, keys=numbers_in(gone), n_key=n_key)
     return None
 
 
 def _joined(step: Step, target: Tensor, traces: Traces) -> Trace:
     known = [traces[part] is not None for part in step.args[0] if isinstance(part, Tensor)]
-    trace = replace(step.trace, foreign=step.trace.foreign or not all(known))
+    trace = step.trace.but(foreign=step.trace.foreign or not all(known))
     axes = trace.axes
     if step.name == "stack" and axes is not None:
         dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
@@ -131,7 +129,7 @@ def _joined(step: Step, target: Tensor, traces: Traces) -> Trace:
         axes = (*axes[:dim], (new,), *axes[dim:])
     else:
         axes = joined(step.name, axes, step.source.shape, target)
-    return replace(trace, axes=axes, sizes=trace.sizes | set(target.shape))
+    return trace.but(axes=axes, sizes=trace.sizes | set(target.shape))
 
 
 def through_layer(step: Step, target: Tensor) -> Axes | None:
@@ -171,7 +169,7 @@ def summed_weights(step: Step) -> Trace | None:
     """Follow weights that were summed: over heads they are weights still, over keys their sums."""
     left = _reduced(step)
     if left is not None:
-        return replace(left, own=None, changed="scaled")
+        return left.but(own=None, changed="scaled")
     if step.name == "mean":
-        return replace(step.trace, own=None, axes=None, changed="lost")
+        return step.trace.but(own=None, axes=None, changed="lost")
     return None

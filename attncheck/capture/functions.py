@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from attncheck.capture.call import Sink
 from attncheck.capture.sharing import Shared
 
-__all__ = ["PLAIN", "FunctionRecorder", "Watcher", "rested"]
+__all__ = ["FunctionRecorder", "Watcher", "is_plain", "rested"]
 
 PLAIN: Final = frozenset(
     {
@@ -31,6 +32,21 @@ PLAIN: Final = frozenset(
     }
 )
 """Classes that call none of the functions watched, unless there are tensors to follow."""
+
+
+def is_plain(kind: type[nn.Module]) -> bool:
+    """Whether a class is one of these, or what transformers has in their place."""
+    return kind in PLAIN or _is_double(kind.__module__, kind.__name__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_double(place: str, name: str) -> bool:
+    """Whether a class of transformers is a linear map, an activation or a norm, and no more."""
+    if place.startswith("transformers.models."):
+        return name.endswith("RMSNorm")
+    return place == "transformers.activations" or (
+        place == "transformers.pytorch_utils" and name == "Conv1D"
+    )
 
 
 class Watcher(Protocol):
@@ -44,8 +60,12 @@ class Watcher(Protocol):
         """
         ...
 
-    def follows(self) -> bool:
-        """Whether it needs to see all other functions now."""
+    def follows(self, first: Tensor | None = None, /) -> bool:
+        """Whether it needs to see all other functions now; a quick look.
+
+        Args:
+            first: Of these only the functions that get this tensor first.
+        """
         ...
 
 
@@ -93,16 +113,20 @@ class _Mode(TorchFunctionMode):
         self.done = False
         self._sink = sink
         self._replacements: dict[str, Callable[..., Any]] = {}
+        follower = watchers[-1]
         for watcher in reversed(watchers):
-            self._replacements.update(watcher.functions())
+            functions = watcher.functions()
+            self._replacements.update(functions)
+            if "" in functions:
+                follower = watcher
         self._any_other: Callable[..., Any] = self._replacements.pop("", _call)
-        self._followers = [w.follows for w in watchers if "" in w.functions()]
+        self._follows = follower.follows
 
     def rests(self, module: nn.Module) -> bool:
         """Whether it would let pass every function of a module."""
-        if type(module) not in PLAIN or module._forward_hooks or module._forward_pre_hooks:
+        if not is_plain(type(module)) or module._forward_hooks or module._forward_pre_hooks:
             return False
-        return "forward" not in vars(module) and not any(follows() for follows in self._followers)
+        return "forward" not in vars(module) and not self._follows()
 
     @property
     def silent(self) -> bool:
@@ -121,9 +145,14 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         name = getattr(func, "__name__", "")
-        if type(func) is torch._ops.OpOverload:
+        if type(func) is OpOverload:
             name = name.partition(".")[0]
-        replacement = self._replacements.get(name, self._any_other)
+        replacement = self._replacements.get(name)
+        if replacement is None:
+            # Most functions of a model leave here; what they cost adds up.
+            if args and type(args[0]) is Tensor and not types and not self._follows(args[0]):
+                return func(*args, **options)
+            replacement = self._any_other
         if self.done or self._sink.busy or torch.compiler.is_compiling():
             return func(*args, **options)
         if types and any(not issubclass(kind, torch.Tensor) for kind in types):

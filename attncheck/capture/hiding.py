@@ -77,6 +77,8 @@ def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
     """Return whether a mask hides anything, and what it shows."""
     how, mask = hiding.how, hiding.mask
     if how == "added":
+        if mask.numel() and float(mask.amin()) > HIDDEN_BELOW:
+            return False, mask
         shown = mask > HIDDEN_BELOW
         return not bool(shown.all()), shown
     return True, mask.bool() if how == "visible" else ~mask.bool()

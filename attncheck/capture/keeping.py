@@ -25,6 +25,8 @@ Store: TypeAlias = Literal["weights", "qk", "profile"]
 """What is kept of a layer: its weights, what they are made from, or its measures only."""
 
 Shape: TypeAlias = tuple[int, int, int, int]
+Made: TypeAlias = tuple[Tensor, Tensor | None]
+"""Weights and sink mass."""
 
 RAN_EAGERLY: Final = "compiled by torch.compile, ran eagerly while it was captured"
 OWN_WEIGHTS: Final = "weights held: the model makes them itself and shows no query and key"
@@ -145,8 +147,12 @@ class Keeper:
         batch, _, n_query, n_key = call.shape
         shape = batch, len(heads.numbers), len(queries.numbers), n_key
         self._admit(call, record, shape, to_come)
+        made = None
+        as_made = queries.index is None and settings.dtype is None
+        if record is not None and as_made and self._makes(record):
+            made = record.weights()
         hides = call.mask is not None or call.bias is not None
-        if hides and (record is not None or call.hides_by_truth):
+        if hides and (call.hides_by_truth or (record is not None and made is None)):
             # Copied once for all layers that share them, before anybody changes them.
             mask, bias = self._snapshots.of(call.mask), self._snapshots.of(call.bias)
             call = replace(call, mask=mask, bias=bias)
@@ -155,9 +161,9 @@ class Keeper:
             call.mask, n_query, n_key, top_left=call.causal, decoding=call.decoding
         )
         rows = compared_rows(n_query, device)
-        block, record, note = self._compared(call, record, heads, rows)
+        block, record, note = self._compared(call, record, made, heads, rows)
         status = unfaithful(call, block, rows, heads, _of(seen.rows, heads))
-        held, sink_mass = self._held(call, record, heads, queries)
+        held, sink_mass = self._held(call, record, made, heads, queries)
         mask = _of(seen.mask, heads)
         layer = LayerAttention(
             held,
@@ -191,11 +197,18 @@ class Keeper:
         self._transfer.finish()
 
     def _compared(
-        self, call: AttentionCall, record: QueryKey | None, heads: Chosen, rows: Tensor
+        self,
+        call: AttentionCall,
+        record: QueryKey | None,
+        made: Made | None,
+        heads: Chosen,
+        rows: Tensor,
     ) -> tuple[Tensor, QueryKey | None, str]:
         """Return the rows that are compared, the record if the layer holds it, and why not."""
         if call.weights is None:
             assert record is not None
+            if made is not None:
+                return made[0].index_select(2, rows), record, ""
             return record.weights(rows)[0], record, ""
         own = heads.of(call.weights.detach(), 1).index_select(2, rows)
         if self._settings.store == "weights":
@@ -208,7 +221,12 @@ class Keeper:
         return own, record, ""
 
     def _held(
-        self, call: AttentionCall, record: QueryKey | None, heads: Chosen, queries: Chosen
+        self,
+        call: AttentionCall,
+        record: QueryKey | None,
+        made: Made | None,
+        heads: Chosen,
+        queries: Chosen,
     ) -> tuple[Tensor | QueryKey, Tensor | None]:
         """Return what the layer holds, and its sink mass where that is known by now."""
         settings = self._settings
@@ -217,18 +235,26 @@ class Keeper:
             weights = queries.of(heads.of(call.weights.detach(), 1), 2)
             sink_mass = _rest(weights) if call.sink_is_rest else None
             return self._kept(weights, call.weights), sink_mass
-        lasting = settings.store != "weights"
-        if queries.index is not None or settings.dtype is not None or not lasting:
-            record = replace(of_queries(record, queries), dtype=settings.dtype, lasting=lasting)
-        if not lasting and (self._transfer.moves(record.query) or record.nbytes > _size(record)):
-            weights, sink_mass = record.weights()
+        record, dtype = of_queries(record, queries), settings.dtype
+        if made is None and self._makes(record):
+            made = replace(record, dtype=dtype).weights()
+        if made is not None:
+            weights, sink_mass = made
             return self._transfer.of(weights), sink_mass
         if settings.store == "profile":
-            return record, None
-        record = copied(record)
+            return record if dtype is None else replace(record, dtype=dtype), None
+        record = copied(record, dtype=dtype, lasting=settings.store != "weights")
         return (
             record.moved(self._transfer.of) if self._transfer.moves(record.query) else record
         ), None
+
+    def _makes(self, record: QueryKey) -> bool:
+        """Whether weights are made at once: they move, or take less than what they are made of."""
+        if self._settings.store != "weights":
+            return False
+        dtype = self._settings.dtype or record.weights_dtype
+        size = math.prod(record.shape) * dtype.itemsize
+        return self._transfer.moves(record.query) or record.nbytes > size
 
     def _kept(self, weights: Tensor, own: Tensor) -> Tensor:
         """Bring weights that the model made to where they are kept, as a copy."""
@@ -279,12 +305,6 @@ class Keeper:
 
 def _of(tensor: Tensor | None, heads: Chosen) -> Tensor | None:
     return None if tensor is None else heads.of(tensor, 1)
-
-
-def _size(record: QueryKey) -> int:
-    """Bytes of the weights that a record makes."""
-    batch, heads, n_query, n_key = record.shape
-    return batch * heads * n_query * n_key * record.weights_dtype.itemsize
 
 
 def _rest(weights: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Meetings:
         axes = [i for i, atoms in enumerate(trace.axes) if numbers_in(atoms) & trace.keys]
         letters = {read.letters[number][axis] for axis in axes}
         over_keys = replace(read, out=tuple(letter for letter in read.out if letter not in letters))
-        weights = replace(trace, stage="weights", read=None)
+        weights = trace.but(stage="weights", read=None)
         meeting = meeting_of(over_keys, number, weights, self._traces, self._origins)
         if meeting is None:
             return
@@ -70,7 +70,7 @@ class Meetings:
         read, number = trace.read
         gone = {read.out[dim] for dim in dims}
         read = replace(read, out=tuple(letter for letter in read.out if letter not in gone))
-        weights = replace(trace, stage="weights", read=None)
+        weights = trace.but(stage="weights", read=None)
         self.meet(read, number, weights, step.out)
 
     def meet(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
@@ -89,7 +89,7 @@ class Meetings:
             self._report_all(found, out)
         elif trace.stage == "raised" and meeting.rows is not None:
             part = Part(meeting.rows, None, trace.product, trace.storage, trace.offset)
-            self._traces[out] = replace(meeting.trace, stage="summed", parts=(part,))
+            self._traces[out] = meeting.trace.but(stage="summed", parts=(part,))
             if trace.shifted:
                 self._sink.part_seen(trace.product)
 
@@ -128,6 +128,7 @@ class Meetings:
             if trace.softmax in self._reported:
                 return
             self._reported.add(trace.softmax)
+            self._traces.settle(trace.softmax)
         module, name = place
         build = partial(call_of, module, name, rows, out, self._visible)
         self._sink.record(name, "softmax", build)

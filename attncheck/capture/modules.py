@@ -41,12 +41,10 @@ class ModuleTable:
             names[id(module)] = name
             modules.append(module)
             peers.setdefault(type(module), []).append(name)
-            inner = [
-                (path if own == "_orig_mod" else f"{path}.{own}" if path else own, child)
-                for own, child in module._modules.items()
-                if child is not None
-            ]
-            left.extend(reversed(inner))
+            for own, child in reversed(module._modules.items()):
+                if child is not None:
+                    inner = path if own == "_orig_mod" else f"{path}.{own}" if path else own
+                    left.append((inner, child))
         return cls(tuple(modules), names, peers)
 
 

@@ -41,7 +41,7 @@ class MultiheadWatcher:
             **dict.fromkeys(FUSED, self._fused),
         }
 
-    def follows(self) -> bool:
+    def follows(self, _: Tensor | None = None, /) -> bool:
         """Nothing but these."""
         return False
 

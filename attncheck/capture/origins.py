@@ -7,7 +7,7 @@ and a projection may be drawn anew in every call: a product with it is a linear 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Origins:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._held: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+        self._held: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
         self._weights: dict[int, Tensor] = {}
         self._call = self._listed = -1
 
@@ -64,15 +64,14 @@ class Origins:
         """Whether a first argument leaves it open; a quick look, as nearly every function asks."""
         if self._listed != self._sink.model_calls:
             self._list_weights()
-        return (
-            id(first) in self._held
-            or id(first) in self._weights
-            or isinstance(first._base, nn.Parameter)
-        )
+        if id(first) in self._held or id(first) in self._weights:
+            return True
+        base = first._base
+        return base is not None and _is_parameter(base)
 
     def drawn(self, tensor: Tensor) -> bool:
         """Whether it was computed without the model's input, from random numbers."""
-        return self.computed(tensor) and self._held[id(tensor)][2]
+        return self.computed(tensor) and self._held[id(tensor)][1]
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, or a view of one: then a product with it is a linear map.
@@ -80,7 +79,8 @@ class Origins:
         So is a matrix that a module keeps as a buffer, and what ``torch.func.functional_call`` puts
         in the place of a parameter. Buffers of more axes may be a cache of keys and values.
         """
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+        base = tensor._base
+        if _is_parameter(tensor) or (base is not None and _is_parameter(base)):
             return True
         self._list_weights()
         return bool(self._weights) and (
@@ -112,20 +112,22 @@ class Origins:
             return
         if name in LAYERS:
             return
-        tensors = list(_tensors((*args, *kwargs.values())))
+        target = args[0] if name == "__setitem__" else out
+        made = _tensors(target if isinstance(target, tuple | list) else (target,))
+        tensors = _tensors((*args, *kwargs.values())) if made else []
         if not tensors:
             return
-        target = args[0] if name == "__setitem__" else out
-        if all(self._is_constant(tensor) for tensor in tensors):
-            random = name in DRAWS or any(self.drawn(tensor) for tensor in tensors)
-            for made in target if isinstance(target, tuple | list) else (target,):
-                if isinstance(made, Tensor) and not isinstance(made, nn.Parameter):
-                    self._add(made, random)
+        if all(map(self._is_constant, tensors)):
+            random = name in DRAWS or any(map(self.drawn, tensors))
+            for tensor in made:
+                if not _is_parameter(tensor):
+                    self._add(tensor, random)
         elif isinstance(target, Tensor) and any(target is tensor for tensor in tensors):
             self._forget(target)
 
     def _is_constant(self, tensor: Tensor) -> bool:
-        return self.is_static(tensor) or id(tensor) in self._weights or tensor.ndim == 0
+        known = self.computed(tensor) or id(tensor) in self._weights
+        return known or self.is_parameter(tensor) or tensor.ndim == 0
 
     def _add(self, tensor: Tensor, random: bool) -> None:
         if self._call != self._sink.model_calls:
@@ -138,12 +140,15 @@ class Origins:
             if held is not None and held[0] is reference:
                 del self._held[key]
 
-        self._held[key] = weakref.ref(tensor, forget), _place(tensor), random
+        self._held[key] = weakref.ref(tensor, forget), random
 
     def _forget(self, tensor: Tensor) -> None:
         """An input was written into it: it, and all that shares its memory, depends on that now."""
         place = _place(tensor)
-        self._held = {key: held for key, held in self._held.items() if held[1] != place}
+        for key, (reference, _) in list(self._held.items()):
+            held = reference()
+            if held is not None and _place(held) == place:
+                del self._held[key]
 
     def _list_weights(self) -> None:
         """List, once for each call of the model, what takes the place of parameters."""
@@ -153,8 +158,14 @@ class Origins:
         self._weights = {}
         for module in self._sink.modules.modules:
             for held in (*module._buffers.values(), *module._parameters.values()):
-                if held is not None and held.ndim <= 2 and not isinstance(held, nn.Parameter):
+                if held is not None and not _is_parameter(held) and held.ndim <= 2:
                     self._weights[id(held)] = held
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    """Say what `isinstance` says, which takes ten times as long for this class."""
+    kind = type(tensor)
+    return kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter))
 
 
 def _place(tensor: Tensor) -> int:
@@ -165,9 +176,11 @@ def _place(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found

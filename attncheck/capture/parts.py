@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -42,10 +41,10 @@ def cut(step: Step) -> Iterator[tuple[Tensor, Trace]]:
 def _part(step: Step, part: Tensor) -> Trace:
     trace, source, axes = step.trace, step.source, step.axes_of(part)
     if part.numel() >= source.numel():
-        return replace(trace, axes=axes)
+        return trace.but(axes=axes)
     columns = _columns(source, part, trace)
     if columns is not None and trace.foreign and trace.n_key - (columns[1] - columns[0]) == 1:
-        return replace(trace, axes=axes, sliced=True)  # the share of a sink, which is no key
+        return trace.but(axes=axes, sliced=True)  # the share of a sink, which is no key
     if columns is None and axes is not None and _whole_rows(axes, trace):
         # Some queries or heads: rows are still whole, and the softmax is reported once.
         columns = trace.columns
@@ -57,8 +56,8 @@ def _part(step: Step, part: Tensor) -> Trace:
     if own is None:
         own, own_axes = source.detach(), trace.axes
     changed = trace.changed or "scaled"
-    return replace(
-        trace, axes=axes, columns=columns, own=own, own_axes=own_axes, changed=changed, part=True
+    return trace.but(
+        axes=axes, columns=columns, own=own, own_axes=own_axes, changed=changed, part=True
     )
 
 

@@ -6,6 +6,7 @@ of length 1 that is broadcast is an axis that the operand lacks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 
-__all__ = ["PRODUCTS", "Product", "as_product", "elementwise", "place_of"]
+__all__ = ["PAIRED", "PRODUCTS", "Product", "as_product", "elementwise", "place_of"]
 
 Letters: TypeAlias = tuple[int, ...]
 
@@ -188,19 +189,12 @@ def _einsum(values: list[Any]) -> Product | None:
     if len(values) < 2 or not isinstance(values[0], str):
         return None
     operands = values[1] if isinstance(values[1], list | tuple) else values[1:]
-    inputs, arrow, out = values[0].replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if len(operands) != len(terms):
+    read = _equation(values[0], tuple(tensor.ndim for tensor in operands))
+    if read is None:
         return None
-    if not arrow:  # einsum's own rule: letters that occur once, in alphabetical order
-        plain = inputs.replace("...", "").replace(",", "")
-        once = "".join(sorted(letter for letter in plain if plain.count(letter) == 1))
-        out = f"...{once}" if "..." in inputs else once
-    spelled = [_spelled_out(t, tensor.ndim) for t, tensor in zip(terms, operands, strict=True)]
-    if any(len(set(letters)) != len(letters) for letters in spelled):
-        return None
-    dots = max((sum(letter >= DOTS for letter in letters) for letters in spelled), default=0)
-    last = _spelled_out(out, len(out.replace("...", "")) + dots)
+    spelled, last = read
+    if not any(1 in tensor.shape for tensor in operands):
+        return Product(tuple(operands), spelled, last)
     letters = tuple(
         tuple(
             LACKS if tensor.shape[axis] == 1 and _wider(letter, spelled, operands) else letter
@@ -209,6 +203,24 @@ def _einsum(values: list[Any]) -> Product | None:
         for own, tensor in zip(spelled, operands, strict=True)
     )
     return Product(tuple(operands), letters, last)
+
+
+@functools.lru_cache(maxsize=256)
+def _equation(equation: str, ndims: tuple[int, ...]) -> tuple[tuple[Letters, ...], Letters] | None:
+    """Read an equation for operands of so many axes: the letters of each, and of the result."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(ndims) != len(terms):
+        return None
+    if not arrow:  # einsum's own rule: letters that occur once, in alphabetical order
+        plain = inputs.replace("...", "").replace(",", "")
+        once = "".join(sorted(letter for letter in plain if plain.count(letter) == 1))
+        out = f"...{once}" if "..." in inputs else once
+    spelled = tuple(_spelled_out(term, ndim) for term, ndim in zip(terms, ndims, strict=True))
+    if any(len(set(letters)) != len(letters) for letters in spelled):
+        return None
+    dots = max((sum(letter >= DOTS for letter in letters) for letters in spelled), default=0)
+    return spelled, _spelled_out(out, len(out.replace("...", "")) + dots)
 
 
 def _spelled_out(term: str, ndim: int) -> Letters:
@@ -249,3 +261,9 @@ _READERS: Final[Mapping[str, Callable[[list[Any]], Product | None]]] = {
 }
 PRODUCTS: Final = frozenset(_READERS)
 """Functions that make products."""
+
+PAIRED: Final = frozenset(
+    {"matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "linalg_matmul", "einsum"}
+    | {"addmm", "baddbmm", "addmv"}
+)
+"""Those whose last two arguments are their factors, where there are up to three arguments."""

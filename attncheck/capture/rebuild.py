@@ -35,7 +35,7 @@ class Snapshots:
         if key is None or key not in self._known:
             # An alias of the tensor is kept with its copy: its memory must stay taken.
             alias = tensor.detach()
-            self._known[key or ()] = alias, _once(alias).clone()
+            self._known[key or ()] = alias, once(alias).clone()
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key or ()][1]
@@ -53,7 +53,8 @@ def contents(tensor: Tensor) -> tuple[Any, ...] | None:
     return (*place, tensor.device, tensor._version)
 
 
-def _once(tensor: Tensor) -> Tensor:
+def once(tensor: Tensor) -> Tensor:
+    """Return a view without what is repeated: axes that only repeat an entry have length 1."""
     for axis in range(tensor.ndim - 1):
         if tensor.shape[axis] > 1 and tensor.stride(axis) == 0:
             tensor = tensor.narrow(axis, 0, 1)
@@ -86,8 +87,8 @@ def record_of(call: AttentionCall, heads: Chosen) -> QueryKey:
         key_heads=tuple(reads),
         scale=1 / math.sqrt(call.query.shape[-1]) if call.scale is None else call.scale,
         softcap=call.softcap,
-        bias=None if call.bias is None else heads.of(call.bias.detach(), 1),
-        mask=None if call.mask is None else heads.of(call.mask.detach(), 1),
+        bias=None if call.bias is None else heads.of(once(call.bias.detach()), 1),
+        mask=None if call.mask is None else heads.of(once(call.mask.detach()), 1),
         causal=call.causal,
         sinks=sinks,
     )
@@ -107,14 +108,17 @@ def of_queries(record: QueryKey, queries: Chosen) -> QueryKey:
     )
 
 
-def copied(record: QueryKey) -> QueryKey:
-    """Copy what the model may change after the call; mask and bias are `Snapshots` already."""
-    return replace(
-        record,
-        query=record.query.clone(),
-        key=record.key.clone(),
-        sinks=None if record.sinks is None else record.sinks.clone(),
-    )
+def copied(record: QueryKey, **changes: Any) -> QueryKey:
+    """Copy what the model may change after the call; mask and bias are `Snapshots` already.
+
+    Args:
+        record: To copy.
+        changes: To other fields of the copy.
+    """
+    copies = {"query": record.query.clone(), "key": record.key.clone()}
+    if record.sinks is not None:
+        copies["sinks"] = record.sinks.clone()
+    return QueryKey(**{**vars(record), **copies, **changes})
 
 
 def of_query_heads(tensor: Tensor, heads: Chosen, n_heads: int) -> Tensor:

@@ -37,7 +37,7 @@ def call_of(
         arrangement = _Arrangement.of(module, rows)
         as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
         weights = arrangement.head_first(as_used)
-        trace = replace(trace, hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
+        trace = trace.but(hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
         seen = visible.of(trace, as_used, weights)
         mask = None if seen is None else seen if seen.ndim == 4 else arrangement.head_first(seen)
         n_query, n_key = weights.shape[-2:]

@@ -42,7 +42,7 @@ class SdpaWatcher:
             **dict.fromkeys(KERNELS, self._refuse),
         }
 
-    def follows(self) -> bool:
+    def follows(self, _: Tensor | None = None, /) -> bool:
         """Nothing but these."""
         return False
 

@@ -6,7 +6,7 @@ tables together. What is divided along queries or keys has no row of weights on 
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor
@@ -39,11 +39,10 @@ def local_call(call: AttentionCall) -> AttentionCall:
     Raises:
         UnreadableError: Its parts are not whole rows of the same heads and sequences.
     """
-    whole: Any = call.output
-    held = {field.name: getattr(call, field.name) for field in fields(call)}
-    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in vars(call).items() if isinstance(value, Tensor)}
     if not any(is_divided(tensor) for tensor in tensors.values()):
         return call
+    whole: Any = call.output
     if not is_divided(whole):
         raise UnreadableError("its inputs are DTensor and its output is none", WAY_OUT)
     axes = [_axis(placement) for placement in whole.placements]

@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from threading import get_ident
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import nn
 
-from attncheck.capture.functions import PLAIN, rested
+from attncheck.capture.functions import is_plain, rested
 from attncheck.capture.modules import ModuleTable
 from attncheck.capture.sharing import Shared
 
@@ -29,7 +30,8 @@ COMPILERS: Final = ("torch._dynamo", "torch.nn.attention.flex_attention")
 Listener: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 """Hears of a module that is called, with its arguments."""
 
-_LISTENERS: list[Listener] = []
+_LISTENERS: list[tuple[int, frozenset[int], Listener]] = []
+"""Each with its thread, and the ids of the modules of which it hears there."""
 _AWAITED: dict[int, tuple[Callable[[], None], ...]] = {}
 """By id of a module: whom to tell that a call of it has returned."""
 
@@ -45,9 +47,10 @@ def _heard() -> Iterator[None]:
 
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        for listen in _LISTENERS:
-            listen(self, args, kwargs)
-        if type(self) in PLAIN:
+        for thread, own, listen in _LISTENERS:
+            if id(self) in own or get_ident() != thread:
+                listen(self, args, kwargs)
+        if is_plain(type(self)):
             returned = rested(self, original, self, *args, **kwargs)
         else:
             returned = original(self, *args, **kwargs)
@@ -74,7 +77,7 @@ _LOCK: Final = threading.Lock()
 def called(
     modules: Iterable[nn.Module], listen: Listener, root: nn.Module, returned: Callable[[], None]
 ) -> Iterator[None]:
-    """Tell of every call of a module, whatever thread makes it.
+    """Tell of every call of some modules, and of any module that another thread calls.
 
     Args:
         modules: Those among them that do not go the common way, since they were compiled in place
@@ -86,6 +89,7 @@ def called(
     with ExitStack() as stack:
         stack.enter_context(_CALLS.needed())
         common = nn.Module._call_impl
+        modules = list(modules)
         for module in modules:
             if type(module)._call_impl is not common or module._compiled_call_impl is not None:
                 handle = module.register_forward_pre_hook(listen, with_kwargs=True)
@@ -95,8 +99,9 @@ def called(
                     stack.callback(after.remove)
         _AWAITED[id(root)] = (*_AWAITED.get(id(root), ()), returned)
         stack.callback(_forget, root, returned)
-        _LISTENERS.append(listen)
-        stack.callback(_LISTENERS.remove, listen)
+        listener = get_ident(), frozenset(map(id, modules)), listen
+        _LISTENERS.append(listener)
+        stack.callback(_LISTENERS.remove, listener)
         yield
 
 
@@ -114,9 +119,14 @@ def uncompiled() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards every submodule is in the mode it was in."""
-    modules = ModuleTable.of(model).modules
+def evaluating(model: nn.Module, listed: ModuleTable | None = None) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards every submodule is in the mode it was in.
+
+    Args:
+        model: To evaluate.
+        listed: Its modules, where they are listed already.
+    """
+    modules = (listed or ModuleTable.of(model)).modules
     with _LOCK:
         if not _MODES and not any(module.training for module in modules):
             modules = ()  # nothing to change, and nobody else to wait for

@@ -12,7 +12,6 @@ attention.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from attncheck.capture.meetings import Meetings
 from attncheck.capture.origins import CREATIONS, DRAWS, Origins
 from attncheck.capture.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.plain import UnreadableError
-from attncheck.capture.products import PRODUCTS, Product, as_product
+from attncheck.capture.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.steps import Step, works_in_place
 from attncheck.capture.tiles import begins_sum
 from attncheck.capture.traces import Trace, Traces
@@ -72,9 +71,11 @@ class SoftmaxWatcher:
             "": self._follow,
         }
 
-    def follows(self) -> bool:
-        """Whether tensors are on their way from query and key to value."""
-        return bool(self._traces)
+    def follows(self, first: Tensor | None = None, /) -> bool:
+        """Whether tensors are on their way from query and key to value, or may be constant."""
+        if self._traces.under_way:
+            return True
+        return first is not None and self._origins.may_be_static(first)
 
     def _create(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -87,7 +88,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         if len(args) > 1 and type(args[1]) is nn.Parameter:
-            return self._follow(function, args, kwargs)
+            return self._see(function, args, kwargs)
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         if isinstance(weight, Tensor) and self._origins.is_static(weight):
             return self._follow(function, args, kwargs)
@@ -96,10 +97,23 @@ class SoftmaxWatcher:
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
+        if not (kwargs or self._traces.under_way or self._left) and self._is_map(
+            _name(function), args
+        ):
+            return function(*args)
         out = function(*args, **kwargs)
         if isinstance(out, Tensor):
             self._try(partial(self._read_product, function, args, kwargs, out))
         return out
+
+    def _is_map(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether a parameter multiplies what depends on the input: neither scores nor constant."""
+        if name not in PAIRED or not 1 < len(args) < 4:
+            return False
+        for factor, other in (args[-2:], args[:-3:-1]):
+            if type(factor) is nn.Parameter and type(other) is Tensor:
+                return not self._origins.may_be_static(other)
+        return False
 
     def _read_product(
         self,
@@ -160,7 +174,7 @@ class SoftmaxWatcher:
     def _combine(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        out = self._follow(function, args, kwargs)
+        out = self._see(function, args, kwargs)
         if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
             return out
         left, right = args[:2]
@@ -174,7 +188,7 @@ class SoftmaxWatcher:
     def _join(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        out = self._follow(function, args, kwargs)
+        out = self._see(function, args, kwargs)
         if self._beginnings.repeats and isinstance(out, Tensor) and args:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             self._try(partial(self._beginnings.pairs_beside, args[0], dim, out))
@@ -183,7 +197,7 @@ class SoftmaxWatcher:
     def _repeat(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        out = self._follow(function, args, kwargs)
+        out = self._see(function, args, kwargs)
         if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
             self._beginnings.repeats.add(args[0], out)
         return out
@@ -196,14 +210,23 @@ class SoftmaxWatcher:
         self._note(function, args, kwargs, out)
         return out
 
+    def _see(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Do what is done for all other functions."""
+        first = args[0] if args else None
+        if type(first) is Tensor and not self.follows(first):
+            return function(*args, **kwargs)
+        return self._follow(function, args, kwargs)
+
     def _follow(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        if not self._traces:
-            out = function(*args, **kwargs)
-            self._note(function, args, kwargs, out)
-            return out
         name = _name(function)
+        if not self._traces.under_way:
+            out = function(*args, **kwargs)
+            self._origins.after(name, args, kwargs, out)
+            return out
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
         found = self._traces.find(given)
         if found is None:
@@ -256,7 +279,7 @@ class SoftmaxWatcher:
         else:
             for tensor, trace in after_scores(step, self._traces):
                 if trace.stage == "weights" and trace.softmax < 0:
-                    trace = replace(trace, softmax=self._beginnings.number())
+                    trace = trace.but(softmax=self._beginnings.number())
                     self._sink.softmax_seen(trace.product)
                 self._traces[tensor] = trace
 
@@ -279,15 +302,16 @@ class SoftmaxWatcher:
 
 def _name(function: Callable[..., Any]) -> str:
     """Name of a function, without the overload that ``torch.ops`` writes behind it."""
-    return str(getattr(function, "__name__", "")).partition(".")[0]
+    name = str(getattr(function, "__name__", ""))
+    return name.partition(".")[0] if "." in name else name
 
 
 def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:
     """Return the trace behind a linear map of heads or features."""
     if trace.stage == "weights":
         if trace.own is None:
-            trace = replace(trace, own=operand.detach(), own_axes=trace.axes)
-        return replace(trace, axes=axes, changed="scaled")
+            trace = trace.but(own=operand.detach(), own_axes=trace.axes)
+        return trace.but(axes=axes, changed="scaled")
     stage = "scores" if trace.stage == "pairs" else trace.stage
     sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
-    return replace(trace, stage=stage, axes=axes, sizes=sizes)
+    return trace.but(stage=stage, axes=axes, sizes=sizes)

@@ -10,7 +10,7 @@ are the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -83,7 +83,7 @@ def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
         return Summed() if bool(other.any()) else Summed(trace)
     if trace.reported != its.reported:
         return Summed(trouble=RENORMALISED)
-    return Summed(replace(trace, parts=(*trace.parts, *its.parts), hiding=()))
+    return Summed(trace.but(parts=(*trace.parts, *its.parts), hiding=()))
 
 
 def _scaled(trace: Trace, factor: Tensor) -> Summed:
@@ -94,7 +94,7 @@ def _scaled(trace: Trace, factor: Tensor) -> Summed:
         return Summed()
     parts = tuple(part.times(factor) for part in trace.parts)
     weights = None if trace.reported else _whole(parts)
-    trace = replace(trace, parts=parts, reported=trace.reported or weights is not None)
+    trace = trace.but(parts=parts, reported=trace.reported or weights is not None)
     return Summed(trace, weights)
 
 

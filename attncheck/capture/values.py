@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def meeting_of(
             if numbers & trace.fixed:
                 return None
             size = math.prod(operand.shape[axis] for axis in keys)
-            trace = replace(trace, keys=numbers, n_key=size + trace.sliced)
+            trace = trace.but(keys=numbers, n_key=size + trace.sliced)
         elif trace.keys:
             keys = [axis for axis in summed if numbers_in(axes[axis]) & trace.keys]
             if not keys:
@@ -185,7 +185,7 @@ def rows_in(meeting: Meeting, columns: Columns) -> list[Rows]:
         room = trace.sliced or trace.rest or trace.changed == "hidden"
         exact = sums_to_one(rows)
         if exact or (room and sums_to_one(rows, sliced=True)):
-            trace = replace(trace, sliced=trace.sliced or (trace.rest and not exact))
+            trace = trace.but(sliced=trace.sliced or (trace.rest and not exact))
             if trace.axes is None:
                 return [Rows(rows, None, trace)]
             as_used = meeting.as_used

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def after_weights(step: Step, traces: Traces, origins: Origins) -> Followed:
         if left is not None:
             yield target, left
     elif step.name in SHUFFLES and isinstance(step.out, tuple):
-        yield step.out[0], replace(step.trace, axes=None, changed="lost")
+        yield step.out[0], step.trace.but(axes=None, changed="lost")
 
 
 def _one_after_weights(
@@ -41,25 +40,25 @@ def _one_after_weights(
     trace, source, name = step.trace, step.source, step.name
     if name in LAYERS:
         axes = through_layer(step, target)
-        return None if axes is None else replace(_owning(step), axes=axes, changed="scaled")
+        return None if axes is None else _owning(step).but(axes=axes, changed="scaled")
     if step.reduces():
         return summed_weights(step)
     if name in TIMES and target.numel() > source.numel() and step.others():
         read = elementwise((source, step.others()[0]), target)
-        return replace(trace, stage="weighted", read=(read, 0))
+        return trace.but(stage="weighted", read=(read, 0))
     if target.numel() < source.numel() and name != "__setitem__":
-        return replace(trace, axes=None, changed="lost") if name in SHUFFLES else None
+        return trace.but(axes=None, changed="lost") if name in SHUFFLES else None
     axes = trace.axes if target is source else step.axes_of(target)
-    trace = replace(trace, axes=axes)
+    trace = trace.but(axes=axes)
     if name in (*SHUFFLES, *JOINS) or (axes is None and target.shape == source.shape):
-        return replace(trace, own=None, changed="lost")
+        return trace.but(own=None, changed="lost")
     if step.function_only_moves():
         return trace
-    owning = replace(_owning(step), axes=axes, also=_also(step, traces))
+    owning = _owning(step).but(axes=axes, also=_also(step, traces))
     sums = sums_among(step, traces)
     if sums is not None and name in (*QUOTIENTS, *TIMES):
-        owning = replace(owning, keys=sums.keys, n_key=sums.n_key)
-    return replace(owning, changed=_changed(step, origins))
+        owning = owning.but(keys=sums.keys, n_key=sums.n_key)
+    return owning.but(changed=_changed(step, origins))
 
 
 def _owning(step: Step) -> Trace:
@@ -68,7 +67,7 @@ def _owning(step: Step) -> Trace:
     if trace.own is not None:
         return trace
     own = step.source.detach() if step.before is None else step.before
-    return replace(trace, own=own, own_axes=trace.axes)
+    return trace.but(own=own, own_axes=trace.axes)
 
 
 def _also(step: Step, traces: Traces) -> tuple[Trace, ...]:
@@ -78,7 +77,7 @@ def _also(step: Step, traces: Traces) -> tuple[Trace, ...]:
         trace = traces[other]
         if trace is not None and trace.stage == "weights" and trace.softmax != step.trace.softmax:
             if trace.own is None:
-                trace = replace(trace, own=other.detach(), own_axes=trace.axes)
+                trace = trace.but(own=other.detach(), own_axes=trace.axes)
             found += [trace, *trace.also]
     return tuple(found)
 
