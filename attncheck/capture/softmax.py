@@ -66,6 +66,7 @@ class SoftmaxWatcher:
             **dict.fromkeys(SOFTMAXES, self._normalise),
             **dict.fromkeys(COMBINATIONS, self._combine),
             **dict.fromkeys(JOINS, self._join),
+            "bilinear": self._meet,
             **dict.fromkeys(("numpy", "__array__", "tolist"), self._leave),
             "linear": self._linear,
             "": self._follow,
@@ -192,6 +193,15 @@ class SoftmaxWatcher:
         if self._beginnings.repeats and isinstance(out, Tensor) and args:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             self._try(partial(self._beginnings.pairs_beside, args[0], dim, out))
+        return out
+
+    def _meet(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Let query and key of each pair meet in a bilinear form."""
+        out = self._see(function, args, kwargs)
+        if self._beginnings.repeats and isinstance(out, Tensor):
+            self._try(partial(self._beginnings.pairs_beside, args[:2], -1, out))
         return out
 
     def _repeat(

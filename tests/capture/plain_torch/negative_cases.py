@@ -51,6 +51,19 @@ class AdditivePooling(SelfAttentionPooling):
         return (self.score(torch.tanh(x)).softmax(1) * x).sum(1)
 
 
+class BilinearGate(nn.Module):
+    """A bilinear form of two features of each token, and a softmax over what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.form = nn.Bilinear(WIDTH, WIDTH, 5)
+        self.experts = nn.Parameter(torch.randn(5, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        summary = x.mean(1, keepdim=True).expand_as(x)
+        return self.form(x, summary).softmax(-1) @ self.experts
+
+
 class LinearAttention(nn.Module):
     """Softmax of query and of key apart, multiplied by associativity: there are no weights."""
 
@@ -178,7 +191,8 @@ def on(module: Callable[[], nn.Module]) -> Callable[[], tuple[nn.Module, tuple[A
 NEGATIVE = {
     module.__name__: on(module)
     for module in (
-        *(Router, TopRouter, SelfAttentionPooling, AdditivePooling, LinearAttention),
+        *(Router, TopRouter, SelfAttentionPooling, AdditivePooling, BilinearGate),
+        LinearAttention,
         *(FeatureMapAttention, SoftmaxFreeAttention, SigmoidAttention, Classifier, SoftLabels),
         *(Gumbel, SqueezeExcite, GatedUnit, Mixer, Recurrent, Convolution, IntegralRegression),
         *(Contrastive,),

@@ -275,6 +275,38 @@ def vectors(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(rows, dim=2)
 
 
+def bilinear(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    pairs = (*q.shape[:3], k.shape[2], SIZE)
+    scores = m.form(q.unsqueeze(3).expand(pairs), k.unsqueeze(2).expand(pairs))
+    return scores.squeeze(-1).softmax(-1) @ v
+
+
+class Bilinear(Attending):
+    """Attention with a bilinear form of query and key."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__(attend)
+        self.form = nn.Bilinear(SIZE, SIZE, 1)
+
+
+def formed() -> Case:
+    """Make a case of attention by a bilinear form."""
+
+    def make() -> tuple[nn.Module, tuple[Any, ...]]:
+        torch.manual_seed(0)
+        return Bilinear(bilinear), inputs()
+
+    def expected(model: nn.Module, args: tuple[Any, ...]) -> list[np.ndarray]:
+        assert isinstance(model, Bilinear)
+        query, key = (tensor.detach().double().numpy() for tensor in model.last)
+        form = model.form.weight.detach().double().numpy()[0]
+        scores = query @ form @ np.swapaxes(key, -1, -2) + float(model.form.bias.detach())
+        raised = np.exp(scores - scores.max(-1, keepdims=True))
+        return [raised / raised.sum(-1, keepdims=True)]
+
+    return Case(make, expected)
+
+
 class Additive(Attending):
     """Attention with a layer that makes one score of a pair's features."""
 
@@ -315,6 +347,7 @@ ODD: dict[str, Case] = {
     "additive": added(additive, np.tanh),
     "additive, summed": added(additive_sum, lambda x: np.where(x > 0, x, 0.2 * x)),
     "additive, by a vector": added(additive_vector, np.tanh),
+    "bilinear": formed(),
     "heads one by one, dropped": attending(heads_unbound, train=True),
     "dropped, then split": attending(dropped_parts, train=True),
     "dropped, then multiplied": attending(dropped_elementwise, train=True),
