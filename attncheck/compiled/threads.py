@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
 import torch
 
-__all__ = ["shares", "side_by_side"]
+__all__ = ["on_one_thread", "shares", "side_by_side"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,6 +48,26 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let torch use one thread: for many small operations, at whose ends others would be awaited.
+
+    Example:
+        >>> with on_one_thread():
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    if before == 1 or not _OPENMP:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def shares(count: int, each: int = 2) -> list[slice]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import reduce
+from typing import Final
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
+from attncheck.compiled.threads import on_one_thread
 from attncheck.evaluate.evidence import evidence_of
 from attncheck.evaluate.measures import Totals, join, measures_of
 from attncheck.evaluate.tally import Tally
@@ -14,6 +17,9 @@ from attncheck.patterns import PatternEvidence
 from attncheck.profile import LayerProfile
 
 __all__ = ["assemble", "describe"]
+
+FEW_ROWS: Final = 1 << 16
+"""Rows of all heads up to which what is read of them is read on one thread."""
 
 
 def assemble(layer: LayerAttention, tallies: Iterable[Tally]) -> LayerProfile:
@@ -50,5 +56,6 @@ def describe(
 
 
 def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[str, Totals]]:
-    with quiet(layer.device.type):
+    few = layer.device.type == "cpu" and tally.valid.numel() <= FEW_ROWS
+    with quiet(layer.device.type), on_one_thread() if few else nullcontext():
         return evidence_of(tally, causal=layer.causal), measures_of(tally)
