@@ -130,6 +130,10 @@ class Sink(Protocol):
         """Note a softmax over a product of activations, by the number of the product."""
         ...
 
+    def softmax_left(self, number: int) -> None:
+        """Note that something was made of what a softmax gave: it was not thrown away."""
+        ...
+
     def softmax_used(self, number: int) -> None:
         """Note that a softmax over this product multiplied values and was understood."""
         ...

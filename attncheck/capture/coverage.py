@@ -97,12 +97,12 @@ class Coverage:
             raise CaptureError(self._nothing())
         captured = self._session.captured
         classes = {type(m) for m in self._watched if self._is(m, captured)}
-        unused = self._session.unused_softmaxes.values()
+        unused, left = self._session.unused_softmaxes.values(), self._session.left_unused()
         for module in self._watched:
             name = self._names[id(module)]
             if id(module) not in self._ran:
                 continue
-            if name in unused and name in captured:
+            if name in left and name in captured:  # what nothing takes is thrown away
                 self._session.unreadable(
                     name, f"of several attentions in it, one: {UNUSED}", SWITCH
                 )

@@ -67,6 +67,7 @@ class Session:
         """Names of modules whose attention was seen and understood, wanted or not."""
         self.unused_softmaxes: dict[int, str] = {}
         """Modules that computed a softmax of query and key never seen to multiply values."""
+        self._left: set[int] = set()
         self.modules = ModuleTable.of(model) if modules is None else modules
         self._parts: dict[int, str] = {}
         """Modules that raised the scores of some keys, and where that led is not known yet."""
@@ -149,6 +150,14 @@ class Session:
         place = self.here()
         if place is not None and not in_backward():
             self.unused_softmaxes[number] = place[1]
+
+    def softmax_left(self, number: int) -> None:
+        """Remember that something was made of what a softmax gave: it was not thrown away."""
+        self._left.add(number)
+
+    def left_unused(self) -> set[str]:
+        """Modules with a softmax of which something was made, and which multiplied no values."""
+        return {name for number, name in self.unused_softmaxes.items() if number in self._left}
 
     def softmax_used(self, number: int) -> None:
         """Forget a softmax that turned out to be recorded attention."""

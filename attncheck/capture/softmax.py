@@ -150,8 +150,11 @@ class SoftmaxWatcher:
                     axes = mixed(product, number, trace, out)
                     if axes is not None:
                         self._traces[out] = _mixed(trace, product.operands[number], axes)
+                    elif trace.stage == "weights":
+                        self._sink.softmax_left(trace.product)
                     return True
                 if trace.stage in ("weights", "raised"):
+                    self._sink.softmax_left(trace.product)
                     self._try(partial(self._meetings.meet, product, number, trace, out), trace)
                     return True
         return False
@@ -163,6 +166,8 @@ class SoftmaxWatcher:
         trace = self._traces[args[0]] if args and isinstance(args[0], Tensor) else None
         if trace is not None and trace.stage in ("scores", "raised"):
             self._left[tuple(args[0].shape)] = trace.product
+        elif trace is not None and trace.stage == "weights":
+            self._sink.softmax_left(trace.product)
         return function(*args, **kwargs)
 
     def _compare_with_left(self, product: Product) -> None:
@@ -278,10 +283,13 @@ class SoftmaxWatcher:
         elif stage == "weighted":
             self._meetings.after_weighted(step)
         elif stage == "weights":
+            stays = False
             for tensor, trace in after_weights(step, self._traces, self._origins):
-                self._traces[tensor] = trace
+                self._traces[tensor], stays = trace, trace.stage == "weights"
                 if trace.stage == "weighted":
                     self._meetings.begin_sum(trace, step.out)
+            if not stays:
+                self._sink.softmax_left(step.trace.product)
         elif stage == "sums":
             target = step.target()
             if target is not None and not step.ends() and not step.reduces():

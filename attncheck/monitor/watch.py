@@ -118,6 +118,10 @@ class Watch:
         """Note a softmax."""
         self._session.softmax_seen(number)
 
+    def softmax_left(self, number: int) -> None:
+        """See `Session`."""
+        self._session.softmax_left(number)
+
     def softmax_used(self, number: int) -> None:
         """Note that it was attention."""
         self._session.softmax_used(number)

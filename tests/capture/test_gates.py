@@ -131,6 +131,25 @@ def test_one_missed_attention_beside_another_in_one_module() -> None:
         AttentionExtractor(BothInOneAttention()).get_attention(X)
 
 
+class LeftoverAttention(nn.Module):
+    """A softmax that an older version of the code multiplied with the values."""
+
+    def __init__(self, returns: bool) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def forward(self, x: Tensor) -> Any:
+        weights = (x @ x.mT).softmax(-1).to(torch.float64)
+        output = F.scaled_dot_product_attention(x, x, x)
+        return (output, weights) if self.returns else output
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_softmax_that_nothing_takes_is_no_missed_attention(returns: bool) -> None:
+    maps = AttentionExtractor(LeftoverAttention(returns)).get_attention(torch.randn(1, 2, 5, 4))
+    assert len(maps.layers) == 1
+
+
 def test_one_missed_layer_among_captured_ones() -> None:
     model = nn.Sequential(stack(attend), ChunkedAttention())
     with pytest.raises(CaptureError, match="1: its softmax over query and key was not seen"):
