@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import TypeVar
 
 import torch
 
@@ -40,7 +38,6 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
     items, threads = list(items), torch.get_num_threads()
     if threads == 1 or len(items) == 1 or not _OPENMP:
         return [work(item) for item in items]
-    _dismiss_waiting()
     futures = [_pool(threads).submit(work, item) for item in items]
     try:
         return [future.result() for future in futures]
@@ -87,36 +84,6 @@ def shares(count: int, each: int = 2) -> list[slice]:
 
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 """Whether torch's number of threads is one of each thread's own."""
-
-
-def _dismiss_waiting() -> None:
-    """Let go of the threads in which OpenMP waits for this thread's next work.
-
-    For milliseconds after each operation of torch they wait by running in circles, each on a core
-    that workers need. The next operation that wants them starts them again, in a tenth of one.
-    """
-    pause = _pause()
-    if pause is not None:
-        pause(SOFT)
-
-
-SOFT: Final = 1
-"""``omp_pause_soft``: what was set stays set."""
-
-
-@cache
-def _pause() -> Callable[[int], int] | None:
-    """``omp_pause_resource_all`` of the GNU OpenMP that torch runs; None elsewhere."""
-    try:
-        mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    places = sorted({line.split()[-1] for line in mapped if "libgomp" in line})
-    own = [place for place in places if "torch" in place] or places
-    try:
-        return cast("Callable[[int], int]", ctypes.CDLL(own[0]).omp_pause_resource_all)
-    except (IndexError, OSError, AttributeError):
-        return None
 
 
 @cache

@@ -249,15 +249,3 @@ def test_heads_walked_apart_are_the_heads_walked_together(kind: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert found[0].to_dict() == found[1].to_dict()
-
-
-def test_waiting_threads_of_openmp_are_let_go_and_come_back() -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        many = torch.ones(1 << 20)
-        assert side_by_side(lambda x: x + float(many.sum()), [1, 2]) == [1 + 2**20, 2 + 2**20]
-        assert float(many.sum()) == 2**20
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
