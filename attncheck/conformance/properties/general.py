@@ -42,7 +42,7 @@ def separate(cases: Sequence[Case], plan: Plan, both: int = 4) -> list[Case]:
 def general_cases(plan: Plan) -> Sequence[Case]:
     """Return the design over all axes."""
     levels = plan.narrow(general_levels(plan.dtypes))
-    return separate(covering(levels, plan.pick(300, 2400, 12_000), plan.seed), plan)
+    return separate(covering(levels, plan.pick(180, 1700, 12_000), plan.seed), plan)
 
 
 def small_cases(plan: Plan) -> Sequence[Case]:
@@ -195,7 +195,7 @@ def large_cases(plan: Plan) -> Sequence[Case]:
         "layout": tuple(LAYOUTS),
     }  # fmt: skip
     # Greedy choice first, then the cost: whichever axis gives way differs from case to case.
-    found = covering(plan.narrow(levels), plan.pick(80, 700, 4000), plan.seed + 2, limit=10**15)
+    found = covering(plan.narrow(levels), plan.pick(40, 420, 4000), plan.seed + 2, limit=10**15)
     return separate([lighten_in_turn(case, 4_000_000).legal() for case in found], plan)
 
 
