@@ -55,7 +55,7 @@ def _run(entry: Property, subject: Subject, plan: Plan) -> Outcome:
     cases = list(entry.cases(plan))
     for case in cases:
         tried += 1
-        violation, refusal = attempt(entry, subject, case)
+        violation, refusal = _judged(entry, subject, case)
         if refusal:
             refused += 1
             subject.refusals[refusal] += 1
@@ -77,7 +77,7 @@ def _searched(entry: Property, subject: Subject, plan: Plan, start: float) -> Ou
     tried: list[str] = []
 
     def examine(case: Case) -> Violation | None:
-        violation, refusal = attempt(entry, subject, case)
+        violation, refusal = _judged(entry, subject, case)
         tried.append(refusal)
         return violation
 
@@ -107,6 +107,16 @@ def attempt(entry: Property, subject: Subject, case: Case) -> tuple[Violation | 
     return None, ""
 
 
+def _judged(entry: Property, subject: Subject, case: Case) -> tuple[Violation | None, str]:
+    """Examine one case; what is returned in such a form that it can't be examined is a failure."""
+    try:
+        return attempt(entry, subject, case)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        said = str(e).strip().splitlines() or [""]
+        found = f"{type(e).__name__}: {said[0][:160]}"
+        return Violation(f"what it returned could not be judged ({found})"), ""
+
+
 def explain(
     entry: Property,
     subject: Subject,
@@ -119,11 +129,11 @@ def explain(
 
     Other cases help to tell why: those that fail too, and those that passed.
     """
-    again, _ = attempt(entry, subject, case)
+    again, _ = _judged(entry, subject, case)
     repeats = again is not None
     evidence, passed = [violation], list(passed)
     for other in others if repeats else ():
-        found, refusal = attempt(entry, subject, other)
+        found, refusal = _judged(entry, subject, other)
         if found is not None:
             evidence.append(found)
         elif not refusal and other.work < 1e6:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,38 @@ def test_a_crash_is_a_failure() -> None:
     report = check_attention(crashes, effort="quick", select=["lengths-blocks"], raises=False)
     assert "IndexError" in report.failures[0].violated
     assert report.failures[0].case["n_query"] == 17
+
+
+@pytest.mark.parametrize(
+    "id", ["gradient-direction", "gradient-accumulation", "accuracy-bias-gradient", "design-small"]
+)
+def test_an_output_of_the_wrong_shape_is_a_failure(id: str) -> None:
+    def cuts(query: Tensor, key: Tensor, value: Tensor, **flags: Any) -> Tensor:
+        output = F.scaled_dot_product_attention(query, key, value, **flags)
+        return output[..., :1] if query.shape[-1] > 1 else output
+
+    report = check_attention(cuts, effort="quick", select=[id], raises=False)
+    assert [failure.id for failure in report.failures] == ["plain-input"]
+
+    def grows(query: Tensor, key: Tensor, value: Tensor, **flags: Any) -> Tensor:
+        output = F.scaled_dot_product_attention(query, key, value, **flags)
+        return output if query.shape[-2] == 4 else torch.cat([output, output[..., :1]], -1)
+
+    report = check_attention(grows, effort="quick", select=[id], raises=False)
+    assert [failure.id for failure in report.failures] == [id]
+    assert "shape of the output" in report.failures[0].violated
+
+
+def test_what_can_not_be_judged_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(subject: Any, case: Any) -> None:
+        raise RuntimeError("sizes do not match")
+
+    entry = replace(PROPERTIES["scale-given"], examine=breaks)
+    outcome = run_property(entry, Subject(F.scaled_dot_product_attention), Plan("quick"))
+    assert outcome.failure is not None
+    assert outcome.failure.violated == (
+        "what it returned could not be judged (RuntimeError: sizes do not match)"
+    )
 
 
 def test_refusing_everything_is_a_failure() -> None:

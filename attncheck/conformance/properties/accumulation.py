@@ -11,6 +11,7 @@ from torch import Tensor
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import (
+    check_form,
     differentiate,
     direction_of,
     refuse_or_fail_detached,
@@ -61,7 +62,9 @@ def gradient_accumulation(subject: Subject, case: Case) -> None:
     asked = requiring_grad(subject.build(case))
     if asked.query.dtype not in HALF:
         return
-    output = subject.call(asked).output
+    result = subject.call(asked)
+    check_form(result, asked)
+    output = result.output
     if not output.requires_grad:
         refuse_or_fail_detached(subject, asked)
     direction = direction_of(output)

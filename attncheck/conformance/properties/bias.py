@@ -120,7 +120,9 @@ assert all(ratio.abs() < torch.finfo(q.dtype).eps for ratio in ratios)""",
 def gradient_bias(subject: Subject, case: Case) -> None:
     """Fit the error of each gradient by a factor of the right one."""
     asked = requiring_grad(subject.build(case))
-    output = subject.call(asked).output
+    result = subject.call(asked)
+    check_form(result, asked)
+    output = result.output
     if not output.requires_grad:
         refuse_or_fail_detached(subject, asked)
     direction = direction_of(output)

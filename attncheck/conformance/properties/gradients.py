@@ -11,6 +11,7 @@ from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
 from attncheck.conformance.examine import (
     agrees,
+    check_form,
     compare,
     differentiate,
     direction_of,
@@ -155,7 +156,9 @@ assert error.abs().max() < 1e-2""",
 def directions(subject: Subject, case: Case) -> None:
     """Go backward with gradients of several strides, each compared with the oracle, then again."""
     asked = requiring_grad(subject.build(case))
-    output = subject.call(asked).output
+    result = subject.call(asked)
+    check_form(result, asked)
+    output = result.output
     if not output.requires_grad:
         refuse_or_fail_detached(subject, asked)
     leaves = {name: t for name, t in asked.tensors.items() if t.requires_grad}
