@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in [chosen.only] if chosen.only else SECTIONS:
         data[name] = sections[name]()
         write_results("conformance", data)  # after each: a long run may be cut short
-    write_page(data)
+    write_page(json.loads(path.read_text()))  # in the order in which the file has it
     return verdict(data, ledger.missing)
 
 
