@@ -6,14 +6,9 @@ What it does not find in order is looked at again, slowly, by whoever says what 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
-
-import torch
 
 from attncheck.attention.maps import LayerAttention
-from attncheck.attention.quiet import quiet
-from attncheck.compiled import SMALL, missing
-from attncheck.compiled.threads import shares, side_by_side
+from attncheck.attention.reading import read_heads, worth_compiled
 
 __all__ = ["Look", "look_over"]
 
@@ -40,21 +35,11 @@ def look_over(layer: LayerAttention) -> Look | None:
     """
     if layer.query_key is not None or layer.sink_mass is not None:
         return None
-    if layer.device.type != "cpu" or layer.dtype == torch.float64:
-        return None
-    if prod(layer.shape) < SMALL or missing() is not None:
+    if not worth_compiled(layer):
         return None
     from attncheck.compiled.loops import look_over as look
 
     first = 1 + layer.n_key - layer.n_query
 
-    def read(place: tuple[int, slice]) -> tuple[bool, bool]:
-        sequence, head = place
-        with quiet("cpu"):
-            weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
-        sound, ahead = look(weights, first)
-        return bool(sound), bool(ahead)
-
-    places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
-    found = side_by_side(read, places)
+    found = read_heads(layer, lambda weights, *_: look(weights, first))
     return Look(all(sound for sound, _ in found), any(ahead for _, ahead in found))

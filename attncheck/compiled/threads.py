@@ -67,18 +67,17 @@ def on_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def shares(count: int, each: int = 2) -> list[slice]:
-    """Cut so many things into shares for every thread.
+def shares(count: int) -> list[slice]:
+    """Cut so many things into two shares for every thread: one that is slow holds up less.
 
     Args:
         count: How many things.
-        each: Shares of a thread: with several, one that is slow holds up less.
 
     Example:
         >>> [share.stop - share.start for share in shares(1)]
         [1]
     """
-    step = max(1, -(-count // (each * torch.get_num_threads())))
+    step = max(1, -(-count // (2 * torch.get_num_threads())))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 

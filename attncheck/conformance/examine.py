@@ -126,7 +126,7 @@ def direction_of(output: Tensor) -> Tensor:
 def check_gradients(subject: Subject, asked: Inputs, result: Result, reference: Reference) -> None:
     """Compare gradients with those of the oracle."""
     if not result.output.requires_grad:
-        refuse_or_fail_detached(subject, asked)
+        _refuse_or_fail_detached(subject, asked)
     direction = direction_of(result.output)
     leaves = {n: t for n, t in asked.tensors.items() if t.requires_grad}
     kept, toward = result.output.detach().clone(), direction.clone()
@@ -160,7 +160,21 @@ def differentiate(
     return dict(zip(leaves, grads, strict=True))
 
 
-def refuse_or_fail_detached(subject: Subject, asked: Inputs) -> None:
+def attached_output(subject: Subject, asked: Inputs) -> Tensor:
+    """Call with inputs that ask for gradients, and return the output, if it has the form to go on.
+
+    Raises:
+        Refused: It was computed outside torch.
+        Violation: It has the wrong form, or is cut off from its inputs.
+    """
+    result = subject.call(asked)
+    check_form(result, asked)
+    if not result.output.requires_grad:
+        _refuse_or_fail_detached(subject, asked)
+    return result.output
+
+
+def _refuse_or_fail_detached(subject: Subject, asked: Inputs) -> None:
     """Judge an output without gradient: computed outside torch it is a refusal, else a failure."""
     with _Arithmetic() as seen:
         subject.call(asked)

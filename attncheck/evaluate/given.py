@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.compiled.threads import shares, side_by_side
+from attncheck.attention.reading import read_heads
 from attncheck.evaluate.assemble import assemble
 from attncheck.evaluate.blocked import valid_rows
 from attncheck.evaluate.ledgers import Books
@@ -56,19 +56,15 @@ def profile_given(
             return None
         valid = valid_rows(layer, reach)
         books = Books.open(Targets(marks, reach, layer.positional), valid, torch.float64)
-        places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
-        if not all(side_by_side(partial(_read, layer, books), places)):
+        if not all(read_heads(layer, partial(_read, books))):
             return None
         return assemble(layer, [books.tally(GivenWeights(layer))])
 
 
-def _read(layer: LayerAttention, books: Books, place: tuple[int, slice]) -> bool:
+def _read(books: Books, weights: Any, sequence: int, head: slice) -> bool:
     """Read some heads of one sequence; say whether they are as weights should be."""
     from attncheck.compiled.loops import read_weights
 
-    sequence, head = place
-    with quiet("cpu"):
-        weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
     sight, ledger = books.sight(sequence, head), books.ledger(sequence, head)
     return bool(read_weights(weights, sight, books.keys[sequence], ledger))
 

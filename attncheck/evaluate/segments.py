@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attncheck.compiled import missing
 from attncheck.evaluate.lines import ClearLines
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import thresholds
-from attncheck.patterns.segments import MANY, cut
+from attncheck.patterns.segments import cut, worth_compiled
 from attncheck.patterns.sums import Sums
 
 __all__ = ["measure_segments"]
@@ -123,7 +122,7 @@ def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
         cells: ``(batch, head, row, key)``.
         rows: Number of rows before each edge of rows, ``(row edge,)``.
     """
-    if not _compiled(cells):
+    if not worth_compiled(cells):
         return F.pad(cells.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[..., rows, :]
     from attncheck.compiled.cells import running_sums
 
@@ -134,7 +133,7 @@ def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
 
 def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Sum the cells of each row from one key to before another: ``(batch, head, row)``."""
-    if not _compiled(cells):
+    if not worth_compiled(cells):
         along = F.pad(cells.cumsum(-1), (1, 0))
         return (along.gather(-1, last[..., None]) - along.gather(-1, first[..., None]))[..., 0]
     from attncheck.compiled.cells import sum_stretches
@@ -143,10 +142,6 @@ def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
     every = (held.contiguous().flatten(0, 1).numpy() for held in (cells, first, last, sums))
     sum_stretches(*every)
     return sums
-
-
-def _compiled(cells: Tensor) -> bool:
-    return cells.device.type == "cpu" and cells.numel() >= MANY and missing() is None
 
 
 def _cells(tally: Tally, clear: ClearLines) -> _Cells:

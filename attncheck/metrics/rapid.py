@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.compiled import SMALL, missing
+from attncheck.attention.reading import read_heads, worth_compiled
 from attncheck.compiled.ledger import ramp_of
-from attncheck.compiled.threads import shares, side_by_side
 
 __all__ = ["measure_rapidly"]
 
@@ -44,11 +42,7 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
         negative, not finite or on hidden keys.
     """
     whole = layer.mask is None and layer.sighted is None and not layer.queries
-    if not whole or layer.device.type != "cpu":
-        return None
-    if layer.dtype == torch.float64 or prod(layer.shape) < SMALL:
-        return None
-    if not set(wanted) <= KNOWN or missing() is not None:
+    if not (whole and set(wanted) <= KNOWN and worth_compiled(layer)):
         return None
     with quiet("cpu"):
         counts = torch.full((layer.n_query,), layer.n_key)
@@ -66,15 +60,11 @@ def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
     ramp = ramp_of(layer.n_query, layer.n_key, layer.positional)
     found = np.zeros((*layer.shape[:2], NUMBERS, layer.n_query))
 
-    def read(place: tuple[int, slice]) -> Any:
-        sequence, head = place
-        with quiet("cpu"):
-            weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
+    def read(weights: Any, sequence: int, head: slice) -> Any:
         out = found[sequence, head]
         return measure_rows(weights, counts.numpy(), position, layer.positional, ramp, out)
 
-    places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
-    return torch.from_numpy(found).movedim(2, 0) if all(side_by_side(read, places)) else None
+    return torch.from_numpy(found).movedim(2, 0) if all(read_heads(layer, read)) else None
 
 
 def _measures(

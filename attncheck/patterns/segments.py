@@ -21,7 +21,7 @@ from torch import Tensor
 from attncheck.compiled import missing
 from attncheck.patterns import thresholds
 
-__all__ = ["Cuts", "cut", "find_segments"]
+__all__ = ["Cuts", "cut", "find_segments", "worth_compiled"]
 
 CELLS: Final = 128
 """Steps of the grid on which long sequences are cut first."""
@@ -124,8 +124,13 @@ def cut(sums: Tensor, spread: Tensor, keys: Tensor, *, causal: bool) -> Cuts:
         causal: Whether no query sees a later key.
     """
     most = min(thresholds.MAX_CUTS, int(keys.max()) // thresholds.MIN_SEGMENT)
-    compiled = sums.device.type == "cpu" and sums.numel() >= MANY and missing() is None
-    return (_cut_compiled if compiled else _cut_together)(sums, spread, keys, causal, most)
+    cut_some = _cut_compiled if worth_compiled(sums) else _cut_together
+    return cut_some(sums, spread, keys, causal, most)
+
+
+def worth_compiled(cells: Tensor) -> bool:
+    """Whether compiled loops may read sums or cells of a grid: many, on a CPU, with numba."""
+    return cells.device.type == "cpu" and cells.numel() >= MANY and missing() is None
 
 
 def _cut_compiled(sums: Tensor, spread: Tensor, keys: Tensor, causal: bool, most: int) -> Cuts:

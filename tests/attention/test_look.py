@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attncheck import as_attention
-from attncheck.attention import LayerAttention, look
+from attncheck.attention import LayerAttention, look, reading
 from attncheck.attention.look import look_over
 
 pytest.importorskip("numba")
@@ -19,7 +19,7 @@ SIZE, HEADS = 40, 3
 
 @pytest.fixture(autouse=True)
 def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "SMALL", 1)
+    monkeypatch.setattr(reading, "SMALL", 1)
 
 
 def rows(causal: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -93,7 +93,7 @@ def test_what_is_left_to_the_slow_look(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = rows()
     assert look_over(LayerAttention(weights.double())) is None
     assert look_over(LayerAttention(weights * 0.5, sink_mass=torch.full((2, 3, SIZE), 0.5))) is None
-    monkeypatch.setattr(look, "missing", lambda: "numba is not installed")
+    monkeypatch.setattr(reading, "missing", lambda: "numba is not installed")
     assert look_over(LayerAttention(weights)) is None
     monkeypatch.undo()
     assert look_over(LayerAttention(weights)) is None, "few weights"

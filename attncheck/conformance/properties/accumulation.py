@@ -11,10 +11,9 @@ from torch import Tensor
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import (
-    check_form,
+    attached_output,
     differentiate,
     direction_of,
-    refuse_or_fail_detached,
     requiring_grad,
 )
 from attncheck.conformance.numerics import HALF, Reference
@@ -62,11 +61,7 @@ def gradient_accumulation(subject: Subject, case: Case) -> None:
     asked = requiring_grad(subject.build(case))
     if asked.query.dtype not in HALF:
         return
-    result = subject.call(asked)
-    check_form(result, asked)
-    output = result.output
-    if not output.requires_grad:
-        refuse_or_fail_detached(subject, asked)
+    output = attached_output(subject, asked)
     direction = direction_of(output)
     leaves: dict[str, Tensor] = {n: t for n, t in asked.tensors.items() if t.requires_grad}
     found = differentiate(output, leaves, direction)

@@ -11,10 +11,10 @@ from torch import Tensor
 from attncheck.conformance.case import Case
 from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import (
+    attached_output,
     check_form,
     differentiate,
     direction_of,
-    refuse_or_fail_detached,
     requiring_grad,
 )
 from attncheck.conformance.numerics import gradients
@@ -120,11 +120,7 @@ assert all(ratio.abs() < torch.finfo(q.dtype).eps for ratio in ratios)""",
 def gradient_bias(subject: Subject, case: Case) -> None:
     """Fit the error of each gradient by a factor of the right one."""
     asked = requiring_grad(subject.build(case))
-    result = subject.call(asked)
-    check_form(result, asked)
-    output = result.output
-    if not output.requires_grad:
-        refuse_or_fail_detached(subject, asked)
+    output = attached_output(subject, asked)
     direction = direction_of(output)
     leaves: dict[str, Tensor] = {n: t for n, t in asked.tensors.items() if t.requires_grad}
     found = differentiate(output, leaves, direction)

@@ -11,11 +11,10 @@ from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
 from attncheck.conformance.examine import (
     agrees,
-    check_form,
+    attached_output,
     compare,
     differentiate,
     direction_of,
-    refuse_or_fail_detached,
     requiring_grad,
 )
 from attncheck.conformance.kinds import LAYOUTS, USUAL_CONTENTS
@@ -72,9 +71,7 @@ assert torch.autograd.gradcheck(lambda q, k, v: {call}, (q, k, v))""",
 def finite_differences(subject: Subject, case: Case) -> None:
     """Compare directional derivatives with central differences."""
     asked = requiring_grad(subject.build(case))
-    output = subject.call(asked).output
-    if not output.requires_grad:
-        refuse_or_fail_detached(subject, asked)
+    output = attached_output(subject, asked)
     direction = direction_of(output)
     leaves = {name: t for name, t in asked.tensors.items() if t.requires_grad}
     grads = differentiate(output, leaves, direction)
@@ -115,9 +112,7 @@ assert v.grad is not None""",
 def partial_gradients(subject: Subject, case: Case) -> None:
     """Ask for the gradient of one input at a time and compare with that of all at once."""
     everything = requiring_grad(subject.build(case))
-    output = subject.call(everything).output
-    if not output.requires_grad:
-        refuse_or_fail_detached(subject, everything)
+    output = attached_output(subject, everything)
     direction = direction_of(output)
     leaves = {name: t for name, t in everything.tensors.items() if t.requires_grad}
     together = differentiate(output, leaves, direction)
@@ -156,11 +151,7 @@ assert error.abs().max() < 1e-2""",
 def directions(subject: Subject, case: Case) -> None:
     """Go backward with gradients of several strides, each compared with the oracle, then again."""
     asked = requiring_grad(subject.build(case))
-    result = subject.call(asked)
-    check_form(result, asked)
-    output = result.output
-    if not output.requires_grad:
-        refuse_or_fail_detached(subject, asked)
+    output = attached_output(subject, asked)
     leaves = {name: t for name, t in asked.tensors.items() if t.requires_grad}
     plain = direction_of(output)
     ways = {
@@ -206,9 +197,7 @@ def shared_gradients(subject: Subject, case: Case) -> None:
         leaf = plain.tensors[ways[-1]].detach().requires_grad_()
         shared: dict[str, Any] = dict.fromkeys(ways, leaf)
         asked = replace(plain, **shared)
-        output = subject.call(asked).output
-        if not output.requires_grad:
-            refuse_or_fail_detached(subject, asked)
+        output = attached_output(subject, asked)
         direction = direction_of(output)
         parts = Reference(asked, subject.rules, grad=True).gradients(direction)
         values = [parts[name].value for name in ways]

@@ -1,0 +1,44 @@
+"""How compiled loops get at the weights that a layer holds: some heads at a time, on threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, TypeVar
+
+import torch
+
+from attncheck.attention.maps import LayerAttention
+from attncheck.attention.quiet import quiet
+from attncheck.compiled import SMALL, missing
+from attncheck.compiled.threads import shares, side_by_side
+
+__all__ = ["read_heads", "worth_compiled"]
+
+Result = TypeVar("Result")
+
+
+def worth_compiled(layer: LayerAttention) -> bool:
+    """Whether compiled loops may read a layer's weights: many, on a CPU, no float64, with numba."""
+    if layer.device.type != "cpu" or layer.dtype == torch.float64:
+        return False
+    return prod(layer.shape) >= SMALL and missing() is None
+
+
+def read_heads(layer: LayerAttention, read: Callable[[Any, int, slice], Result]) -> list[Result]:
+    """Apply a function to the weights of some heads after others, several at once.
+
+    Args:
+        layer: Weights on a CPU.
+        read: Gets weights as float32 ``(head, query, key)`` of NumPy, the number of the sequence,
+            and which heads they are.
+    """
+
+    def read_one(place: tuple[int, slice]) -> Result:
+        sequence, head = place
+        with quiet("cpu"):
+            weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
+        return read(weights, sequence, head)
+
+    places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]
+    return side_by_side(read_one, places)
