@@ -45,8 +45,10 @@ TIGHTENED: Final = 1
 class _Shared(Reference):
     """Arithmetic that is asked for the same things again and again."""
 
-    def values(self) -> dict[str, Expected]:
+    def values(self, with_weights: bool = True) -> dict[str, Expected]:
         if not hasattr(self, "_values"):
+            self._values = super().values(False)
+        if with_weights and "weights" not in self._values:
             self._values = super().values()
         return self._values
 

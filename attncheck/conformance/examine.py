@@ -31,7 +31,7 @@ def agrees_on(
 ) -> Result:
     """As `agrees`, for tensors; return what the implementation returned."""
     reference = reference or Reference(inputs, subject.rules, grad)
-    expected = reference.values()
+    expected = reference.values(subject.returns_weights)
     asked = requiring_grad(inputs) if grad else inputs
     before = {name: (tensor, tensor._version) for name, tensor in asked.tensors.items()}
     copies = {name: tensor.detach().clone() for name, tensor in inputs.tensors.items()}

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -113,15 +114,15 @@ def terms_of(inputs: Inputs) -> float:
     return 1.0 if inputs.query.dtype in HALF else 1.0 + 0.5 * n_key**0.5 + n_key / 64
 
 
-def loosened(weights: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
+def loosened(weights: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Return what each weight may move by beyond the first order, as logits are rounded.
 
-    A weight's odds ``w / (1 - w)`` change by the factor ``exp(2 eps |logit|)`` at most: its own
-    logit rounded one way and all others the other way.
+    None where nothing does. A weight's odds ``w / (1 - w)`` change by the factor
+    ``exp(2 eps |logit|)`` at most: its own logit rounded one way and all others the other way.
     """
     rounding = torch.finfo(dtype).eps * logits
     if not bool((rounding > COARSE).any()):
-        return torch.zeros_like(weights)
+        return None
     # From the side that moves further: a weight beyond one half falls as its complement rises.
     small = torch.minimum(weights, 1 - weights).clamp_min(0)
     grown = 1 / (1 + (1 / small.clamp_min(1e-300) - 1) * torch.exp(-2 * rounding))
@@ -157,43 +158,83 @@ class Reference:
         wide = self.dtype == torch.float64  # then the two are the same
         self.native = self.exact if wide else _Run(inputs, self.dtype, rules, grad)
 
-    def values(self) -> dict[str, Expected]:
-        """Return what ``output`` and ``weights`` must be."""
-        output, weights, scores = self.exact.found
+    @cached_property
+    def logits(self) -> Tensor:
+        """Size of each row's logits, ``(..., head, query, 1)``."""
+        return logit_size(self.inputs, self.exact.found[2])
+
+    @cached_property
+    def loose(self) -> Tensor | None:
+        """What each weight may move by beyond the first order."""
+        return loosened(self.exact.found[1], self.logits, self.dtype)
+
+    def values(self, with_weights: bool = True) -> dict[str, Expected]:
+        """Return what ``output``, and ``weights`` if asked for, must be."""
         with torch.no_grad():
-            value = _heads_of(self.inputs.value.double(), self.inputs)
-            summing, logits = terms_of(self.inputs), logit_size(self.inputs, scores)
-            spread = (weights @ value.square() - output.square()).clamp_min(0).sqrt()
-            loose = loosened(weights, logits, self.dtype)
-            away = loose @ value.square() + output.square() * loose.sum(-1, keepdim=True)
-            away = (away - 2 * output * (loose @ value)).clamp_min(0)
-            floor = FLOOR[self.dtype] * torch.finfo(self.dtype).eps
-            magnitudes = {
-                "output": summing * (weights @ value.abs()) + logits * spread
-                + NORMALISER * logits * output.abs()
-                + (loose.sum(-1, keepdim=True) * away).sqrt() / floor,
-                # A weight far below eps is lost in any output: its own digits are not judged.
-                "weights": summing * weights + 2 * logits * weights * (1 - weights) + 0.01
-                + NORMALISER * logits * weights
-                + loose / floor,
-            }  # fmt: skip
-            native, native_weights, _ = self.native.found
-            return {
-                "output": self._allowing(output, native, magnitudes["output"]),
-                "weights": self._allowing(weights, native_weights, magnitudes["weights"]),
-            }
+            found = {"output": self._output()}
+            return found | {"weights": self._weights()} if with_weights else found
+
+    def _output(self) -> Expected:
+        output, weights, _ = self.exact.found
+        value = _heads_of(self.inputs.value.double(), self.inputs)
+        spread = (weights @ value.square() - output.square()).clamp_min(0).sqrt()
+        magnitude = terms_of(self.inputs) * (weights @ value.abs()) + self.logits * spread
+        magnitude = magnitude + NORMALISER * self.logits * output.abs()
+        if self.loose is not None:
+            mass = self.loose.sum(-1, keepdim=True)
+            away = self.loose @ value.square() + output.square() * mass
+            away = (away - 2 * output * (self.loose @ value)).clamp_min(0)
+            magnitude = magnitude + (mass * away).sqrt() / self._floor
+        return self._allowing(output, self.native.found[0], magnitude)
+
+    def _weights(self) -> Expected:
+        weights = self.exact.found[1]
+        magnitude = terms_of(self.inputs) * weights + 2 * self.logits * weights * (1 - weights)
+        # A weight far below eps is lost in any output: its own digits are not judged.
+        magnitude = magnitude + 0.01 + NORMALISER * self.logits * weights
+        if self.loose is not None:
+            magnitude = magnitude + self.loose / self._floor
+        return self._allowing(weights, self.native.found[1], magnitude)
 
     def gradients(self, direction: Tensor) -> dict[str, Expected]:
         """Return what the gradients of ``(output * direction).sum()`` must be, by argument."""
         exact, native = (run.gradients(direction) for run in (self.exact, self.native))
-        _, weights, scores = self.exact.found
-        floors = _gradient_magnitudes(self.inputs, direction, weights, scores)
+        floors = self._gradient_magnitudes(direction)
         return {name: self._allowing(exact[name], native[name], floors[name]) for name in exact}
 
+    @property
+    def _floor(self) -> float:
+        return FLOOR[self.dtype] * torch.finfo(self.dtype).eps
+
     def _allowing(self, exact: Tensor, native: Tensor, magnitude: Tensor) -> Expected:
-        floor = FLOOR[self.dtype] * torch.finfo(self.dtype).eps * magnitude
+        floor = self._floor * magnitude
         error = 0.0 if native is exact else NATIVE * _largest(native.double() - exact)
         return Expected(exact, floor + error + _tiny(self.dtype))
+
+    def _gradient_magnitudes(self, direction: Tensor) -> dict[str, Tensor]:
+        """Return the running error bound of each gradient: the backward formula, absolute."""
+        inputs, (_, weights, scores) = self.inputs, self.exact.found
+        with torch.no_grad():
+            size = self.logits + terms_of(inputs) - 1
+            loose = loosened(weights, size, self.dtype)
+            if loose is not None:
+                weights = weights + loose / COARSE
+            key, value = (_heads_of(x.double(), inputs).abs() for x in (inputs.key, inputs.value))
+            scale = inputs.flags.get("scale")
+            factor = inputs.query.shape[-1] ** -0.5 if scale is None else abs(float(scale))
+            toward = direction.double().abs()
+            through = weights * (toward @ value.mT)
+            inner = (through + weights * through.sum(-1, keepdim=True)) * size
+            landing = inner + _landing_on_maxima(inner, scores, self.dtype)
+            found = {
+                "query": factor * inner @ key,
+                "key": _fold_heads(factor * landing.mT @ inputs.query.double().abs(), inputs.key),
+                "value": _fold_heads((weights * size).mT @ toward, inputs.value),
+            }
+            mask = inputs.mask
+            if mask is not None and mask.dtype != torch.bool:
+                found["attn_mask"] = landing.sum_to_size(mask.shape)
+            return found
 
 
 class _Run:
@@ -230,32 +271,6 @@ class _Run:
 def gradients(inputs: Inputs, direction: Tensor, rules: Rules) -> dict[str, Tensor]:
     """Return gradients of the oracle, by argument name."""
     return _Run(inputs, torch.float64, rules, grad=True).gradients(direction)
-
-
-def _gradient_magnitudes(
-    inputs: Inputs, direction: Tensor, weights: Tensor, scores: Tensor
-) -> dict[str, Tensor]:
-    """Return the running error bound of each gradient: the backward formula in absolute values."""
-    with torch.no_grad():
-        size = logit_size(inputs, scores) + terms_of(inputs) - 1
-        loose = loosened(weights, size, inputs.query.dtype)
-        weights = weights + loose / COARSE
-        key, value = (_heads_of(x.double(), inputs).abs() for x in (inputs.key, inputs.value))
-        scale = inputs.flags.get("scale")
-        factor = inputs.query.shape[-1] ** -0.5 if scale is None else abs(float(scale))
-        toward = direction.double().abs()
-        through = weights * (toward @ value.mT)
-        inner = (through + weights * through.sum(-1, keepdim=True)) * size
-        landing = inner + _landing_on_maxima(inner, scores, inputs.query.dtype)
-        found = {
-            "query": factor * inner @ key,
-            "key": _fold_heads(factor * landing.mT @ inputs.query.double().abs(), inputs.key),
-            "value": _fold_heads((weights * size).mT @ toward, inputs.value),
-        }
-        mask = inputs.mask
-        if mask is not None and mask.dtype != torch.bool:
-            found["attn_mask"] = landing.sum_to_size(mask.shape)
-        return found
 
 
 def _landing_on_maxima(inner: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:

@@ -78,18 +78,17 @@ def other_default_dtype(subject: Subject, case: Case) -> None:
 @contextmanager
 def garbage_in_new_memory() -> Iterator[None]:
     """Fill memory that torch hands out uninitialised with NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports a compiler
     memory.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn)
+        torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = fill
 
 
