@@ -11,7 +11,7 @@ import numpy as np
 
 from attncheck.compiled.loop import exact
 
-__all__ = ["cut_segments", "running_sums", "sum_stretches"]
+__all__ = ["cut_segments", "running_sums", "spread_rows", "sum_stretches"]
 
 
 @exact
@@ -35,6 +35,36 @@ def running_sums(cells: Any, rows: Any, out: Any) -> None:
                 if rows[edge - 1] < row:
                     along += cells[item, row - 1, key]
                 into[key + 1] = before[key + 1] + along
+
+
+@exact
+def spread_rows(values: Any, low: Any, high: Any, step: int, lead: int, out: Any) -> None:
+    """Add a value of each row for every key it sees to the cells of the keys.
+
+    Args:
+        values: float64 ``(batch, head, query)``.
+        low: First key that each row sees, int64 ``(batch or 1, head or 1, query)``.
+        high: One behind the last, as ``low``.
+        step: Side of a cell.
+        lead: Keys that the first cell lacks.
+        out: ``(batch, head, row cell, key cell)``, to be added to.
+    """
+    for batch in range(values.shape[0]):
+        for head in range(values.shape[1]):
+            sequence, own = min(batch, low.shape[0] - 1), min(head, low.shape[1] - 1)
+            for query in range(values.shape[2]):
+                begin, end = lead + low[sequence, own, query], lead + high[sequence, own, query]
+                value, into = values[batch, head, query], out[batch, head, query // step]
+                first, last = begin // step, (end - 1) // step
+                if end <= begin:
+                    continue
+                if first == last:
+                    into[first] += value * (end - begin)
+                    continue
+                into[first] += value * ((first + 1) * step - begin)
+                into[last] += value * (end - last * step)
+                for cell in range(first + 1, last):
+                    into[cell] += value * step
 
 
 @exact

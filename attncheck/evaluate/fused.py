@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.compiled import missing
+from attncheck.compiled.ledger import Sight
 from attncheck.compiled.threads import side_by_side
 from attncheck.evaluate.ledgers import Books
 from attncheck.evaluate.reach import Reach
@@ -30,10 +31,12 @@ from attncheck.patterns.grid import Marks
 
 __all__ = ["sequences_together", "unfit", "walk_fused"]
 
-BLOCK_WEIGHTS: Final = 1 << 18
+Block: TypeAlias = tuple[slice, slice]
+
+BLOCK_WEIGHTS: Final = 1 << 19
 """Scores in a block, unless the fewest rows hold more."""
 
-ROWS: Final = (64, 256)
+ROWS: Final = (64, 128)
 """Fewest and most query rows of a block: a product of more rows is faster, and computes more that
 causality discards."""
 
@@ -81,13 +84,35 @@ def walk_fused(
     parts = _parts(reach, n_rows, len(heads))
     targets = Targets(marks, reach, layer.positional)
     books = Books.open(targets, valid, torch.float32, len(parts))
+    blocks = [_blocks(books.sights[number], parts, n_rows) for number in range(len(scores))]
     tasks = [
-        _Task(books, scores[number], number, head, part, queries, n_rows)
+        _Task(books, scores[number].of_heads(head), number, head, part, blocks[number][part])
         for number, head in heads
-        for part, queries in enumerate(parts)
+        for part in range(len(parts))
     ]
     side_by_side(_Task.run, tasks)
     return books.tally(every)
+
+
+def _blocks(sight: Sight, parts: list[range], n_rows: int) -> list[list[Block]]:
+    """Of each part the rows of each block, and the keys that some of them sees in some head."""
+    counts = sight.valid & (sight.high > sight.low)
+    low = np.where(counts, sight.low, np.iinfo(np.int64).max).min(0)
+    high = np.where(counts, sight.high, 0).max(0)
+    found = []
+    for queries in parts:
+        starts = np.arange(queries.start, queries.stop, n_rows)
+        least = np.minimum.reduceat(low[: queries.stop], starts)
+        most = np.maximum.reduceat(high[: queries.stop], starts)
+        found.append(
+            [
+                (slice(start, min(start + n_rows, queries.stop)), slice(min(first, end), end))
+                for start, first, end in zip(
+                    *map(np.ndarray.tolist, (starts, least, most)), strict=True
+                )
+            ]
+        )
+    return found
 
 
 def _rows(reach: Reach) -> int:
@@ -123,12 +148,11 @@ class _Task:
 
     Attributes:
         books: Where everything is written.
-        scores: Query and key of the sequence.
+        scores: Query and key of these heads of the sequence.
         sequence: Number of the sequence in the books.
         head: Which heads.
         part: Number of the part of the rows.
-        queries: Which rows.
-        n_rows: Rows of a block.
+        blocks: Rows and keys of each block.
     """
 
     books: Books
@@ -136,8 +160,7 @@ class _Task:
     sequence: int
     head: slice
     part: int
-    queries: range
-    n_rows: int
+    blocks: list[Block]
 
     def run(self) -> None:
         """Walk the blocks."""
@@ -146,30 +169,15 @@ class _Task:
         sight = self.books.sight(self.sequence, self.head)
         ledger = self.books.ledger(self.sequence, self.head, self.part)
         keys, sinks = self.books.keys[self.sequence], self._sinks(sight.valid.shape)
-        heads = len(sight.first)
-        blocks = list(self._blocks(sight))
-        widest = max((keys.stop - keys.start for _, keys in blocks), default=0)
+        heads = slice(0, len(sight.first))
+        largest = max(((r.stop - r.start) * (k.stop - k.start) for r, k in self.blocks), default=0)
         with quiet("cpu"):
-            memory = self.scores.key.new_empty(heads * self.n_rows * widest)
-            for rows, seen in blocks:
-                block = np.zeros((heads, rows.stop - rows.start, 0), np.float32)
-                if seen.stop > seen.start:
-                    block = self.scores.block(rows, seen, self.head, None, memory)[0].numpy()
+            memory = self.scores.key.new_empty(heads.stop * largest)
+            for rows, seen in self.blocks:
+                block = self.scores.block(rows, seen, heads, None, memory)[0].numpy()
                 read_scores(block, rows.start, seen.start, sinks, sight, keys, ledger)
-
-    def _blocks(self, sight: Any) -> Iterator[tuple[slice, slice]]:
-        """Yield the rows of each block, and the keys that some of them sees."""
-        counts = sight.valid & (sight.high > sight.low)
-        low = np.where(counts, sight.low, np.iinfo(np.int64).max).min(0)
-        high = np.where(counts, sight.high, 0).max(0)
-        for start in range(self.queries.start, self.queries.stop, self.n_rows):
-            rows = slice(start, min(start + self.n_rows, self.queries.stop))
-            end = int(high[rows].max())
-            yield rows, slice(min(int(low[rows].min()), end), end)
 
     def _sinks(self, shape: tuple[int, int]) -> Any:
         if self.scores.sinks is None:
             return np.zeros((0, shape[1]))
-        sinks = self.scores.sinks[0]
-        sinks = sinks if sinks.shape[0] == 1 else sinks[self.head]
-        return np.array(np.broadcast_to(sinks.double().numpy(), shape))
+        return np.array(np.broadcast_to(self.scores.sinks[0].double().numpy(), shape))

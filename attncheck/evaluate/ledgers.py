@@ -33,7 +33,8 @@ class Books:
         sights: What rows see, by sequence; all heads.
         keys: What is known of the keys, by sequence.
         grid: The coarse grid.
-        numbers: Numbers of each row, ``(batch, head, number, query)``.
+        numbers: Numbers of each row, ``(batch, head, number, query)``; those of tokens and segments
+            where there are any.
         columns: ``(part, batch, head, key)``: parts are rows walked beside each other.
         offsets: ``(part, batch, head, offset)``.
         cells: ``(batch, head, row cell, key cell)``.
@@ -63,7 +64,8 @@ class Books:
         batch, heads, n_query = valid.shape
         grid = CellGrid(n_query, reach.n_key)
         held = np.array(valid.numpy())
-        numbers = _zeros(batch, heads, len(NUMBERS), n_query, dtype=dtype)
+        size = len(NUMBERS) if targets.names else len(_ALWAYS)
+        numbers = _zeros(batch, heads, size, n_query, dtype=dtype)
         numbers[:, :, [NUMBERS.index("top"), NUMBERS.index("share")]] = 1
         return cls(
             targets,
@@ -101,7 +103,7 @@ class Books:
         """Return what was written."""
         targets, reach = self.targets, self.targets.reach
         table = torch.from_numpy(self.numbers).movedim(2, 0)
-        every = dict(zip((NAMES.get(name, name) for name in NUMBERS), table, strict=True))
+        every = dict(zip((NAMES.get(name, name) for name in NUMBERS), table, strict=False))
         selected = {f"{name}{what}" for name in targets.names for what in ("", " keys")}
         rows = {n: held for n, held in every.items() if n in selected or n in _ALWAYS}
         valid = torch.from_numpy(self.valid)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.patterns.cells import CellGrid
+from attncheck.patterns.segments import worth_compiled
 
 __all__ = ["Reach", "reach_of"]
 
@@ -105,36 +106,43 @@ class Reach:
         shift = self.positions + self.n_query
         return _stretches(per_row, shift - self.high, shift - self.low, size)
 
-    def by_cell(self, per_row: Tensor, grid: CellGrid) -> Tensor:
-        """Sum a value of each row over the keys it sees: ``(batch, head, row cell, key cell)``."""
-        per_row = self._widened(per_row)
-        shape = (*per_row.shape[:2], grid.n_rows, grid.n_keys)
-        total = torch.zeros(shape, dtype=per_row.dtype, device=per_row.device)
+    def add_by_cell(self, per_row: Tensor, grid: CellGrid, into: Tensor) -> None:
+        """Add a value of each row for every key it sees to the cells of the keys.
+
+        Args:
+            per_row: ``(batch, head, query)``, float64.
+            grid: The cells.
+            into: ``(batch, head, row cell, key cell)``, float64.
+        """
         if self.mask is not None:
             every = slice(0, self.n_key)
             for start in range(0, self.n_query, grid.step):
                 rows = slice(start, min(start + grid.step, self.n_query))
                 seen = self.visible(rows, every).to(per_row.dtype)
                 found = per_row[..., None, rows] @ seen
-                total[..., start // grid.step, :] = grid.sum_keys(found, rows, every)[2][..., 0, :]
-            return total
-        edges, flat = grid.edges(self.low.device), total.flatten(-2)
+                into[..., start // grid.step, :] += grid.sum_keys(found, rows, every)[2][..., 0, :]
+            return
+        if worth_compiled(into):
+            from attncheck.compiled.cells import spread_rows
+
+            low, high = (held.contiguous().numpy() for held in (self.low, self.high))
+            spread_rows(per_row.contiguous().numpy(), low, high, grid.step, grid.lead, into.numpy())
+            return
+        edges, whole = grid.edges(self.low.device), torch.zeros_like(into)
         row = torch.arange(self.n_query, device=self.low.device) // grid.step * grid.n_keys
         first, last = grid.of_keys(self.low), grid.of_keys((self.high - 1).clamp(min=0))
         begin = torch.minimum(self.high, edges[first + 1]) - self.low
         end = torch.where(last > first, self.high - edges[last], 0)
 
-        def add(cell: Tensor, value: Tensor) -> None:
-            flat.scatter_add_(-1, (row + cell).expand(per_row.shape), value)
+        def add(cell: Tensor, value: Tensor, to: Tensor) -> None:
+            to.flatten(-2).scatter_add_(-1, (row + cell).expand(per_row.shape), value)
 
         inner = per_row * (last > first)
-        add((first + 1).clamp(max=grid.n_keys - 1), inner)
-        add(last, -inner)
-        full = total.cumsum(-1) * edges.diff()  # cells that a stretch covers, its ends aside
-        total.copy_(full)
-        add(first, per_row * begin)
-        add(last, per_row * end)
-        return total
+        add((first + 1).clamp(max=grid.n_keys - 1), inner, whole)
+        add(last, -inner, whole)
+        into += whole.cumsum(-1) * edges.diff()  # cells that a stretch covers, its ends aside
+        add(first, per_row * begin, into)
+        add(last, per_row * end, into)
 
     def inside(self, start: Tensor, stop: Tensor) -> Tensor:
         """Count the visible keys of each row from one position to another.

@@ -101,20 +101,16 @@ class Scores:
                 whatever they hold. None: all count.
             out: Flat memory to write to.
         """
-        query = self.query[:, head, rows].to(self.key.dtype)
+        every = self if head.stop - head.start == self.query.shape[1] else self.of_heads(head)
+        query = every.query[:, :, rows].to(self.key.dtype)
         if valid is not None:
             query = query.masked_fill(~valid[:, head, rows, None], 0)
         batch, heads, n_query, size = query.shape
-        key = self.key
-        if heads < self.query.shape[1]:
-            first, last = head.start // self.group, -(-head.stop // self.group)
-            key = key.view(batch, -1, *key.shape[1:])[:, first:last].flatten(0, 1)
+        key, width = every.key[:, keys], keys.stop - keys.start
         query = query.reshape(len(key), -1, size)
-        key = key[:, keys].transpose(1, 2)
-        flat = out[: query.shape[0] * query.shape[1] * key.shape[2]]
-        flat = flat.view(*query.shape[:2], key.shape[2])
-        scores = flat.baddbmm_(query, key, beta=0, alpha=self.factor)
-        scores = scores.view(batch, heads, n_query, -1)
+        flat = out[: len(key) * query.shape[1] * width].view(len(key), query.shape[1], width)
+        flat.baddbmm_(query, key.mT, beta=0, alpha=self.factor)
+        scores = flat.view(batch, heads, n_query, width)
         if self.softcap is not None:
             scores.div_(self.softcap).tanh_().mul_(self.softcap)
         for bias in self.added:
@@ -144,6 +140,24 @@ class Scores:
             key=self.key[number * shared : (number + 1) * shared],
             added=tuple(of_sequences(held, own) for held in self.added),
             sinks=None if self.sinks is None else of_sequences(self.sinks, own),
+        )
+
+    def of_heads(self, head: slice) -> Scores:
+        """Return the scores of some heads, as `parts` has them.
+
+        Args:
+            head: Which heads.
+        """
+        first, last = head.start // self.group, -(-head.stop // self.group)
+        held = self.key.view(len(self.query), -1, *self.key.shape[1:])
+        query = self.query[:, head]
+        return replace(
+            self,
+            query=query,
+            key=held[:, first:last].flatten(0, 1),
+            group=query.shape[1] // (last - first),
+            added=tuple(of_heads(bias, head) for bias in self.added),
+            sinks=None if self.sinks is None else of_heads(self.sinks, head),
         )
 
     def points(self, places: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:

@@ -34,11 +34,11 @@ class _Rest:
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """Weight by cell of the coarse grid, float64 ``(batch, head, row cell, key cell)``.
+    """Weight by cell of the coarse grid, ``(batch, head, row cell, key cell)``.
 
     Attributes:
-        held: All of it.
-        beside: What is left beside the clear lines.
+        held: All of it, in the tally's dtype.
+        beside: What is left beside the clear lines, float64.
     """
 
     held: Tensor
@@ -100,7 +100,7 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor) -> tup
     if not bool(worth.any()):
         return begin, end
     even = rest.mass / rest.keys.clamp(min=1)
-    excess = beside - _even_cells(tally, clear, even)
+    excess = _above_even(tally, clear, even, beside)
     variance = (rest.square - rest.mass * even).clamp_(min=0) / rest.keys.clamp(min=1)
     variance = _by_row_cell(variance, grid.step).sum(-1)
     own = (torch.arange(grid.n_keys + 1, device=clear.weights.device) - grid.shift).clamp(
@@ -110,7 +110,9 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor) -> tup
     spread = F.pad(variance.cumsum(-1), (1, 0))[..., own]
     present = tally.reach.seen_keys.expand(*shape[:2], -1)
     keys = F.pad(present.cumsum(-1), (1, 0))[..., grid.edges(present.device)]
-    found = cut(sums[worth], spread[worth], keys[worth], causal=not tally.reach.ahead)
+    every = bool(worth.all())
+    chosen = (part.flatten(0, 1) if every else part[worth] for part in (sums, spread, keys))
+    found = cut(*chosen, causal=not tally.reach.ahead)
     begin[worth], end[worth] = found.begin, found.end
     return begin, end
 
@@ -134,11 +136,11 @@ def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
 def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Sum the cells of each row from one key to before another: ``(batch, head, row)``."""
     if not worth_compiled(cells):
-        along = F.pad(cells.cumsum(-1), (1, 0))
+        along = F.pad(cells.double().cumsum(-1), (1, 0))
         return (along.gather(-1, last[..., None]) - along.gather(-1, first[..., None]))[..., 0]
     from attncheck.compiled.cells import sum_stretches
 
-    sums = cells.new_empty(cells.shape[:-1])
+    sums = torch.empty(cells.shape[:-1], dtype=torch.float64)
     every = (held.contiguous().flatten(0, 1).numpy() for held in (cells, first, last, sums))
     sum_stretches(*every)
     return sums
@@ -146,9 +148,9 @@ def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
 
 def _cells(tally: Tally, clear: ClearLines) -> _Cells:
     assert tally.cells is not None
-    held = tally.cells.double()
-    beside = held.index_put(_cells_of(tally, clear), -clear.weights, accumulate=True)
-    return _Cells(held, beside)
+    beside = tally.cells.to(torch.float64, copy=True)
+    beside.index_put_(_cells_of(tally, clear), -clear.weights, accumulate=True)
+    return _Cells(tally.cells, beside)
 
 
 def _cells_of(tally: Tally, clear: ClearLines) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -156,11 +158,12 @@ def _cells_of(tally: Tally, clear: ClearLines) -> tuple[Tensor, Tensor, Tensor, 
     return batch, head, query // tally.grid.step, tally.grid.of_keys(key)
 
 
-def _even_cells(tally: Tally, clear: ClearLines, even: Tensor) -> Tensor:
-    """Weight by cell if the rows were even beside the lines."""
-    found = tally.reach.by_cell(even, tally.grid)
-    at = clear.cells[:3]
-    return found.index_put_(_cells_of(tally, clear), -even[at], accumulate=True)
+def _above_even(tally: Tally, clear: ClearLines, even: Tensor, beside: Tensor) -> Tensor:
+    """Weight by cell beside the lines, less what it were if the rows were even there."""
+    excess = beside.clone()
+    tally.reach.add_by_cell(-even, tally.grid, excess)
+    points = even[clear.cells[:3]]
+    return excess.index_put_(_cells_of(tally, clear), points, accumulate=True)
 
 
 def _by_row_cell(per_row: Tensor, step: int) -> Tensor:

@@ -183,7 +183,7 @@ def test_memory_grows_linearly(fused: bool) -> None:
     long = min(_peak(16384, fused) for _ in range(2))
     one_matrix = 4 * 16384 * 16384
     assert long < one_matrix / 8
-    assert long < 2.2 * short
+    assert long < 2.5 * short  # what is quadratic takes 4 times as much
 
 
 def test_dispatch_says_which_evaluator_and_why() -> None:
