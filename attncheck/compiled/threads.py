@@ -21,8 +21,10 @@ Result = TypeVar("Result")
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Apply a function to every item, as many at once as torch uses threads here.
 
-    Within the function torch uses one thread; what it computes is the same however many work. An
-    exception, Ctrl-C too, ends the waiting items, is raised when the running ones are done.
+    Within the function torch uses one thread; what it computes is the same however many work. The
+    caller's thread works too: were it to sleep, it could wake on the core of the thread with which
+    torch shares its next operation. An exception, Ctrl-C too, ends the waiting items, is raised
+    when the running ones are done.
 
     Args:
         work: The function; most of its time should be spent outside Python.
@@ -38,13 +40,32 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
     items, threads = list(items), torch.get_num_threads()
     if threads == 1 or len(items) == 1 or not _OPENMP:
         return [work(item) for item in items]
-    futures = [_pool(threads).submit(work, item) for item in items]
+    turns, turn, ended = iter(enumerate(items)), threading.Lock(), threading.Event()
+    results: dict[int, Result] = {}
+
+    def take() -> None:
+        while not ended.is_set():
+            with turn:
+                number, item = next(turns, (-1, items[0]))
+            if number < 0:
+                return
+            try:
+                results[number] = work(item)
+            except BaseException:
+                ended.set()
+                raise
+
+    helpers = [_pool(threads).submit(take) for _ in range(min(threads, len(items)) - 1)]
     try:
-        return [future.result() for future in futures]
+        with on_one_thread():
+            take()
     finally:
-        for future in futures:
-            future.cancel()
-        wait(futures)
+        ended.set()
+        wait([helper for helper in helpers if not helper.cancel()])
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()
+    return [results[number] for number in range(len(items))]
 
 
 @contextmanager
@@ -87,16 +108,16 @@ _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Start workers. Their torch is set to one thread; the caller's setting is as it was."""
-    started = threading.Barrier(threads + 1)
+    """Start all workers but the caller, with one thread of torch each."""
+    started = threading.Barrier(threads)
 
     def begin() -> None:
         torch.get_num_threads()  # a thread takes the process's number when it first asks, once
         torch.set_num_threads(1)
         started.wait()
 
-    pool = ThreadPoolExecutor(threads, "attncheck", initializer=begin)
-    for _ in range(threads):
+    pool = ThreadPoolExecutor(threads - 1, "attncheck", initializer=begin)
+    for _ in range(threads - 1):
         pool.submit(int)
     started.wait()
     torch.set_num_threads(threads)  # threads that start later take this one

@@ -22,6 +22,7 @@ from attncheck.compiled import missing
 from attncheck.compiled.ledger import Sight
 from attncheck.compiled.threads import side_by_side
 from attncheck.evaluate.ledgers import Books
+from attncheck.evaluate.products import Products
 from attncheck.evaluate.reach import Reach
 from attncheck.evaluate.scores import Scores
 from attncheck.evaluate.tally import Tally
@@ -169,12 +170,11 @@ class _Task:
         sight = self.books.sight(self.sequence, self.head)
         ledger = self.books.ledger(self.sequence, self.head, self.part)
         keys, sinks = self.books.keys[self.sequence], self._sinks(sight.valid.shape)
-        heads = slice(0, len(sight.first))
         largest = max(((r.stop - r.start) * (k.stop - k.start) for r, k in self.blocks), default=0)
         with quiet("cpu"):
-            memory = self.scores.key.new_empty(heads.stop * largest)
+            products = Products.of(self.scores, largest)
             for rows, seen in self.blocks:
-                block = self.scores.block(rows, seen, heads, None, memory)[0].numpy()
+                block = products.block(rows, seen)
                 read_scores(block, rows.start, seen.start, sinks, sight, keys, ledger)
 
     def _sinks(self, shape: tuple[int, int]) -> Any:

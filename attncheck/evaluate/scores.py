@@ -111,13 +111,29 @@ class Scores:
         flat = out[: len(key) * query.shape[1] * width].view(len(key), query.shape[1], width)
         flat.baddbmm_(query, key.mT, beta=0, alpha=self.factor)
         scores = flat.view(batch, heads, n_query, width)
+        self.change(scores, rows, keys, head)
+        return scores
+
+    @property
+    def changes(self) -> bool:
+        """Whether scores are more than products."""
+        return self.softcap is not None or bool(self.added)
+
+    def change(self, products: Tensor, rows: slice, keys: slice, head: slice) -> None:
+        """Make scores of products, in place.
+
+        Args:
+            products: ``(batch, head, query, key)``.
+            rows: Which queries.
+            keys: Which keys.
+            head: Which heads.
+        """
         if self.softcap is not None:
-            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+            products.div_(self.softcap).tanh_().mul_(self.softcap)
         for bias in self.added:
             held = of_heads(bias, head)
             held = held if held.shape[2] == 1 else held[:, :, rows]
-            scores.add_(held[..., keys]).clamp_min_(HIDDEN)
-        return scores
+            products.add_(held[..., keys]).clamp_min_(HIDDEN)
 
     def weights_at(
         self, cells: tuple[Tensor, Tensor, Tensor, Tensor], rows: Mapping[str, Tensor]
