@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from attncheck.evaluate import segments as of_evaluators
+from attncheck.evaluate.reach import Reach
 from attncheck.patterns import segments as of_patterns
 from attncheck.patterns import thresholds
+from attncheck.patterns.cells import CellGrid
 
 pytest.importorskip("numba")
 
@@ -75,3 +77,27 @@ def test_running_sums_and_stretches(both_ways, shift: int) -> None:
     ends = torch.randint(0, 101 + shift, (2, 2, 4, 100)).sort(0).values
     plain, compiled = both_ways(lambda: of_evaluators._sum_stretches(cells, *ends))
     torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(("n_query", "n_key"), [(300, 300), (260, 333)])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_value_of_each_row_by_cell(both_ways, n_query: int, n_key: int, heads: int) -> None:
+    low, high = torch.randint(0, n_key + 1, (2, 1, heads, n_query)).sort(0).values
+    low[..., :5] = high[..., :5]  # rows that see nothing
+    positions = torch.arange(n_key - n_query, n_key)
+    reach = Reach(low, high, high - low, None, n_key, positions)
+    grid, values = CellGrid(n_query, n_key), torch.randn(2, 3, n_query, dtype=torch.float64)
+
+    def added() -> torch.Tensor:
+        into = torch.ones(2, 3, grid.n_rows, grid.n_keys, dtype=torch.float64)
+        reach.add_by_cell(values, grid, into)
+        return into
+
+    assert added().numel() >= of_patterns.MANY
+    place = torch.arange(n_key)
+    seen = (place >= low[..., None]) & (place < high[..., None])
+    wide = torch.zeros(2, 3, grid.n_rows * grid.step, grid.n_keys * grid.step).double()
+    wide[:, :, :n_query, grid.lead : grid.lead + n_key] = seen * values[..., None]
+    shape = (2, 3, grid.n_rows, grid.step, grid.n_keys, grid.step)
+    for found in both_ways(added):
+        torch.testing.assert_close(found, 1 + wide.view(shape).sum((3, 5)), rtol=1e-12, atol=1e-11)

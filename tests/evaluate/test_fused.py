@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +13,6 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from attncheck import profile_attention
 from attncheck.attention import LayerAttention, QueryKey
-from attncheck.compiled import threads
-from attncheck.compiled.threads import side_by_side
 from attncheck.evaluate import choose, dispatch, profile_given, profile_layer
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.dense import profile_layer as profile_dense
@@ -196,37 +193,6 @@ def test_without_numba_other_evaluators_find_the_same(monkeypatch: pytest.Monkey
     found = profile_layer(layer)
     assert found.evaluator.startswith("blocked: query and key are held; not fused: numba is not")
     assert_agree(found, fused, layer)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_threads_are_as_they_were(number: int) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(number)
-        assert side_by_side(lambda _: torch.get_num_threads(), range(5)) == [1] * 5
-        assert torch.get_num_threads() == number
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_threads_that_start_later_have_the_process_s_number() -> None:
-    before = torch.get_num_threads()
-    found: list[int] = []
-    try:
-        torch.set_num_threads(2)
-        threads._pool.cache_clear()
-        side_by_side(abs, [1, 2])
-        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-        later.start()
-        later.join()
-        assert found == [2]
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_an_exception_comes_through() -> None:
-    with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda x: 1 // x, [1, 0, 2])
 
 
 @pytest.mark.parametrize("kind", ["fused", "given"])

@@ -1,0 +1,118 @@
+"""`side_by_side`: the caller's thread and its helpers, and what they leave behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from attncheck.compiled import threads
+from attncheck.compiled.threads import side_by_side
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_threads_are_as_they_were(number: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(number)
+        assert side_by_side(lambda _: torch.get_num_threads(), range(5)) == [1] * 5
+        assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_start_later_have_the_process_s_number() -> None:
+    before = torch.get_num_threads()
+    found: list[int] = []
+    try:
+        torch.set_num_threads(2)
+        threads._pool.cache_clear()
+        side_by_side(abs, [1, 2])
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert found == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_exception_comes_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda x: 1 // x, [1, 0, 2])
+
+
+def own(thread: threading.Thread) -> bool:
+    return thread is threading.main_thread()
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_in_either_thread_ends_the_waiting_items(
+    two_threads: None, in_caller: bool, error: type[BaseException]
+) -> None:
+    both, begun, ended = threading.Barrier(2), [], []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number < 2:
+            both.wait()
+            if own(threading.current_thread()) == in_caller:
+                raise error
+            time.sleep(0.05)
+        ended.append(number)
+
+    with pytest.raises(error):
+        side_by_side(work, range(50))
+    assert len(begun) < 50
+    assert len(ended) == len(begun) - 1, "a running item was left alone"
+    assert torch.get_num_threads() == 2
+    assert side_by_side(abs, [-1, -2, -3]) == [1, 2, 3]
+
+
+def test_both_threads_work_and_results_are_in_order(two_threads: None) -> None:
+    both = threading.Barrier(2)
+
+    def work(number: int) -> tuple[int, bool]:
+        if number < 2:
+            both.wait(10)  # only if both are here
+        return number, own(threading.current_thread())
+
+    found = side_by_side(work, range(20))
+    assert [number for number, _ in found] == list(range(20))
+    assert {mine for _, mine in found} == {False, True}
+
+
+def test_whoever_comes_while_the_helpers_are_busy_works_alone(two_threads: None) -> None:
+    busy, free = threading.Event(), threading.Event()
+
+    def hold(number: int) -> None:
+        if not own(threading.current_thread()):
+            busy.set()
+            free.wait(10)
+
+    def other() -> None:
+        side_by_side(hold, range(8))
+
+    outer = threading.Thread(target=other)
+    outer.start()
+    try:
+        assert busy.wait(10)
+        assert side_by_side(abs, [-1, -2]) == [1, 2]
+    finally:
+        free.set()
+        outer.join()
+
+
+def test_work_within_work_is_done_by_one_thread(two_threads: None) -> None:
+    assert side_by_side(lambda x: side_by_side(abs, [x, -x]), [1, 2]) == [[1, 1], [2, 2]]
