@@ -13,6 +13,7 @@ from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.attention.reading import read_heads, worth_compiled
 from attncheck.compiled.ledger import ramp_of
+from attncheck.compiled.threads import on_one_thread
 
 __all__ = ["measure_rapidly"]
 
@@ -44,25 +45,28 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
     whole = layer.mask is None and layer.sighted is None and not layer.queries
     if not (whole and set(wanted) <= KNOWN and worth_compiled(layer)):
         return None
-    with quiet("cpu"):
+    with quiet("cpu"), on_one_thread():
         counts = torch.full((layer.n_query,), layer.n_key)
         if layer.causal:
             counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
-        held = _read(layer, counts)
-        return None if held is None else _measures(layer, counts, held, wanted)
+        position, counted = int(layer.query_positions()[0]), counts.numpy()
+    held = _read(layer, position, counted)
+    if held is None:
+        return None
+    with quiet("cpu"), on_one_thread():
+        return _measures(layer, counts, held, wanted)
 
 
-def _read(layer: LayerAttention, counts: Tensor) -> Tensor | None:
+def _read(layer: LayerAttention, position: int, counts: Any) -> Tensor | None:
     """Numbers of each row, ``(number, batch, head, query)``; None if weights are not in order."""
     from attncheck.compiled.loops import measure_rows
 
-    position = int(layer.query_positions()[0])
     ramp = ramp_of(layer.n_query, layer.n_key, layer.positional)
     found = np.zeros((*layer.shape[:2], NUMBERS, layer.n_query))
 
     def read(weights: Any, sequence: int, head: slice) -> Any:
         out = found[sequence, head]
-        return measure_rows(weights, counts.numpy(), position, layer.positional, ramp, out)
+        return measure_rows(weights, counts, position, layer.positional, ramp, out)
 
     return torch.from_numpy(found).movedim(2, 0) if all(read_heads(layer, read)) else None
 
