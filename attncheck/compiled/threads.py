@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -38,7 +38,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
         [3, 4]
     """
     items, threads = list(items), torch.get_num_threads()
-    if threads == 1 or len(items) == 1 or not _OPENMP:
+    if threads == 1 or len(items) <= 1 or not _OPENMP:
         return [work(item) for item in items]
     turns, turn, ended = iter(enumerate(items)), threading.Lock(), threading.Event()
     results: dict[int, Result] = {}
@@ -46,17 +46,20 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
     def take() -> None:
         while not ended.is_set():
             with turn:
-                number, item = next(turns, (-1, items[0]))
-            if number < 0:
+                mine = next(turns, None)
+            if mine is None:
                 return
+            number, item = mine
             try:
                 results[number] = work(item)
             except BaseException:
                 ended.set()
                 raise
 
-    helpers = [_pool(threads).submit(take) for _ in range(min(threads, len(items)) - 1)]
+    helpers: list[Future[None]] = []
     try:
+        for _ in range(min(threads, len(items)) - 1):
+            helpers.append(_pool(threads).submit(take))
         with on_one_thread():
             take()
     finally:
@@ -72,6 +75,8 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
 def on_one_thread() -> Iterator[None]:
     """Let torch use one thread: for many small operations, at whose ends others would be awaited.
 
+    Threads that begin to use torch meanwhile take the number of the process, which stays.
+
     Example:
         >>> with on_one_thread():
         ...     torch.get_num_threads()
@@ -82,9 +87,11 @@ def on_one_thread() -> Iterator[None]:
         yield
         return
     torch.set_num_threads(1)
+    kept = _keeper().submit(torch.set_num_threads, before)
     try:
         yield
     finally:
+        wait([kept])
         torch.set_num_threads(before)
 
 
@@ -107,6 +114,12 @@ _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 
 @cache
+def _keeper() -> ThreadPoolExecutor:
+    """A thread that sets torch's number of the process, which goes with that of whoever sets it."""
+    return ThreadPoolExecutor(1, "attncheck")
+
+
+@cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Start all workers but the caller, with one thread of torch each."""
     started = threading.Barrier(threads)
@@ -125,4 +138,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no such threads
+    for _threads in (_pool, _keeper):  # a forked process has no such threads
+        os.register_at_fork(after_in_child=_threads.cache_clear)

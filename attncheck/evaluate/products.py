@@ -1,4 +1,4 @@
-"""`Products`: blocks of scores on a CPU, by threads that hold up each other little."""
+"""`Products`: blocks of scores on a CPU, for threads beside each other."""
 
 from __future__ import annotations
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+import platform
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba")
 
+from llvmlite.binding import get_host_cpu_features
+
 from attncheck.compiled.arithmetic import exp, log
 
 EPS = float(np.finfo(np.float32).eps)
+FUSES = get_host_cpu_features().get("fma", platform.machine() not in ("x86_64", "AMD64"))
 
 
 def test_the_exponential_is_exact_to_one_rounding_and_a_little_of_its_exponent() -> None:
     points = np.linspace(-87.2, 0, 20001).astype(np.float32)
     found = np.array([exp(x) for x in points], np.float64)
     exact = np.exp(points.astype(np.float64))
-    assert (np.abs(found - exact) / exact - 3e-9 * np.abs(points)).max() <= EPS
+    assert (np.abs(found - exact) / exact - (3e-9 if FUSES else 6e-8) * np.abs(points)).max() <= EPS
 
 
 def test_the_logarithm_is_exact_to_one_rounding() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attncheck.compiled import threads
-from attncheck.compiled.threads import side_by_side
+from attncheck.compiled.threads import on_one_thread, side_by_side
 
 
 @pytest.fixture
@@ -112,6 +112,32 @@ def test_whoever_comes_while_the_helpers_are_busy_works_alone(two_threads: None)
     finally:
         free.set()
         outer.join()
+
+
+def test_threads_that_start_meanwhile_have_the_process_s_number(two_threads: None) -> None:
+    found: list[int] = []
+
+    def other() -> None:
+        time.sleep(0.05)
+        found.append(torch.get_num_threads())
+
+    def work(_: int) -> None:
+        time.sleep(0.1)
+
+    with on_one_thread():
+        started = threading.Thread(target=other)
+        started.start()
+        started.join()
+        assert torch.get_num_threads() == 1
+    started = threading.Thread(target=other)
+    started.start()
+    side_by_side(work, range(4))
+    started.join()
+    assert found == [2, 2]
+
+
+def test_nothing_to_do_is_done(two_threads: None) -> None:
+    assert side_by_side(abs, []) == []
 
 
 def test_work_within_work_is_done_by_one_thread(two_threads: None) -> None:
