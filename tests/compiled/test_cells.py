@@ -83,7 +83,8 @@ def test_running_sums_and_stretches(both_ways, shift: int) -> None:
 @pytest.mark.parametrize("heads", [1, 3])
 def test_a_value_of_each_row_by_cell(both_ways, n_query: int, n_key: int, heads: int) -> None:
     low, high = torch.randint(0, n_key + 1, (2, 1, heads, n_query)).sort(0).values
-    low[..., :5] = high[..., :5]  # rows that see nothing
+    high[..., :5] = low[..., :5]
+    low, high = (held * (high > low) for held in (low, high))  # 0 where a row sees nothing
     positions = torch.arange(n_key - n_query, n_key)
     reach = Reach(low, high, high - low, None, n_key, positions)
     grid, values = CellGrid(n_query, n_key), torch.randn(2, 3, n_query, dtype=torch.float64)
