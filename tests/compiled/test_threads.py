@@ -32,19 +32,14 @@ def test_threads_are_as_they_were(number: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_threads_that_start_later_have_the_process_s_number() -> None:
-    before = torch.get_num_threads()
+def test_threads_that_start_later_have_the_process_s_number(two_threads: None) -> None:
     found: list[int] = []
-    try:
-        torch.set_num_threads(2)
-        threads._pool.cache_clear()
-        side_by_side(abs, [1, 2])
-        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-        later.start()
-        later.join()
-        assert found == [2]
-    finally:
-        torch.set_num_threads(before)
+    threads._pool.cache_clear()
+    side_by_side(abs, [1, 2])
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [2]
 
 
 def test_an_exception_comes_through() -> None:

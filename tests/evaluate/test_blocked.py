@@ -178,12 +178,12 @@ def _peak(n: int, fused: bool) -> int:
 def test_memory_grows_linearly(fused: bool) -> None:
     if fused:
         pytest.importorskip("numba")
-    # Twice each: what the threads' allocators hold beyond what is used differs between runs.
-    short = max(_peak(8192, fused) for _ in range(2))
-    long = min(_peak(16384, fused) for _ in range(2))
+    # Several times: what the threads' allocators hold beyond what is used differs between runs.
+    short = max(_peak(8192, fused) for _ in range(4))
+    long = min(_peak(16384, fused) for _ in range(3))
     one_matrix = 4 * 16384 * 16384
     assert long < one_matrix / 8
-    assert long < 2.5 * short  # what is quadratic takes 4 times as much
+    assert long < 2.2 * short
 
 
 def test_dispatch_says_which_evaluator_and_why() -> None:
