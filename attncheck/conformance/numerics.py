@@ -59,6 +59,9 @@ NORMALISER: Final = 0.125
 COARSE: Final = 0.25
 """Rounding of a logit from which the first order in it is not enough; float32 never gets there."""
 
+NEGLIGIBLE: Final = 60
+"""How far below the largest score of its row a score leaves no trace in the output."""
+
 HALF: Final = (torch.float16, torch.bfloat16)
 
 TINY: Final = {torch.float16: 1.2e-7}
@@ -95,7 +98,7 @@ def logit_size(inputs: Inputs, scores: Tensor) -> Tensor:
     if scores.shape[-1] == 0:
         return torch.ones_like(scores[..., :1])
     peak = scores.amax(-1, keepdim=True)
-    counts = (scores > peak - 60) & (scores.abs() < 1e30)
+    counts = (scores > peak - NEGLIGIBLE) & (scores.abs() < 1e30)
     largest = scores.abs().masked_fill(~counts, 0).amax(-1, keepdim=True)
     scale = inputs.flags.get("scale")
     size = inputs.query.shape[-1]
@@ -106,6 +109,17 @@ def logit_size(inputs: Inputs, scores: Tensor) -> Tensor:
         longest = longest.repeat_interleave(lengths.shape[-3] // longest.shape[-3], -3)
     found: Tensor = 1 + largest + factor * lengths * longest / size**0.5
     return found
+
+
+def _of_small_weights(weights: Tensor, scores: Tensor, logits: Tensor) -> Tensor:
+    """Return the size of each logit: its row's, its own where its weight is below ``exp(-60)``.
+
+    Nothing else stands in such a key's gradients, so that its weight's own digits are seen there.
+    """
+    if scores.shape[-1] == 0:
+        return logits
+    small = (weights > 0) & (scores < scores.amax(-1, keepdim=True) - NEGLIGIBLE)
+    return torch.maximum(logits, scores.abs().masked_fill(~small, 0))
 
 
 def terms_of(inputs: Inputs) -> float:
@@ -215,7 +229,7 @@ class Reference:
         """Return the running error bound of each gradient: the backward formula, absolute."""
         inputs, (_, weights, scores) = self.inputs, self.exact.found
         with torch.no_grad():
-            size = self.logits + terms_of(inputs) - 1
+            size = _of_small_weights(weights, scores, self.logits) + terms_of(inputs) - 1
             loose = loosened(weights, size, self.dtype)
             if loose is not None:
                 weights = weights + loose / COARSE

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attncheck.conformance.case import Case
+from attncheck.conformance.case import Case, Inputs
 from attncheck.conformance.design import MASK_SHAPES
 from attncheck.conformance.numerics import Expected, expect, expect_gradients, worst
 from attncheck.conformance.oracle import Rules, attend
@@ -133,3 +133,25 @@ def test_gradients_of_the_oracle_are_those_of_torch() -> None:
     for name, grad in zip(leaves, grads, strict=True):
         torch.testing.assert_close(found[name].value, grad)
         assert worst(grad * 1.001, found[name]) is not None
+
+
+def test_weights_far_below_their_row_keep_the_digits_of_their_own_logit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(n, 256, generator=generator, dtype=torch.float64) for n in (4, 1400, 1400)
+    )
+    mask = -0.5 * torch.arange(1399, -1, -1, dtype=torch.float64).expand(4, 1400).clone()
+    inputs = Inputs(query, key, value, mask, {})
+    direction = torch.ones(4, 256, dtype=torch.float64)
+    found = expect_gradients(inputs, direction)["value"]
+    scores = mask.clone()  # as torch.baddbmm may: every term is rounded beside the mask's size
+    for q, k in zip((query / 16).unbind(-1), key.unbind(-1), strict=True):
+        scores += q[:, None] * k
+    gradient = scores.softmax(-1).mT @ direction
+    assert worst(gradient, found) is None
+    far = gradient.clone()
+    far[100] *= 1 + 1e-9
+    assert worst(far, found) is not None
+    near = gradient.clone()
+    near[1390] *= 1 + 1e-12
+    assert worst(near, found) is not None
