@@ -34,6 +34,10 @@ PLAIN: Final = frozenset(
 """Classes that call none of the functions watched, unless there are tensors to follow."""
 
 
+ONLY_TENSORS: Final = (Tensor,)
+"""What functions written in Python, and attributes, say of arguments of no class of their own."""
+
+
 def is_plain(kind: type[nn.Module]) -> bool:
     """Whether a class is one of these, or what transformers has in their place."""
     return kind in PLAIN or _is_double(kind.__module__, kind.__name__)
@@ -150,7 +154,8 @@ class _Mode(TorchFunctionMode):
         replacement = self._replacements.get(name)
         if replacement is None:
             # Most functions of a model leave here; what they cost adds up.
-            if args and type(args[0]) is Tensor and not types and not self._follows(args[0]):
+            known = not types or types == ONLY_TENSORS
+            if known and args and type(args[0]) is Tensor and not self._follows(args[0]):
                 return func(*args, **options)
             replacement = self._any_other
         if self.done or self._sink.busy or torch.compiler.is_compiling():
