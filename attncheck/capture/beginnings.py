@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
 from attncheck.capture.axes import Atom, Axes, numbers_in
 from attncheck.capture.call import Sink
+from attncheck.capture.edges import Edges
 from attncheck.capture.origins import Origins
 from attncheck.capture.pairs import Repeats, beside, paired
 from attncheck.capture.products import Product, place_of
@@ -29,6 +30,7 @@ class Beginnings:
     def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
         self._sink, self._traces, self._origins = sink, traces, origins
         self.repeats = Repeats()
+        self.edge = Edges(sink, traces)
         self._count = 0
 
     def number(self) -> int:
@@ -80,6 +82,11 @@ class Beginnings:
         if product is not None:
             self.scores(product, out, "pairs")
 
+    def edges(self, tensors: Sequence[Any], out: Any) -> None:
+        """Follow query and key of each edge of a graph, where two of some tensors are that."""
+        if isinstance(out, Tensor) and out.ndim and self.edge.pairs(tensors):
+            self._traces[out] = Trace("pairs", product=self.number(), edges=True)
+
     def softmax(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
     ) -> None:
@@ -91,7 +98,7 @@ class Beginnings:
         if not isinstance(scores, Tensor) or not isinstance(dim, int):
             return
         trace = self._traces[scores] if self._traces else None
-        if trace is None or trace.stage not in ("scores", "pairs"):
+        if trace is None or trace.edges or trace.stage not in ("scores", "pairs"):
             return
         keys = frozenset[int]()
         if trace.axes is not None:

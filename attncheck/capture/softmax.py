@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from attncheck.capture.axes import JOINS, Axes
 from attncheck.capture.beginnings import Beginnings
 from attncheck.capture.call import Sink
+from attncheck.capture.edges import BY_INDEX
 from attncheck.capture.following import after_scores, mixed
 from attncheck.capture.meetings import Meetings
 from attncheck.capture.origins import CREATIONS, DRAWS, Origins
@@ -66,6 +67,7 @@ class SoftmaxWatcher:
             **dict.fromkeys(SOFTMAXES, self._normalise),
             **dict.fromkeys(COMBINATIONS, self._combine),
             **dict.fromkeys(JOINS, self._join),
+            **dict.fromkeys(BY_INDEX, self._pick),
             "bilinear": self._meet,
             **dict.fromkeys(("numpy", "__array__", "tolist"), self._leave),
             "linear": self._linear,
@@ -141,6 +143,10 @@ class SoftmaxWatcher:
         if sums:  # linear attention: a sum over keys that is multiplied once more
             self._sink.parts_used(part.product for trace in sums for part in trace.parts)
             return True
+        for number, trace in enumerate(known):
+            if trace is not None and trace.edges:
+                self._beginnings.edge.multiplied(product.operands[number], trace, out)
+                return True
         for stages in (("weights",), ("raised",), ("scores", "pairs")):
             for number, trace in enumerate(known):
                 if trace is None or trace.stage not in stages:
@@ -184,6 +190,8 @@ class SoftmaxWatcher:
         if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
             return out
         left, right = args[:2]
+        if self._beginnings.edge and not (self._traces and self._traces[out]):
+            self._beginnings.edges(args[:2], out)
         if left.shape == right.shape or not isinstance(out, Tensor) or out.ndim == 0:
             return out
         if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
@@ -195,6 +203,8 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = self._see(function, args, kwargs)
+        if self._beginnings.edge and args and isinstance(args[0], tuple | list):
+            self._beginnings.edges(args[0], out)
         if self._beginnings.repeats and isinstance(out, Tensor) and args:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             self._try(partial(self._beginnings.pairs_beside, args[0], dim, out))
@@ -215,6 +225,14 @@ class SoftmaxWatcher:
         out = self._see(function, args, kwargs)
         if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
             self._beginnings.repeats.add(args[0], out)
+        return out
+
+    def _pick(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = self._see(function, args, kwargs)
+        if args and isinstance(args[0], Tensor) and not self._origins.is_static(args[0]):
+            self._beginnings.edge.pick(args, kwargs, out)
         return out
 
     def _normalise(
@@ -278,7 +296,9 @@ class SoftmaxWatcher:
 
     def _after(self, step: Step) -> None:
         stage = step.trace.stage
-        if stage == "summed":
+        if step.trace.edges:
+            self._beginnings.edge.after(step)
+        elif stage == "summed":
             self._meetings.after_summed(step)
         elif stage == "weighted":
             self._meetings.after_weighted(step)

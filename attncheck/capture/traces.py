@@ -97,6 +97,7 @@ class Trace:
         shifted: A number for each row was subtracted from the scores, such as their largest.
         storage: Address of the memory that the keys are a view of.
         offset: Where in it they begin.
+        edges: It has a number for each edge of a graph, see `Edges`.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights"]
@@ -125,6 +126,7 @@ class Trace:
     shifted: bool = False
     storage: int = 0
     offset: int = 0
+    edges: bool = False
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""
