@@ -62,7 +62,8 @@ class Case:
         value_size: Size of a head in value and output.
         dtype: Name of the dtype of query, key, value and a float mask.
         mask: ``"none"``, ``"bool"`` or ``"float"``.
-        mask_shape: The mask's axes: a letter of ``bhqk`` where full, ``1`` where broadcast.
+        mask_shape: The mask's axes: a letter of ``lbhqk`` where full, ``1`` where broadcast; ``l``
+            is the first of five.
         pattern: Which positions the mask hides, or its numbers: a key of the pattern tables.
         mask_layout: Strides of the mask.
         causal: Whether ``is_causal=True`` is passed.
@@ -125,7 +126,14 @@ class Case:
 
     def mask_dims(self) -> tuple[int, ...]:
         """Return the shape of the mask."""
-        size = {"b": self.batch, "h": self.heads, "q": self.n_query, "k": self.n_key, "1": 1}
+        size = {
+            "b": self.batch,
+            "h": self.heads,
+            "q": self.n_query,
+            "k": self.n_key,
+            "1": 1,
+            "l": 2,
+        }
         dims = tuple(size[axis] for axis in self.mask_shape)
         return (2, *dims) if self.rank == 5 and self.mask_shape.startswith("b") else dims
 
@@ -151,7 +159,7 @@ class Case:
             return []
         patterns = BOOL_PATTERNS if self.mask == "bool" else FLOAT_PATTERNS
         dims = self.mask_dims()
-        text = patterns[self.pattern].format(m=dims, m1=(*dims[:-1], 1), K=dims[-1])
+        text = patterns[self.pattern].format(m=dims, m1=(*dims[:-1], 1), L=dims[-2], K=dims[-1])
         return [text, MASK_LAYOUTS[self.mask_layout].format(full=self.full_mask())]
 
     def flag_text(self) -> dict[str, str]:
@@ -241,7 +249,7 @@ class Case:
             changes |= {"mask_shape": "qk", "pattern": "random", "mask_layout": "contiguous"}
         else:
             table = BOOL_PATTERNS if self.mask == "bool" else FLOAT_PATTERNS
-            changes |= {"mask_shape": self.mask_shape[-min(self.rank, 4) :]}
+            changes |= {"mask_shape": self.mask_shape[-self.rank :]}
             changes |= {} if self.pattern in table else {"pattern": "random"}
         equal = self.n_query == self.n_key and self.ratio == 1
         if self.layout == "packed":

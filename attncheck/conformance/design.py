@@ -21,6 +21,7 @@ from attncheck.conformance.kinds import (
     BOOL_PATTERNS,
     FLOAT_PATTERNS,
     LAYOUTS,
+    LOOKALIKES,
     MASK_LAYOUTS,
     SCALES,
     USUAL_CONTENTS,
@@ -57,7 +58,10 @@ MASK_SHAPES: Final = (
 )  # fmt: skip
 """Every shape that broadcasts to the weights: full or 1 on each axis, in 2, 3 and 4 dimensions."""
 
-RARE_PATTERNS: Final = ("none", "all lowest", "lowest and hidden", "all hidden", "zeros")
+RARE_PATTERNS: Final = (
+    *("none", "all lowest", "lowest and hidden", "all hidden", "zeros"),
+    *LOOKALIKES,
+)
 """Masks that have properties of their own, and teach little about other axes."""
 
 SAME: Final = "same"

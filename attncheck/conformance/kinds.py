@@ -11,6 +11,7 @@ __all__ = [
     "CONTENTS",
     "FLOAT_PATTERNS",
     "LAYOUTS",
+    "LOOKALIKES",
     "MASK_LAYOUTS",
     "SCALES",
     "USUAL_CONTENTS",
@@ -46,12 +47,15 @@ CONTENTS: Final[Mapping[str, str]] = MappingProxyType(
         "big values": "v = 100 * v",
         "enormous": "q = 30_000 * q",
         "sunken": "q, k = 300 * q.abs(), -k.abs()",
+        "alike": "k, v = 0 * k, 100 + 8 * v",
     }
 )
 """The kind of numbers by name; a line that turns normal numbers into that kind."""
 
-USUAL_CONTENTS: Final = tuple(name for name in CONTENTS if name not in ("enormous", "sunken"))
-"""Kinds whose scores stay within the range of half precision."""
+USUAL_CONTENTS: Final = tuple(
+    name for name in CONTENTS if name not in ("enormous", "sunken", "alike")
+)
+"""Kinds whose scores stay within the range of half precision, and that are no property's own."""
 
 LAYOUTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -80,9 +84,14 @@ BOOL_PATTERNS: Final[Mapping[str, str]] = MappingProxyType(
         "lower": "mask = torch.ones({m}).tril().bool()",
         "all": "mask = torch.ones({m}).bool()",
         "none": "mask = torch.zeros({m}).bool()",
+        "causal but one": "mask = torch.ones({m}).tril().bool(); "
+        "mask[..., {L} // 2, ({L} - 1) // 4] = False",
+        "causal and one": "mask = torch.ones({m}).tril().bool(); "
+        "mask[..., {L} // 2, min({L} // 2 + 1, {K} - 1)] = True",
     }
 )
-"""Boolean masks by name: ``{m}`` is the shape, ``{m1}`` the same with one key, ``{K}`` its keys."""
+"""Boolean masks by name: ``{m}`` is the shape, ``{m1}`` the same with one key, ``{L}`` its queries,
+``{K}`` its keys."""
 
 FLOAT_PATTERNS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -102,9 +111,16 @@ FLOAT_PATTERNS: Final[Mapping[str, str]] = MappingProxyType(
         ".masked_fill(torch.rand({m}) < 0.3, -torch.inf)",
         "all hidden": "mask = torch.full({m}, -torch.inf, dtype=q.dtype)",
         "zeros": "mask = torch.zeros({m}, dtype=q.dtype)",
+        "causal but one": "mask = torch.full({m}, -torch.inf, dtype=q.dtype).triu(1); "
+        "mask[..., {L} // 2, ({L} - 1) // 4] = -torch.inf",
+        "causal and one": "mask = torch.full({m}, -torch.inf, dtype=q.dtype).triu(1); "
+        "mask[..., {L} // 2, min({L} // 2 + 1, {K} - 1)] = 0.0",
     }
 )
 """Additive masks by name, as `BOOL_PATTERNS`."""
+
+LOOKALIKES: Final = ("causal but one", "causal and one")
+"""Square masks that differ from a causal one at one position, in no corner."""
 
 MASK_LAYOUTS: Final[Mapping[str, str]] = MappingProxyType(
     {

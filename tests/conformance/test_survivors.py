@@ -26,6 +26,13 @@ FOUND_BY = {
     "gradient-twice-adds-up": "gradient-direction",
     "dropout-delta-of-all-weights": "dropout-gradient",
     "gradient-key-summed-in-half": "gradient-accumulation",
+    "state-keeps-outputs": "state-memory-released",
+    "state-keeps-keys": "state-memory-released",
+    "dropout-seeds-anew": "dropout-seeded",
+    "mask-causal-by-corners": "mask-looks-causal",
+    "shape-five-axes-one-mask": "shape-mask-ranks",
+    "dtype-saturating-sum": "softmax-many-alike",
+    "causal-half-positions": "causal-positions",
 }
 
 

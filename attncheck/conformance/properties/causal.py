@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from attncheck.conformance.bases import bases, designed
 from attncheck.conformance.case import Case
+from attncheck.conformance.design import Plan
 from attncheck.conformance.examine import agrees, compare
 from attncheck.conformance.numerics import Expected, expect
 from attncheck.conformance.registry import register
@@ -71,10 +73,13 @@ assert error.abs().max() < 1e-2""",
 )  # fmt: skip
 def causal_no_leak(subject: Subject, case: Case) -> None:
     """Change the later half of keys and values; earlier queries must stay."""
-    if not case.causal:
-        return
+    if case.causal:
+        _require_no_leak(subject, case, max(case.n_key // 2, 1))
+
+
+def _require_no_leak(subject: Subject, case: Case, turn: int) -> None:
+    """Change keys and values from one position on; queries before it must stay."""
     inputs = subject.build(case)
-    turn = max(case.n_key // 2, 1)
     key, value = inputs.key.clone(), inputs.value.clone()
     key[..., turn:, :], value[..., turn:, :] = 30.0, -70.0
     expected = expect(inputs, subject.rules)["output"]
@@ -87,6 +92,36 @@ def causal_no_leak(subject: Subject, case: Case) -> None:
     except Violation as violation:
         violation.message = f"keys from {turn} on change the output of queries before {turn}"
         raise
+
+
+def long_halves(plan: Plan) -> Sequence[Case]:
+    """Return sequences longer than the dtype can count."""
+    lengths = {"bfloat16": 301, "float16": 2053}
+    base = Case(size=8, value_size=8, causal="causal" not in plan.refused, seed=plan.seed)
+    return [
+        replace(base, dtype=dtype, n_query=n, n_key=n)
+        for dtype, n in lengths.items()
+        if dtype in plan.dtypes and base.causal
+    ]
+
+
+@register(
+    "causal-positions",
+    "causal",
+    reason="positions are counted in integers: bfloat16 has no 257, float16 no 2049",
+    source="positions made with arange in the dtype of the model; no report of a causal mask",
+    cases=long_halves,
+    script="""t = k.shape[-2] - 2  # change the last two keys and values
+k2, v2 = k.clone(), v.clone()
+k2[..., t:, :], v2[..., t:, :] = 30, -70
+error = (attention(q, k2, v2{more}) - attention(q, k, v{more}))[..., :t, :]
+print(error.abs().max())  # expected about 0
+assert error.abs().max() < 1e-2""",
+)
+def causal_positions(subject: Subject, case: Case) -> None:
+    """Change the last keys and values, one and two of them; earlier queries must stay."""
+    for turn in (case.n_key - 2, case.n_key - 1):
+        _require_no_leak(subject, case, turn)
 
 
 @register(

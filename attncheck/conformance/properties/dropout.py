@@ -234,6 +234,8 @@ def dropout_seeded(subject: Subject, case: Case) -> None:
         raise Violation("different seeds drop the same weights")
     if torch.equal(other, following):
         raise Violation("the next call drops the same weights again")
+    if torch.initial_seed() != 2:
+        raise Violation("the call seeds the caller's random numbers anew")
 
 
 @register(

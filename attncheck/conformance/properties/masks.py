@@ -29,7 +29,7 @@ SHAPES = {
     "mask_layout": tuple(MASK_LAYOUTS),
     "grad": (False, True),
 }
-ORDINARY_BOOL = tuple(name for name in BOOL_PATTERNS if name != "none")
+ORDINARY_BOOL = tuple(name for name in BOOL_PATTERNS if name not in RARE_PATTERNS)
 ORDINARY_FLOAT = tuple(name for name in FLOAT_PATTERNS if name not in RARE_PATTERNS)
 
 register(

@@ -7,6 +7,7 @@ import torch
 from attncheck.conformance.bases import designed
 from attncheck.conformance.case import Case
 from attncheck.conformance.examine import agrees, check_form
+from attncheck.conformance.kinds import LOOKALIKES
 from attncheck.conformance.oracle import attend
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Subject, Violation
@@ -22,6 +23,19 @@ register(
         pattern=("random", "padding", "empty rows", "lower", "distance"), batch=(1, 2),
         heads=((1, 1), (2, 1), (1, 2)), n_query=(2, 5, 17, 33), n_key=("same", 7, 18, 34),
         grad=(False, True),
+    ),
+)(agrees)  # fmt: skip
+
+
+register(
+    "mask-looks-causal",
+    "mask",
+    reason="a mask that is causal but for one position is no causal mask, whatever its corners say",
+    source="code that drops masks which look causal: masking_utils of transformers",
+    cases=designed(
+        6, 24, 60, mask=("bool", "float"), pattern=LOOKALIKES, mask_shape=("qk", "11qk", "bhqk"),
+        batch=(1, 2), heads=((1, 1), (2, 1), (1, 2)), n_query=(5, 8, 17, 33, 65, 130),
+        n_key=("same",), grad=(False, True),
     ),
 )(agrees)  # fmt: skip
 

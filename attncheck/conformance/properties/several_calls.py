@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from attncheck.conformance.bases import bases
 from attncheck.conformance.case import Case
@@ -14,6 +18,9 @@ from attncheck.conformance.examine import agrees, check_gradients, requiring_gra
 from attncheck.conformance.numerics import Reference
 from attncheck.conformance.registry import register
 from attncheck.conformance.subject import Refused, Subject, Violation
+
+CALLS = 40
+"""More than a cache of recent calls holds."""
 
 LARGER = {"n_key": 5, "n_query": 5, "batch": 1, "kv_heads": 1, "size": 8, "value_size": 8}
 """What the earlier, larger call has more of each axis."""
@@ -53,6 +60,32 @@ def sizes_shrink(subject: Subject, case: Case) -> None:
         except Violation as violation:
             violation.message += f", after a call with a larger {name}"
             raise
+
+
+@register(
+    "state-memory-released",
+    "state",
+    reason="a call that keeps its inputs or its output makes a server run out of memory",
+    source="lists and caches without a bound, keyed by tensors; no report",
+    cases=bases(1, 4, 8, mask=("none", "bool", "float"), n_query=(4, 17), heads=((2, 1), (3, 1))),
+    script="""from torch.multiprocessing.reductions import StorageWeakRef
+kept = [StorageWeakRef({call}.untyped_storage()) for _ in range(40)]
+print(sum(not memory.expired() for memory in kept))  # expected 0, a few where some are cached
+assert any(memory.expired() for memory in kept)""",
+)
+def memory_released(subject: Subject, case: Case) -> None:
+    """Call with new inputs many times; a cache may hold some of them, but not all."""
+    held: dict[str, list[Any]] = defaultdict(list)
+    for number in range(CALLS):
+        inputs = subject.build(replace(case, seed=case.seed + number))
+        output = subject.call(inputs).output
+        for name, tensor in {**inputs.tensors, "the output": output}.items():
+            held[name].append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
+        del inputs, output, tensor
+    gc.collect()
+    for name, memory in held.items():
+        if not any(kept.expired() for kept in memory):
+            raise Violation(f"{name} of each of {CALLS} calls is still held after all of them")
 
 
 @register(

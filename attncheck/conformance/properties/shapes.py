@@ -32,6 +32,18 @@ register(
 )(agrees)  # fmt: skip
 
 register(
+    "shape-mask-ranks",
+    "shape",
+    reason="a mask of five axes broadcasts on each of them",
+    source=DOCUMENTED,
+    cases=designed(
+        6, 24, 60, rank=(5,), batch=(2, 3), heads=((2, 1), (3, 1), (1, 2)), n_query=(4, 17),
+        n_key=("same", 5), mask=("bool", "float"), grad=(False, True),
+        mask_shape=("1bhqk", "lbhqk", "l1hqk", "1b1qk", "l111k", "1b11k"),
+    ),
+)(agrees)  # fmt: skip
+
+register(
     "shape-head-sizes",
     "shape",
     reason="head sizes that are odd, small, padded or unequal between query and value",

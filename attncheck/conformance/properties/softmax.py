@@ -41,6 +41,17 @@ register(
 )(agrees)  # fmt: skip
 
 register(
+    "softmax-many-alike",
+    "softmax",
+    reason="a thousand values of 100 sum to more than half precision holds: divide, or sum wider",
+    source="https://github.com/Dao-AILab/flash-attention: the output is accumulated in float32",
+    cases=designed(
+        5, 16, 40, content=("alike",), n_query=(1, 5, 33), n_key=(1100, 2049), size=(8, 64),
+        heads=((1, 1), (2, 1), (1, 2)),
+    ),
+)(agrees)  # fmt: skip
+
+register(
     "softmax-running-maximum",
     "softmax",
     reason="when the maximum grows from block to block, what was summed so far must be rescaled",

@@ -220,3 +220,110 @@ steps(
         else RIGHT.scores(c)
     ),
 )
+
+
+class _KeepsOutputs(Steps):
+    """Appends every output to a list, as a profiler that was left on does."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def finish(self, c: Any) -> Any:
+        self.kept.append(c.output)
+        return c.output
+
+
+mutant("state-keeps-outputs", "state", "no report; a list for debugging that nobody empties")(
+    _KeepsOutputs
+)
+
+
+class _KeepsKeys(Steps):
+    """A cache of transposed keys by address, without a bound."""
+
+    def __init__(self) -> None:
+        self.cache: dict[int, Tensor] = {}
+
+    def scores(self, c: Any) -> Tensor:
+        self.cache[len(self.cache)] = c.k.mT
+        return RIGHT.scores(c)
+
+
+mutant("state-keeps-keys", "state", "no report; a cache by tensor that never forgets")(_KeepsKeys)
+
+
+def _seeding(c: Any) -> Tensor:
+    dropped = RIGHT.dropout(c)
+    if c.p:
+        torch.manual_seed(torch.initial_seed() + 1)
+    return dropped
+
+
+steps(
+    "dropout-seeds-anew",
+    "dropout",
+    "no report; a kernel that sets the next seed itself instead of advancing the generator",
+    dropout=_seeding,
+)
+
+
+def _causal_by_corners(c: Any) -> None:
+    mask = c.mask if c.mask.dtype == torch.bool else c.mask == 0
+    square = mask.shape[-1] == mask.shape[-2] > 1
+    whole = bool(mask[..., -1, :].all()) and bool(mask.diagonal(dim1=-2, dim2=-1).all())
+    if square and whole and not bool(mask[..., 0, 1:].any()):
+        c.scores = c.scores.masked_fill(RIGHT.future(c), -torch.inf)
+    else:
+        RIGHT.apply_mask(c)
+
+
+steps(
+    "mask-causal-by-corners",
+    "mask",
+    "no report; a mask whose first and last row are those of a causal one is taken for it",
+    apply_mask=_causal_by_corners,
+)
+
+
+def _first_of_five(c: Any) -> None:
+    if c.mask.dim() == 5 and c.mask.shape[0] == 1:
+        c.mask = c.mask[:, :1]
+    RIGHT.apply_mask(c)
+
+
+steps(
+    "shape-five-axes-one-mask",
+    "shape",
+    "no report; leading axes of query and key are run together, and the mask's are not",
+    apply_mask=_first_of_five,
+)
+
+
+def _saturating_sum(c: Any) -> Tensor:
+    if c.dtype != torch.float16 or c.p or 0 in c.scores.shape:
+        return RIGHT.combine(c)
+    raised = (c.scores - c.scores.detach().amax(-1, keepdim=True).clamp_min(-60000)).float().exp()
+    summed = (raised @ c.v.float()).clamp(-65504, 65504)
+    output: Tensor = summed / raised.sum(-1, keepdim=True).clamp_min(1e-30)
+    return output.to(c.dtype)
+
+
+steps(
+    "dtype-saturating-sum",
+    "dtype",
+    "no report; unnormalised weights times values in an accumulator of half precision",
+    combine=_saturating_sum,
+)
+
+
+def _half_positions(c: Any) -> Tensor:
+    queries, keys = (torch.arange(n, dtype=torch.float32).to(c.dtype) for n in (c.L, c.S))
+    return queries[:, None] < keys
+
+
+steps(
+    "causal-half-positions",
+    "causal",
+    "no report; positions of a causal mask are counted in the dtype of the query",
+    future=_half_positions,
+)
