@@ -235,10 +235,13 @@ class Case:
     def legal(self) -> Case:
         """Return the nearest case whose parts fit together.
 
-        For instance a matrix has no heads, a packed layout needs equal shapes, and both a mask and
-        ``is_causal`` stay: whether an implementation refuses that is its capability.
+        For instance a matrix has no heads, float64 gets no scale in float32, a packed layout needs
+        equal shapes, and both a mask and ``is_causal`` stay: whether an implementation refuses that
+        is its capability.
         """
         changes: dict[str, Any] = {}
+        if self.scale == "tensor" and self.dtype == "float64":
+            changes |= {"scale": "double tensor"}  # who multiplies it is as exact as it is
         if self.rank < 4:
             changes |= {"batch": 1}
         if self.rank == 2:

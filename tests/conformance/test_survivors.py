@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ FOUND_BY = {
     "shape-five-axes-one-mask": "shape-mask-ranks",
     "dtype-saturating-sum": "softmax-many-alike",
     "causal-half-positions": "causal-positions",
+    "state-flags-of-all-threads": "state-threads",
 }
 
 
@@ -79,3 +81,15 @@ def test_shared_tensors_shrink_together() -> None:
     case = Case(**failure.case)
     assert (case.n_query, case.n_key, case.mask) == (3, 3, "bool")
     assert case.size == case.value_size
+
+
+def in_base_two(q: Tensor, k: Tensor, v: Tensor, **flags: Any) -> Tensor:
+    """Folds the logarithm into the scale, which a tensor of float32 rounds."""
+    scale = flags.pop("scale", None)
+    folded = (q.shape[-1] ** -0.5 if scale is None else scale) * math.log2(math.e)
+    output: Tensor = einsum_attention(q * folded, k, v, scale=math.log(2), **flags)
+    return output
+
+
+def test_a_scale_in_float32_is_as_exact_as_that() -> None:
+    check_attention(in_base_two, effort="quick", select=["scale-tensor", "scale-given"])

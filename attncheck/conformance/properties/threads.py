@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -48,8 +49,14 @@ print(max((a - b).abs().max() for a, b in zip(got, want)))  # expected 0
 assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(got, want))""",
 )
 def threads(subject: Subject, case: Case) -> None:
-    """Call from four threads at once, each with inputs of its own, many times."""
-    calls = [subject.build(replace(case, seed=case.seed + i)) for i in range(4)]
+    """Call from four threads at once, each with inputs and flags of its own, many times."""
+    scales = ("default",) if "scale" in subject.refused else ("default", "large")
+    orders = (case.causal,) if "causal" in subject.refused else (case.causal, not case.causal)
+    every = list(product(scales, orders)) * 4
+    calls = [
+        subject.build(replace(case, seed=case.seed + i, scale=scale, causal=causal))
+        for i, (scale, causal) in enumerate(every[:4])
+    ]
     wanted = [expect(call, subject.rules)["output"] for call in calls]
     wrong: list[BaseException] = []
     barrier = threading.Barrier(len(calls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -326,4 +327,21 @@ steps(
     "causal",
     "no report; positions of a causal mask are counted in the dtype of the query",
     future=_half_positions,
+)
+
+
+class _SharedFlags(Steps):
+    """Keeps the flags of the running call where all threads see them."""
+
+    def prepare(self, c: Any) -> None:
+        self.scale, self.causal = c.scale, c.causal
+
+    def hide(self, c: Any) -> None:
+        time.sleep(0)
+        c.causal = self.causal
+        RIGHT.hide(c)
+
+
+mutant("state-flags-of-all-threads", "state", "no report; a module that stores its arguments")(
+    _SharedFlags
 )
