@@ -12,11 +12,21 @@ from attncheck.conformance.subject import Subject, Violation
 __all__ = ["oracle_script", "script_for"]
 
 
-def script_for(entry: Property, case: Case, violation: Violation, subject: Subject) -> str:
-    """Return the script that reproduces a violation of a property on a case."""
+def script_for(
+    entry: Property, case: Case, violation: Violation, subject: Subject, own: bool = True
+) -> str:
+    """Return the script that reproduces a violation of a property on a case.
+
+    Args:
+        entry: The property.
+        case: The input.
+        violation: What is wrong.
+        subject: Whose function is called.
+        own: By the lines of the property, if it has any; False: by one call and the oracle.
+    """
     if subject.rules.lines is None:
         return ""
-    if entry.script:
+    if entry.script and own:
         return property_script(entry, case, subject)
     return oracle_script(case, subject, violation.argument)
 

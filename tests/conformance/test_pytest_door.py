@@ -38,7 +38,7 @@ def test_k_selects_by_id(project: pytest.Pytester) -> None:
     result = project.runpytest_inprocess(
         "-p", "no:cacheprovider", "-v", "-k", "scale-zero and not causal"
     )
-    result.assert_outcomes(passed=1, deselected=11)
+    result.assert_outcomes(passed=1, deselected=12)
     result.stdout.fnmatch_lines(["*test_attention*half_right-scale-zero* PASSED*"])
 
 
@@ -58,7 +58,7 @@ def test_an_expected_failure_that_passes_fails(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest_inprocess(
         "-p", "no:cacheprovider", "-k", "scale-zero and not causal"
     )
-    result.assert_outcomes(failed=1, deselected=11)
+    result.assert_outcomes(failed=1, deselected=12)
     result.stdout.fnmatch_lines(["*XPASS(strict)*thought so*"])
 
 
@@ -97,4 +97,4 @@ def test_workers_agree_on_the_items(project: pytest.Pytester) -> None:
     )
     result.assert_outcomes(failed=2)  # the diagonal is hidden; who runs it makes no difference
     listed = project.runpytest_inprocess("-p", "no:cacheprovider", "--collect-only", "-q")
-    listed.stdout.fnmatch_lines(["*test_attention?half_right-scale-default?", "*12 tests*"])
+    listed.stdout.fnmatch_lines(["*test_attention?half_right-scale-default?", "*13 tests*"])

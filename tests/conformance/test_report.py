@@ -136,3 +136,44 @@ def test_a_misspelt_id_is_told_its_neighbour(word: str, near: str) -> None:
         check_attention(einsum_attention, select=[word])
     with pytest.raises(ValueError, match=near):
         check_attention(einsum_attention, expected_failures={word: "known"})
+
+
+def test_a_relation_says_when_one_call_is_wrong_already() -> None:
+    """Calls that agree with each other, and not with the oracle, disturb nobody."""
+
+    def too_small(q: Tensor, k: Tensor, v: Tensor, **flags: Any) -> Tensor:
+        output: Tensor = einsum_attention(q, k, v, **flags)
+        return output * 0.9
+
+    report = check_attention(
+        too_small,
+        effort="quick",
+        select=["state-threads", "relation-permute-keys"],
+        raises=False,
+    )
+    assert report.failures
+    for failure in report.failures:
+        assert "but one call alone is wrong too: output is wrong at" in failure.violated
+        assert "want = s.softmax(-1)" in failure.script
+
+
+def test_finite_differences_are_not_tried_in_float32() -> None:
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Tensor) -> Tensor:
+            return query.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 2 * grad
+
+    def wrong_gradient(q: Tensor, k: Tensor, v: Tensor, **flags: Any) -> Tensor:
+        output: Tensor = einsum_attention(Twice.apply(q), k, v, **flags)
+        return output
+
+    report = check_attention(
+        wrong_gradient, effort="quick", select=["gradient-finite-differences"], raises=False
+    )
+    (failure,) = report.failures
+    assert "gradient of query predicts" in failure.violated
+    assert failure.input.startswith("float64")

@@ -70,6 +70,8 @@ assert torch.autograd.gradcheck(lambda q, k, v: {call}, (q, k, v))""",
 )  # fmt: skip
 def finite_differences(subject: Subject, case: Case) -> None:
     """Compare directional derivatives with central differences."""
+    if case.dtype != "float64":
+        return  # differences of a small step drown in its rounding
     asked = requiring_grad(subject.build(case))
     output = attached_output(subject, asked)
     direction = direction_of(output)
