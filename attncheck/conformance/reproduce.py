@@ -39,7 +39,10 @@ def property_script(entry: Property, case: Case, subject: Subject) -> str:
     more = "".join(f", {n}={t}" for n, t in case.flag_text().items() if n != "attn_mask")
     body = entry.script.replace("{more}", more).replace("{call}", case.call_text())
     body = body.replace("{flags}", case.call_text().removeprefix("attention(q, k, v")[:-1])
-    return "\n".join([*_head(subject), *case.lines(), body])
+    lines = [*_head(subject), *case.lines(), body]
+    if subject.returns_weights and "weights" not in entry.tags:
+        lines.insert(2, "both = attention; attention = lambda *x, **o: both(*x, **o)[0]")
+    return "\n".join(lines)
 
 
 def oracle_script(case: Case, subject: Subject, argument: str = "") -> str:

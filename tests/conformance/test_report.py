@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from attncheck.conformance import ConformanceReport, Failure, check_attention
+from attncheck.conformance import PROPERTIES, ConformanceReport, Failure, check_attention
+from attncheck.conformance.case import Case
 from attncheck.conformance.report import Outcome
-from tests.conformance.implementations import einsum_attention
+from attncheck.conformance.reproduce import property_script
+from attncheck.conformance.subject import Subject
+from tests.conformance.implementations import IMPLEMENTATIONS, einsum_attention
 
 
 def failed(id: str, severity: float, mechanism: str = "", violated: str = "wrong") -> Outcome:
@@ -177,3 +180,12 @@ def test_finite_differences_are_not_tried_in_float32() -> None:
     (failure,) = report.failures
     assert "gradient of query predicts" in failure.violated
     assert failure.input.startswith("float64")
+
+
+@pytest.mark.parametrize("id", ["state-sizes-shrink", "state-uninitialised", "causal-prefix"])
+def test_scripts_of_functions_that_return_weights_run(id: str) -> None:
+    subject = Subject(IMPLEMENTATIONS["einsum with weights"].function, returns_weights=True)
+    case = Case(n_query=4, n_key=4, causal=id == "causal-prefix")
+    script = property_script(PROPERTIES[id], case, subject)
+    assert len(script.splitlines()) < 15
+    exec(script, {})

@@ -47,7 +47,7 @@ def many_terms(plan: Plan) -> Sequence[Case]:
     source="https://github.com/Dao-AILab/flash-attention: dK and dV are accumulated in float32",
     cases=many_terms,
     script="""leaves = [x.requires_grad_() for x in (q, k, v)]
-d = torch.randn(q.shape, dtype=q.dtype)
+d = torch.randn(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
 got = torch.autograd.grad({call}, leaves, d)
 exact = [x.detach().double().requires_grad_() for x in leaves]
 s = exact[0] @ exact[1].mT * q.shape[-1] ** -0.5

@@ -108,7 +108,7 @@ def accuracy_bias(subject: Subject, case: Case) -> None:
         if "gradients" not in plan.refused and case.n_key < 5000
     ],
     script="""leaves = [x.requires_grad_() for x in (q, k, v)]
-d = torch.randn(q.shape, dtype=q.dtype)
+d = torch.randn(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
 got = torch.autograd.grad({call}, leaves, d)
 exact = [x.detach().double().requires_grad_() for x in leaves]
 s = exact[0] @ exact[1].mT * q.shape[-1] ** -0.5
