@@ -35,6 +35,8 @@ SCRIPTED_CALL: Final = (
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
+DECODER: Final = "decoder"
+"""How paths and arguments of a decoder beside an encoder begin, in transformers and elsewhere."""
 UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
 WHOLE: Final = "Call the model again, or pass strict=False to get the layers before that"
 SWITCH: Final = (
@@ -58,6 +60,8 @@ class Coverage:
         self._ran: set[int] = set()
         self._model_calls = self._returned = 0
         self._token_ids: Tensor | None = None
+        self._decoder_ids: Tensor | None = None
+        self._two_sequences = False
         self._watched = [
             module for module in session.modules.modules if _named_attention(type(module).__name__)
         ]
@@ -77,6 +81,21 @@ class Coverage:
         if self._model_calls != 1 or self._token_ids is None:
             return None
         return tuple(tuple(row) for row in self._token_ids.tolist())
+
+    def tokens_of(self, name: str) -> Tokens | None:
+        """Return the token ids of the sequence that a layer of self-attention reads.
+
+        A decoder beside an encoder reads ``decoder_input_ids``, which may be as many as the
+        encoder's ``input_ids`` by chance; where it was not given any, its tokens are not known.
+
+        Args:
+            name: Path of the layer.
+        """
+        if not (self._two_sequences and any(p.startswith(DECODER) for p in name.split("."))):
+            return self.tokens()
+        if self._model_calls != 1 or self._decoder_ids is None:
+            return None
+        return tuple(tuple(row) for row in self._decoder_ids.tolist())
 
     def judge(self, *, interrupted: bool = False) -> None:
         """Note modules that ran and were missed, and a call of the model that did not finish.
@@ -152,9 +171,12 @@ class Coverage:
     def _on_model(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._session.new_model_call()
         self._model_calls += 1
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32):
-            self._token_ids = ids.detach()
+        self._token_ids = _ids(kwargs.get("input_ids", args[0] if args else None))
+        self._decoder_ids = _ids(kwargs.get("decoder_input_ids"))
+        config = getattr(self._root, "config", None)
+        self._two_sequences = getattr(config, "is_encoder_decoder", False) is True or any(
+            name.startswith(DECODER) for name in kwargs
+        )
 
     def _scripted(self) -> list[str]:
         """Names of TorchScript modules that compute attention, the outermost of each."""
@@ -195,6 +217,12 @@ class Coverage:
             f"Modules that look like attention: {', '.join(names[:4])}. Switch them to a kernel "
             "that torch can see, such as scaled_dot_product_attention"
         )
+
+
+def _ids(given: Any) -> Tensor | None:
+    """Return token ids, ``(batch, key)``; None: they are none."""
+    whole = isinstance(given, Tensor) and given.dtype in (torch.int64, torch.int32)
+    return given.detach() if whole and given.ndim == 2 else None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -146,8 +146,10 @@ class AttentionExtractor:
             raise CaptureError("maps: store='profile' keeps none, see extractor.profile")
         if not self._layers:
             raise CaptureError("maps: the capture failed, see its error")
+        own = [layer for layer in self._layers if layer.kind != "cross"]
+        read = {self.tokens_of(layer) for layer in own} or {self.tokens}
         try:
-            tokens = as_tokens(self.tokens, self._layers)
+            tokens = as_tokens(read.pop(), self._layers) if len(read) == 1 else None
         except ValueError:
             tokens = None
         return AttentionMaps(self._layers, tokens=tokens)
@@ -176,6 +178,14 @@ class AttentionExtractor:
     def tokens(self) -> Tokens | None:
         """Token ids of the captured call, where it had ``input_ids`` and was the only one."""
         return None if self._coverage is None else self._coverage.tokens()
+
+    def tokens_of(self, layer: LayerAttention) -> Tokens | None:
+        """Token ids that a layer of self-attention reads: `tokens`, or those of a decoder.
+
+        Args:
+            layer: One of the captured layers.
+        """
+        return None if self._coverage is None else self._coverage.tokens_of(layer.name)
 
     def __enter__(self) -> AttentionExtractor:
         self._start(ModuleTable.of(self.model))
@@ -265,7 +275,7 @@ class AttentionExtractor:
 
     def _keep(self, layer: LayerAttention) -> None:
         if self._store == "profile":
-            self._profiler.take(layer, self.tokens)
+            self._profiler.take(layer, self.tokens_of(layer))
         else:
             self._layers.append(layer)
 

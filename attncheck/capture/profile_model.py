@@ -72,7 +72,7 @@ def measure_call(
         device=None,
         store="profile",
         evaluator=evaluator,
-        on_layer=lambda layer: profiler.take(layer, extractor.tokens),
+        on_layer=lambda layer: profiler.take(layer, extractor.tokens_of(layer)),
     )
     extractor.watch(*args, **kwargs)
     return profiler.profile()
