@@ -24,7 +24,7 @@ def t5() -> torch.nn.Module:
 
 
 def duplicates(encoder: torch.Tensor, decoder: torch.Tensor) -> dict[str, float]:
-    """Mass on earlier copies of the same token, NaN without any, in each layer that reads itself."""
+    """Mass on earlier copies of the same token, NaN without any, of each side's own layers."""
     profile = profile_model(t5(), input_ids=encoder, decoder_input_ids=decoder)
     found = {}
     for layer, masses in zip(profile.layers, profile["duplicate_token"], strict=True):
