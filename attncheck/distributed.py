@@ -62,8 +62,8 @@ def gather_profiles(
         dst: Rank in the group that gets the whole; the others get None. Default: all do.
 
     Raises:
-        ValueError: The profiles are not of the same layers, no rank has one, or ``over`` is
-            unknown.
+        ValueError: The profiles are not of the same layers, no rank has one, ``over`` is unknown,
+            or the group has no rank ``dst``.
 
     Example:
         >>> import torch
@@ -97,6 +97,8 @@ def _gather(held: _Held, group: Any, over: Over, dst: int | None) -> HeadProfile
     rank, size = (dist.get_rank(group), dist.get_world_size(group)) if _running() else (0, 1)
     if rank < 0:
         raise ValueError("group: this process is not in it; only members gather")
+    if dst is not None and not 0 <= dst < size:
+        raise ValueError(f"dst: no rank {dst}; the group has {size}, 0 to {size - 1}")
     if isinstance(held, _Failure) and size > 1:
         held = _Failure(f"rank {rank}: {held.why}")
     step = 1

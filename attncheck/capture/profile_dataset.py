@@ -67,7 +67,8 @@ def profile_dataset(
 
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
-        TypeError: ``loader`` cannot be iterated over, or a batch is of no such form.
+        TypeError: ``loader`` cannot be iterated over, a batch is of no such form, or ``limit`` is
+            no number.
         ValueError: The loader gave nothing, or batches did not run the same layers; a note on every
             exception names the batch.
 
@@ -77,6 +78,8 @@ def profile_dataset(
         >>> profile_dataset(encoder, batches, progress=False)
         HeadProfile(1 layer, 2 heads, 42 rows each, float32)
     """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+        raise TypeError(f"limit: {limit!r}; expected a number of batches, or None for all")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit}; expected at least 1, or None for all batches")
     if not isinstance(loader, Iterable):

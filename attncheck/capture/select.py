@@ -156,8 +156,8 @@ def choose(
     if not numbers:
         raise ValueError(f"{argument}: selects none of {count}; pass None for all {argument}")
     numbers = tuple(number % count for number in numbers)
-    if argument == "queries" and len(set(numbers)) < len(numbers):
-        raise ValueError("queries: names a query twice, which would be measured twice")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{argument}: names a {one} twice, which would be measured twice")
     if numbers == everything:
         return Chosen(everything, None)
     return Chosen(numbers, torch.tensor(numbers, device=device))

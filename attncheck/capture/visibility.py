@@ -66,13 +66,14 @@ class VisibilityReader:
             return Visibility(None, causal=True)
         inference = mask is not None and mask.is_inference()  # counts no versions
         version = None if mask is None or inference else mask._version
-        key = (id(mask), version, n_query, n_key, top_left)
+        key = (id(mask), version, n_query, n_key, top_left, decoding)
         if key not in self._known or inference:
             seen = _triangle(n_query, n_key, mask) if mask is None else _visible(mask)
             if mask is not None and top_left:
                 seen = seen & _triangle(n_query, n_key, mask)
             # The mask itself is kept with the result: its id must stay taken.
-            self._known[key] = (seen if mask is None else mask, _described(seen, n_query, n_key))
+            found = _described(seen, n_query, n_key, decoding)
+            self._known[key] = (seen if mask is None else mask, found)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key][1]
@@ -87,11 +88,11 @@ def _triangle(n_query: int, n_key: int, like: Tensor | None) -> Tensor:
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril_()[None, None]
 
 
-def _described(seen: Tensor, n_query: int, n_key: int) -> Visibility:
+def _described(seen: Tensor, n_query: int, n_key: int, decoding: bool) -> Visibility:
     """Say as much as possible with `causal`, and with a mask only what that leaves out."""
     full = seen.expand(*seen.shape[:2], n_query, n_key)
     if bool(full.all()):
-        return Visibility(None, causal=n_query == 1 < n_key)
+        return Visibility(None, causal=n_query == 1 and (decoding or n_key > 1))
     if n_query == n_key:  # also where every sequence of the batch ends in padding
         ends_together = bool(full.diagonal(dim1=-2, dim2=-1)[..., 1:].any())
     else:

@@ -112,6 +112,8 @@ def test_errors_name_the_batch() -> None:
         profile_dataset(Decoder(), [])
     with pytest.raises(ValueError, match="limit: 0; expected at least 1"):
         profile_dataset(Decoder(), batches(), limit=0)
+    with pytest.raises(TypeError, match="limit: '3'; expected a number of batches"):
+        profile_dataset(Decoder(), batches(), limit="3")  # type: ignore[arg-type]
 
 
 def test_progress_is_shown_or_not(

@@ -130,6 +130,8 @@ def test_a_process_alone_needs_no_group(alone: HeadProfile) -> None:
         gather_profiles(None)
     with pytest.raises(ValueError, match="over: 'layers'; expected one of batches, heads"):
         gather_profiles(alone, over="layers")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="dst: no rank 5; the group has 1, 0 to 0"):
+        gather_profiles(alone, dst=5)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A decoder beside an encoder reads tokens of its own, also where they are as many."""
+"""Sequences of two sides, of one token, and heads named twice: each is measured as itself, once."""
 
 from __future__ import annotations
 
@@ -58,3 +58,18 @@ def test_lengths_that_agree_by_chance_add_up_with_others() -> None:
     ]
     profile = profile_dataset(t5(), batches, progress=False)
     assert len(profile.layers) == 3
+
+
+def test_a_sequence_of_one_token_adds_up_with_longer_ones() -> None:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 50}
+    config = transformers.GPT2Config(**sizes, attn_implementation="eager")
+    model = transformers.GPT2Model(config).eval()
+    profile = profile_dataset(model, [APART, APART[:, :1]], progress=False)
+    assert profile.layers[0].causal
+
+
+def test_a_head_is_measured_once() -> None:
+    with pytest.raises(ValueError, match="heads: names a head twice"):
+        AttentionExtractor(t5(), heads=[0, 0]).get_attention(
+            input_ids=APART, decoder_input_ids=REPEATED
+        )
