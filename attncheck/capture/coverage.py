@@ -78,9 +78,7 @@ class Coverage:
 
     def tokens(self) -> Tokens | None:
         """Return the token ids of the model's call; None if it had none, or was called again."""
-        if self._model_calls != 1 or self._token_ids is None:
-            return None
-        return tuple(tuple(row) for row in self._token_ids.tolist())
+        return self._held(self._token_ids)
 
     def tokens_of(self, name: str) -> Tokens | None:
         """Return the token ids of the sequence that a layer of self-attention reads.
@@ -93,9 +91,12 @@ class Coverage:
         """
         if not (self._two_sequences and any(p.startswith(DECODER) for p in name.split("."))):
             return self.tokens()
-        if self._model_calls != 1 or self._decoder_ids is None:
+        return self._held(self._decoder_ids)
+
+    def _held(self, ids: Tensor | None) -> Tokens | None:
+        if self._model_calls != 1 or ids is None:
             return None
-        return tuple(tuple(row) for row in self._decoder_ids.tolist())
+        return tuple(tuple(row) for row in ids.tolist())
 
     def judge(self, *, interrupted: bool = False) -> None:
         """Note modules that ran and were missed, and a call of the model that did not finish.
