@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from attncheck.capture.axes import Atom, Axes, numbers_in
 from attncheck.capture.call import Sink
 from attncheck.capture.edges import Edges
+from attncheck.capture.hiding import hidden_inside
 from attncheck.capture.origins import Origins
 from attncheck.capture.pairs import Repeats, beside, paired
+from attncheck.capture.parts import sums_to_one
 from attncheck.capture.products import Product, place_of
+from attncheck.capture.steps import Step
 from attncheck.capture.traces import Hiding, Trace, Traces
 
 __all__ = ["Beginnings"]
@@ -46,7 +50,7 @@ class Beginnings:
         free = [i for i, t in enumerate(product.operands) if not origins.is_parameter(t)]
         if origins and len(free) > 2:
             free = [i for i in free if not origins.computed(product.operands[i])]
-        if len(free) != 2 or not out.ndim or not (out.is_floating_point() or out.is_complex()):
+        if len(free) != 2 or not out.ndim or out.dtype == torch.bool:
             return
         axes = _sided(product, free, out)
         fixed = frozenset[int]()
@@ -100,6 +104,24 @@ class Beginnings:
         trace = self._traces[scores] if self._traces else None
         if trace is None or trace.edges or trace.stage not in ("scores", "pairs"):
             return
+        self._weights(trace, dim, out)
+
+    def softmax_inside(self, step: Step) -> bool:
+        """Follow what a kernel made of scores, if it is a softmax by its numbers.
+
+        Returns:
+            Whether it is.
+        """
+        trace, out = step.trace, step.out
+        if trace.stage != "scores" or trace.edges or not isinstance(out, Tensor):
+            return False
+        if out.shape != step.source.shape or not out.is_floating_point() or not sums_to_one(out):
+            return False
+        hiding = (*trace.hiding, *hidden_inside(step))
+        self._weights(trace.but(hiding=hiding), -1, out)
+        return True
+
+    def _weights(self, trace: Trace, dim: int, out: Tensor) -> None:
         keys = frozenset[int]()
         if trace.axes is not None:
             atoms = trace.axes[dim]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from attncheck.capture.modules import ModuleTable
 
-__all__ = ["AttentionCall", "Kind", "Recorder", "Sink"]
+__all__ = ["AttentionCall", "Kind", "Order", "Recorder", "Sink"]
 
 Kind: TypeAlias = Literal["self", "cross", "unknown"]
+Order: TypeAlias = Literal["told", "folded", "square"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,9 @@ class AttentionCall:
         note: What else is to be known of it.
         sink_is_rest: The model cut a sink's column off its own weights: the rest of a row is its.
         first_head: The model's number of the first head, where other ranks have those before it.
+        order: Whether batch and heads are ``"told"`` apart. They may be the other way round where
+            they were ``"folded"`` into one axis, which is read as batch-major, or where there are
+            as many sequences as heads, ``"square"``: what is made of the output tells.
     """
 
     name: str
@@ -68,6 +72,35 @@ class AttentionCall:
     sink_is_rest: bool = False
     first_head: int = 0
     note: str = ""
+    order: Order = "told"
+
+    def swapped(self) -> AttentionCall:
+        """Return the call with batch and heads the other way round, where they are not told."""
+        batch, heads = self.shape[:2]
+
+        def swap(tensor: Tensor) -> Tensor:
+            if self.order == "square":
+                return tensor.transpose(0, 1)
+            if tensor.shape[:2] != (batch, heads):
+                return tensor
+            return tensor.reshape(heads, batch, *tensor.shape[2:]).transpose(0, 1)
+
+        def swap_any(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else swap(tensor)
+
+        again = self.without_dropout
+        return replace(
+            self,
+            output=swap(self.output),
+            query=swap_any(self.query),
+            key=swap_any(self.key),
+            value=swap_any(self.value),
+            weights=swap_any(self.weights),
+            mask=swap_any(self.mask),
+            bias=swap_any(self.bias),
+            without_dropout=None if again is None else lambda: swap(again()),
+            order="told",
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -122,8 +155,21 @@ class Sink(Protocol):
         """Innermost module of the captured model whose code is running, with its path."""
         ...
 
-    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> None:
-        """Take a call; whatever goes wrong in building it becomes an unreadable call."""
+    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> int | None:
+        """Take a call; whatever goes wrong in building it becomes an unreadable call.
+
+        Returns:
+            The number of a call that waits to be settled; None: it does not wait.
+        """
+        ...
+
+    def settle(self, number: int, *, swapped: bool) -> None:
+        """Say in which order batch and heads are in a call that waits.
+
+        Args:
+            number: That `record` returned.
+            swapped: They are the other way round than it has them.
+        """
         ...
 
     def softmax_seen(self, number: int) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
-from attncheck.capture.scripts import scripts_attention, scripts_called
+from attncheck.capture.kernels import scripts_called
+from attncheck.capture.scripts import scripts_attention
 from attncheck.capture.session import Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
@@ -159,8 +160,9 @@ class Coverage:
             self._on_model(args, kwargs)
 
     def _on_script(self, function: Any) -> None:
-        if threading.get_ident() != self._thread or self._session.busy:
-            return
+        elsewhere = threading.get_ident() != self._thread
+        if elsewhere or self._session.busy or type(function) is not torch.jit.ScriptFunction:
+            return  # methods are told by their modules
         place = self._session.here()
         if place is not None and scripts_attention(function):
             self._session.unreadable(place[1], SCRIPTED_CALL, "Call it without torch.jit.script")

@@ -15,11 +15,10 @@ from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from attncheck.capture.call import Sink
-from attncheck.capture.sharing import Shared
+from attncheck.capture.kernels import FOREIGN, KERNELS, OPERATORS, Kernel, is_foreign
 
 __all__ = ["FunctionRecorder", "Watcher", "is_plain", "rested"]
 
@@ -87,26 +86,13 @@ class FunctionRecorder:
     def installed(self, sink: Sink) -> Iterator[None]:
         """Report calls from ``sink``'s model in this thread until the context ends."""
         mode = _Mode(sink, self._watchers(sink))
-        with _APPLYING.needed():
+        with KERNELS.needed():
             torch._C._push_on_torch_function_stack(mode)
             try:
                 yield
             finally:
                 mode.done = True
                 _remove(mode)
-
-
-class _Applied:
-    """An `autograd.Function` that passes for a torch function."""
-
-    custom: Final = True
-
-    def __init__(self, name: str, apply: Callable[..., Any]) -> None:
-        self.__name__ = name
-        self._apply = apply
-
-    def __call__(self, *args: Any) -> Any:
-        return self._apply(*args)
 
 
 class _Mode(TorchFunctionMode):
@@ -137,20 +123,21 @@ class _Mode(TorchFunctionMode):
         """Whether it lets all functions pass."""
         return self.done or self._sink.busy
 
-    def applied(self, function: type, apply: Callable[..., Any], args: Any) -> Any:
-        """Watch an `autograd.Function`, in which each torch function is watched as well."""
+    def kernel(
+        self, name: str, call: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Watch a kernel, in which torch functions are watched as well if it is in Python."""
         if self.silent or torch.compiler.is_compiling():
-            return apply(*args)
-
-        return self._any_other(_Applied(function.__name__, apply), args, {})
+            return call(*args, **kwargs)
+        return self._any_other(Kernel(name, call), args, kwargs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
         name = getattr(func, "__name__", "")
-        if type(func) is OpOverload:
-            name = name.partition(".")[0]
+        if type(func) in OPERATORS:
+            name = FOREIGN if is_foreign(func) else name.partition(".")[0]
         replacement = self._replacements.get(name)
         if replacement is None:
             # Most functions of a model leave here; what they cost adds up.
@@ -174,31 +161,6 @@ class _Mode(TorchFunctionMode):
                 if returned is not NotImplemented:
                     return returned
         return func(*args, **options)
-
-
-@contextmanager
-def _applying() -> Iterator[None]:
-    """Show calls of ``autograd.Function.apply``, which no function mode sees, to this thread's."""
-    function = torch.autograd.Function
-    original = vars(function)["apply"]
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        call = original.__get__(None, cls)
-        count = torch._C._len_torch_function_stack()
-        mode = torch._C._get_function_stack_at(count - 1) if count and not kwargs else None
-        if type(mode) is not _Mode:
-            return call(*args, **kwargs)
-        return mode.applied(cls, call, args)
-
-    patched: Any = classmethod(functools.wraps(original.__func__)(apply))
-    type.__setattr__(function, "apply", patched)
-    try:
-        yield
-    finally:
-        type.__setattr__(function, "apply", original)
-
-
-_APPLYING: Final = Shared(_applying)
 
 
 def rested(module: nn.Module | None, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -6,14 +6,16 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.axes import Axes
 from attncheck.capture.rebuild import contents
+from attncheck.capture.steps import Step
 from attncheck.capture.traces import Hiding, Trace
 
-__all__ = ["VisibleKeys", "hiding_in", "visible_keys"]
+__all__ = ["VisibleKeys", "hidden_inside", "hiding_in", "visible_keys"]
 
 How: TypeAlias = Literal["visible", "hidden", "added"]
 
@@ -47,6 +49,25 @@ class VisibleKeys:
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key][1]
+
+
+def hidden_inside(step: Step) -> tuple[Hiding, ...]:
+    """Return the masks that a kernel applied to scores itself, by the weights that it made 0.
+
+    Args:
+        step: A kernel that got scores and gave weights.
+    """
+    shape = tuple(step.source.shape)
+    found: list[Hiding] = []
+    for other in step.others():
+        if other.dtype not in (torch.bool, torch.uint8) or not _fits(other, step.source.shape):
+            continue
+        mask = other.bool()
+        for how, hidden in (("hidden", mask), ("visible", ~mask)):
+            if bool(hidden.any()) and not bool((step.out * hidden).any()):
+                found.append(Hiding(how, mask, shape, step.trace.axes))
+                break
+    return tuple(found)
 
 
 def visible_keys(trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from attncheck.capture.axes import numbers_in
 from attncheck.capture.call import Sink
 from attncheck.capture.hiding import VisibleKeys
+from attncheck.capture.orders import Orders
 from attncheck.capture.origins import Origins
 from attncheck.capture.parts import Columns
 from attncheck.capture.plain import require_numbers
@@ -31,9 +32,11 @@ class Meetings:
         sink: Where to report.
         traces: Of the tensors that are followed.
         origins: What does not depend on the model's input.
+        orders: Follows outputs whose heads are not told yet.
     """
 
-    def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
+    def __init__(self, sink: Sink, traces: Traces, origins: Origins, orders: Orders) -> None:
+        self._orders = orders
         self._sink, self._traces, self._origins = sink, traces, origins
         self._columns = Columns()
         self._visible = VisibleKeys()
@@ -131,4 +134,4 @@ class Meetings:
             self._traces.settle(trace.softmax)
         module, name = place
         build = partial(call_of, module, name, rows, out, self._visible)
-        self._sink.record(name, "softmax", build)
+        self._orders.begin(out, self._sink.record(name, "softmax", build))

@@ -8,15 +8,24 @@ from attncheck.capture.call import Recorder, Sink
 from attncheck.capture.flex import FlexWatcher
 from attncheck.capture.functions import FunctionRecorder, Watcher
 from attncheck.capture.multihead import MultiheadWatcher
+from attncheck.capture.orders import Orders
 from attncheck.capture.sdpa import SdpaWatcher
 from attncheck.capture.softmax import SoftmaxWatcher
+from attncheck.capture.traces import Traces
 from attncheck.capture.transformers_interface import TransformersRecorder
 
 __all__ = ["RECORDERS"]
 
 
 def _watchers(sink: Sink) -> list[Watcher]:
-    return [SdpaWatcher(sink), MultiheadWatcher(sink), FlexWatcher(sink), SoftmaxWatcher(sink)]
+    traces = Traces()
+    orders = Orders(sink, traces)
+    return [
+        SdpaWatcher(sink, orders),
+        MultiheadWatcher(sink),
+        FlexWatcher(sink),
+        SoftmaxWatcher(sink, traces, orders),
+    ]
 
 
 RECORDERS: Final[tuple[Recorder, ...]] = (TransformersRecorder(), FunctionRecorder(_watchers))

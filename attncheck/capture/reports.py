@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.axes import Axes, unfolded
-from attncheck.capture.call import AttentionCall
+from attncheck.capture.call import AttentionCall, Order
+from attncheck.capture.head_count import declared_heads
 from attncheck.capture.hiding import VisibleKeys
-from attncheck.capture.shapes import HEAD_COUNTS, Layout
+from attncheck.capture.shapes import Layout
 from attncheck.capture.traces import Hiding
 from attncheck.capture.values import Rows
 from attncheck.capture.whereabouts import kind_of
@@ -34,7 +35,7 @@ def call_of(
     """
     trace = rows.trace
     with torch.no_grad():
-        arrangement = _Arrangement.of(module, rows)
+        arrangement = _Arrangement.of(module, rows, output.shape[-1])
         as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
         weights = arrangement.head_first(as_used)
         trace = trace.but(hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
@@ -51,6 +52,7 @@ def call_of(
         mask=mask,
         causal=causal,
         sink_is_rest=trace.sliced,
+        order=arrangement.order if output.shape[:-1] == as_used.shape[:-1] else "told",
     )
 
 
@@ -63,6 +65,7 @@ class _Arrangement:
         keys: Numbers of the axes of the keys.
         batch: How many of ``lead`` are the batch, where that is known.
         module: That computed them.
+        size: Length of the last axis of what attention returned.
     """
 
     def __init__(
@@ -72,16 +75,17 @@ class _Arrangement:
         keys: frozenset[int],
         batch: int | None,
         module: nn.Module,
+        size: int,
     ) -> None:
         self._lead, self._query, self._keys, self._batch = lead, query, keys, batch
-        self._module = module
+        self._module, self._size = module, size
         self._layout: Layout | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, rows: Rows) -> _Arrangement:
+    def of(cls, module: nn.Module, rows: Rows, size: int) -> _Arrangement:
         """Find out from the sides of the product that axes come from."""
         if rows.axes is None:
-            return cls((), None, frozenset(), None, module)
+            return cls((), None, frozenset(), None, module, size)
         keys = rows.trace.keys
         sizes: dict[int, int] = {}
         for atoms in rows.axes:
@@ -101,7 +105,7 @@ class _Arrangement:
         batch = None
         if groups and len(lead) > 1:
             batch = max(1, min(groups) - 1)
-        return cls(lead, query, keys, batch, module)
+        return cls(lead, query, keys, batch, module, size)
 
     def apply(self, tensor: Tensor, axes: Axes | None) -> Tensor:
         """Lay a tensor out as ``(..., query, key)``."""
@@ -130,8 +134,13 @@ class _Arrangement:
             tensor = tensor.flatten(self._batch, -3) if tensor.ndim > self._batch + 2 else tensor
             return tensor.flatten(0, -4)
         if self._layout is None:
-            self._layout = Layout.of(self._module, tensor)
+            self._layout = Layout.of(self._module, tensor, self._size)
         return self._layout.apply(tensor)
+
+    @property
+    def order(self) -> Order:
+        """Whether batch and heads may be the other way round, see `AttentionCall`."""
+        return "told" if self._layout is None else self._layout.order
 
     def laid_out(self, hiding: Hiding) -> Hiding:
         """Lay a mask out like the weights, unless it is so already."""
@@ -155,7 +164,7 @@ def _query_among(
     """Choose the axis of the queries among those that keys lack: heads may be another one."""
     if len(numbers) < 2:
         return numbers[0] if numbers else None
-    counts = {getattr(module, name, None) for name in HEAD_COUNTS}
+    counts = declared_heads(module)
     left = [n for n in numbers if sizes[n] not in counts] or list(numbers)
     as_many = [n for n in left if sizes[n] == n_key]
     return (as_many or left)[-1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.orders import Orders
 from attncheck.capture.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
 
@@ -30,10 +32,11 @@ class SdpaWatcher:
 
     Args:
         sink: Where to report.
+        orders: Follows outputs whose heads are not told yet.
     """
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, sink: Sink, orders: Orders) -> None:
+        self._sink, self._orders = sink, orders
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched."""
@@ -76,7 +79,8 @@ class SdpaWatcher:
                 "Pass padded tensors and a mask",
             )
             return output
-        self._sink.record(name, "sdpa", lambda: _as_call(module, name, function, options, output))
+        build = partial(_as_call, module, name, function, options, output)
+        self._orders.begin(output, self._sink.record(name, "sdpa", build))
         return output
 
 
@@ -88,7 +92,7 @@ def _as_call(
     output: Tensor,
 ) -> AttentionCall:
     query, key, value = options["query"], options["key"], options["value"]
-    layout = Layout.of(module, query)
+    layout = Layout.of(module, query, query.shape[-1])
     n_query, n_key = query.shape[-2], key.shape[-2]
     causal = bool(options.get("is_causal", False))
     mask = options.get("attn_mask")
@@ -109,6 +113,7 @@ def _as_call(
         scale=options.get("scale"),
         dropout=float(options.get("dropout_p", 0.0)),
         without_dropout=lambda: layout.apply(function(**{**options, "dropout_p": 0.0})),
+        order=layout.order,
     )
 
 

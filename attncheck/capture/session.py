@@ -6,7 +6,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from torch import nn
 
@@ -35,7 +36,11 @@ class Failure:
         return f"{self.name}: {self.what}. {self.way_out}"
 
 
-@dataclass(frozen=True, eq=False)
+UNSETTLED: Final = 2
+"""How many calls may wait to be settled, with all that they hold."""
+
+
+@dataclass(eq=False)
 class _Numbered:
     call: AttentionCall
     index: int
@@ -51,6 +56,8 @@ class Session:
         settings: What to keep.
         on_layer: Receives each layer in execution order.
         modules: Of the model, where they are listed already.
+        cut: Makes less of a call, before anything is computed of it; it gets the number of calls
+            that the module made before.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Session:
         settings: Settings,
         on_layer: Callable[[LayerAttention], object],
         modules: ModuleTable | None = None,
+        cut: Callable[[AttentionCall, int], AttentionCall] | None = None,
     ) -> None:
         self.failures: list[Failure] = []
         self.ran: list[str] = []
@@ -83,10 +91,13 @@ class Session:
         """Paths of the modules of its class, by the path of each module."""
         self._settings = settings
         self._keeper = Keeper(settings)
-        self._on_layer = on_layer
+        self._on_layer, self._cut = on_layer, cut
         self._inside = 0
         self._order: list[str] = []
         self._calls: Counter[str] = Counter()
+        self._unsettled: dict[int, _Numbered] = {}
+        """Calls that wait until batch and heads are told apart, and those behind them."""
+        self._records = 0
         self._pending: list[_Numbered] = []
         self._problem: Exception | None = None
 
@@ -115,10 +126,10 @@ class Session:
         self.flush()
         self._order = []
 
-    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> None:
+    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> int | None:
         """Number a call and keep it if it is wanted; never raises into the running model."""
         if in_backward() or self._problem is not None:
-            return
+            return None
         index = len(self._order)
         self._order.append(name)
         if len(self._order) > len(self.ran):
@@ -128,16 +139,55 @@ class Session:
         self._calls[name] += 1
         layers = self._settings.layers
         if not layers.relative and not layers.wants(index, name):
-            return
+            return None
         try:
             to_come = self._expected(name, index)
             numbered = _Numbered(as_plain(local_call(build())), index, repeat, to_come)
         except UnreadableError as error:
             self.unreadable(name, str(error), error.way_out)
-            return
+            return None
         except Exception as error:
             self.unreadable(name, f"its {backend} call could not be read ({error})", REPORT)
-            return
+            return None
+        self._records += 1
+        told = numbered.call.order == "told"
+        if told and not self._unsettled:
+            self._take(numbered)
+            return None
+        if not told:  # it waits, and what it holds may be overwritten
+            numbered.call = replace(numbered.call, output=numbered.call.output.detach().clone())
+        self._unsettled[self._records] = numbered
+        self._take_settled(UNSETTLED)
+        return None if told else self._records
+
+    def settle(self, number: int, *, swapped: bool) -> None:
+        """Tell batch and heads of a call apart, and keep it with those that wait behind it."""
+        numbered = self._unsettled.get(number)
+        if numbered is not None and numbered.call.order != "told":
+            call = numbered.call
+            numbered.call = call.swapped() if swapped else replace(call, order="told")
+            self._take_settled(UNSETTLED)
+
+    def _take_settled(self, most: int) -> None:
+        """Take calls in their order, until one waits; no more than some may."""
+        while self._unsettled:
+            number, numbered = next(iter(self._unsettled.items()))
+            if numbered.call.order != "told":
+                waiting = sum(other.call.order != "told" for other in self._unsettled.values())
+                if waiting <= most:
+                    return
+                numbered.call = _as_read(numbered.call)
+            del self._unsettled[number]
+            self._take(numbered)
+
+    def _take(self, numbered: _Numbered) -> None:
+        layers = self._settings.layers
+        if self._cut is not None:
+            try:
+                numbered.call = self._cut(numbered.call, numbered.repeat)
+            except Exception as error:
+                self.unreadable(numbered.call.name, f"it could not be cut ({error})", REPORT)
+                return
         if layers.relative:
             self._pending.append(numbered)
             if layers.tail is not None:
@@ -196,7 +246,8 @@ class Session:
             self.failures.append(failure)
 
     def flush(self) -> None:
-        """Keep what waited for the number of layers to be known."""
+        """Keep what waited to be settled, or for the number of layers to be known."""
+        self._take_settled(0)
         waiting, self._pending = self._pending, []
         for numbered in waiting:
             name = numbered.call.name
@@ -268,6 +319,15 @@ class Session:
         return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
+def _as_read(call: AttentionCall) -> AttentionCall:
+    """Settle a call of which nothing was made that tells its heads."""
+    note = BATCH_MAJOR if call.order == "folded" else call.note
+    return replace(call, order="told", note=note)
+
+
+BATCH_MAJOR: Final = (
+    "batch and heads lie in one axis, and nothing tells their order: read as batch-major"
+)
 MISSED = (
     "a softmax over query and key was computed in it and multiplied values, in a way that gives no "
     "weights over keys"

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from torch import Tensor, nn
 
-__all__ = ["Layout"]
+from attncheck.capture.call import Order
+from attncheck.capture.head_count import HeadCount, declared_heads
 
-HEAD_COUNTS: Final = (
-    "num_heads",
-    "n_heads",
-    "num_attention_heads",
-    "n_head",
-    "nhead",
-    "heads",
-    "num_head",
-)
-"""Attributes in which modules keep their number of heads."""
+__all__ = ["Layout"]
 
 
 @dataclass(frozen=True)
@@ -26,34 +17,48 @@ class Layout:
     """Where a module keeps its heads.
 
     Attributes:
-        in_batch: Heads in the first axis of a three-dimensional tensor, batch-major.
+        in_batch: Heads in the first axis of a three-dimensional tensor, taken as batch-major.
         axis: Axis of the heads in a tensor of four or more dimensions, from the end.
         grouped: Heads lie in two axes, key-value head and head within its group.
+        order: Whether batch and heads may be the other way round, see `AttentionCall`.
     """
 
     in_batch: int = 1
     axis: int = -3
     grouped: bool = False
+    order: Order = "told"
 
     @classmethod
-    def of(cls, module: nn.Module, tensor: Tensor) -> Layout:
-        """Find the heads of ``(..., length, size)`` by the number that the module declares.
+    def of(cls, module: nn.Module, tensor: Tensor, size: int) -> Layout:
+        """Find the heads of ``(..., length, size)``, in a call that is running.
 
-        Without a fitting number, a three-dimensional tensor has one head, and one of more
-        dimensions has them before the length, where nearly everybody keeps them.
+        The number that the module declares tells them, or how many queries there are for each
+        position of the sequences that came in. Without either, a three-dimensional tensor has one
+        head, and one of more dimensions has them before the length, where nearly everybody keeps
+        them.
+
+        Args:
+            module: That attends.
+            tensor: Its query, or its weights.
+            size: Length of the last axis of its query or value.
         """
-        counts = [getattr(module, name, None) for name in HEAD_COUNTS]
-        declared = {count for count in counts if isinstance(count, int)}
-        leading = tensor.shape[:-2]
+        leading, length = tuple(tensor.shape[:-2]), tensor.shape[-2]
         if len(leading) == 1:
-            return cls(in_batch=next((n for n in declared if n > 1 and leading[0] % n == 0), 1))
+            heads = HeadCount.of(module, leading, length, size).in_one_axis(leading[0])
+            return cls(in_batch=heads, order="folded" if 1 < heads < leading[0] else "told")
+        if len(leading) == 2 and leading[0] == leading[1] > 1:
+            return cls(order="square")
+        declared = declared_heads(module)
         if len(leading) > 1 and leading[-1] not in declared:
             first = int(len(leading) > 2)  # the batch leads, unless the heads do
             found = [
-                axis for axis, size in enumerate(leading) if axis >= first and size in declared
+                axis for axis, count in enumerate(leading) if axis >= first and count in declared
             ]
             if not found and len(leading) > 2 and leading[-1] * leading[-2] in declared:
                 return cls(grouped=True)
+            if len(leading) == 2:
+                counted = HeadCount.of(module, leading, length, size).counted
+                found = [leading.index(counted)] if counted in leading else found
             if len(found) == 1:
                 return cls(axis=found[0] - tensor.ndim)
         return cls()

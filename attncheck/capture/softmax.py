@@ -22,7 +22,10 @@ from attncheck.capture.beginnings import Beginnings
 from attncheck.capture.call import Sink
 from attncheck.capture.edges import BY_INDEX
 from attncheck.capture.following import after_scores, mixed
+from attncheck.capture.fused_kernels import attends
+from attncheck.capture.kernels import FOREIGN, is_custom
 from attncheck.capture.meetings import Meetings
+from attncheck.capture.orders import Orders
 from attncheck.capture.origins import CREATIONS, DRAWS, Origins
 from attncheck.capture.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.plain import UnreadableError
@@ -40,6 +43,11 @@ SOFTMAXES: Final = (
 )
 
 
+SPARSE: Final = "its softmax runs over a sparse matrix, which is not supported"
+CALL_TORCH: Final = (
+    "Call torch.nn.functional.scaled_dot_product_attention where its attention is to be captured, "
+    "or pass strict=False to keep the other layers"
+)
 LEAVE_OUT: Final = "Pass strict=False to keep the other layers"
 
 
@@ -48,14 +56,15 @@ class SoftmaxWatcher:
 
     Args:
         sink: Where to report.
+        traces: Of the tensors that are followed.
+        orders: Follows outputs whose heads are not told yet.
     """
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._traces = Traces()
+    def __init__(self, sink: Sink, traces: Traces, orders: Orders) -> None:
+        self._sink, self._traces, self._orders = sink, traces, orders
         self._origins = Origins(sink)
         self._beginnings = Beginnings(sink, self._traces, self._origins)
-        self._meetings = Meetings(sink, self._traces, self._origins)
+        self._meetings = Meetings(sink, self._traces, self._origins, orders)
         self._left: dict[tuple[int, ...], int] = {}
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
@@ -69,8 +78,10 @@ class SoftmaxWatcher:
             **dict.fromkeys(JOINS, self._join),
             **dict.fromkeys(BY_INDEX, self._pick),
             "bilinear": self._meet,
-            **dict.fromkeys(("numpy", "__array__", "tolist"), self._leave),
+            **dict.fromkeys(("numpy", "__array__", "__dlpack__", "tolist"), self._leave),
             "linear": self._linear,
+            "_sparse_softmax": self._normalise_sparse,
+            FOREIGN: self._call_foreign,
             "": self._follow,
         }
 
@@ -243,6 +254,28 @@ class SoftmaxWatcher:
         self._note(function, args, kwargs, out)
         return out
 
+    def _normalise_sparse(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Tell of a softmax over the pairs that are there in a sparse matrix of scores."""
+        trace = self._traces[args[0]] if args and isinstance(args[0], Tensor) else None
+        if trace is not None and trace.stage in ("scores", "pairs"):
+            self._give_up(trace, SPARSE, LEAVE_OUT)
+        return function(*args, **kwargs)
+
+    def _call_foreign(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Follow an operator of somebody's, and tell of one that computes attention as a whole."""
+        out = self._follow(function, args, kwargs)
+        self._try(partial(self._look_into, function, (*args, *kwargs.values()), out))
+        return out
+
+    def _look_into(self, function: Any, given: tuple[Any, ...], out: Any) -> None:
+        name = str(function).partition("(")[0]
+        if attends(name, given, out):
+            self._give_up(None, f"calls the kernel {name}, which computes attention", CALL_TORCH)
+
     def _see(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
@@ -272,7 +305,7 @@ class SoftmaxWatcher:
         if trace.stage == "weights" and trace.own is None and works_in_place(name, args, kwargs):
             before = source.detach().clone()
         out = function(*args, **kwargs)
-        custom = getattr(function, "custom", False)
+        custom = is_custom(function)
         inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
@@ -296,7 +329,9 @@ class SoftmaxWatcher:
 
     def _after(self, step: Step) -> None:
         stage = step.trace.stage
-        if step.trace.edges:
+        if stage == "attended":
+            self._orders.after(step)
+        elif step.trace.edges:
             self._beginnings.edge.after(step)
         elif stage == "summed":
             self._meetings.after_summed(step)
@@ -315,11 +350,16 @@ class SoftmaxWatcher:
             if target is not None and not step.ends() and not step.reduces():
                 self._traces[target] = step.trace
         else:
-            for tensor, trace in after_scores(step, self._traces):
-                if trace.stage == "weights" and trace.softmax < 0:
-                    trace = trace.but(softmax=self._beginnings.number())
-                    self._sink.softmax_seen(trace.product)
-                self._traces[tensor] = trace
+            self._after_scores(step)
+
+    def _after_scores(self, step: Step) -> None:
+        if step.custom and self._beginnings.softmax_inside(step):
+            return
+        for tensor, trace in after_scores(step, self._traces):
+            if trace.stage == "weights" and trace.softmax < 0:
+                trace = trace.but(softmax=self._beginnings.number())
+                self._sink.softmax_seen(trace.product)
+            self._traces[tensor] = trace
 
     def _try(self, read: Callable[[], None], trace: Trace | None = None) -> None:
         """Read a call; tensors that cannot be read are the capture's trouble, not the model's."""

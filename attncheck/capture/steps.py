@@ -72,7 +72,7 @@ class Step:
         trace: Of that.
         out: What it returned.
         before: The numbers of the traced tensor, where the function overwrote them.
-        custom: It is an `autograd.Function` of somebody.
+        custom: It is a kernel of somebody: an `autograd.Function`, an operator, TorchScript.
     """
 
     function: Callable[..., Any]
@@ -148,7 +148,7 @@ class Step:
         return self.name in CASTS or ("dropout" in self.name and not self.drops())
 
     def drops(self) -> bool:
-        """Whether it is a dropout that changes anything, or an `autograd.Function` that may be."""
+        """Whether it is a dropout that changes anything, or a kernel of somebody that may be."""
         if self.custom:
             return isinstance(self.out, Tensor) and self.out.shape == self.source.shape
         return _drops(self.name, self.args, self.kwargs)

@@ -70,7 +70,8 @@ class Trace:
         stage: Before softmax, after it, or on the way there by hand: ``"pairs"`` of query and key
             whose features are not yet one number, ``"raised"`` by `exp` and not known to be
             divided by its sum, its ``"sums"`` over the keys, ``"weighted"`` values that are not yet
-            summed, ``"summed"`` with the values and not yet divided.
+            summed, ``"summed"`` with the values and not yet divided; ``"attended"`` is the output
+            of a call of which batch and heads are not told apart yet, with axes of its own.
         axes: Which axes of query and key its axes are; None: not known.
         sizes: Lengths of axes that may be the keys, where `axes` are not known.
         hiding: Masks applied to the scores.
@@ -98,9 +99,11 @@ class Trace:
         storage: Address of the memory that the keys are a view of.
         offset: Where in it they begin.
         edges: It has a number for each edge of a graph, see `Edges`.
+        n_axes: How many axes an ``"attended"`` output had.
+        cut: Place of the axis that an ``"attended"`` piece was cut out of, see `Orders`.
     """
 
-    stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights"]
+    stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
     axes: Axes | None = None
     sizes: frozenset[int] = frozenset()
     hiding: tuple[Hiding, ...] = ()
@@ -127,6 +130,8 @@ class Trace:
     storage: int = 0
     offset: int = 0
     edges: bool = False
+    n_axes: int = 0
+    cut: tuple[int, ...] = ()
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""
@@ -189,7 +194,7 @@ class Traces:
         return found
 
 
-ORDER: Final = ("pairs", "sums", "scores", "raised", "weights", "weighted", "summed")
+ORDER: Final = ("attended", "pairs", "sums", "scores", "raised", "weights", "weighted", "summed")
 
 
 def _before(one: Trace, other: Trace) -> bool:

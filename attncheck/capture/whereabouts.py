@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Kind
 
-__all__ = ["innermost", "is_running", "kind_of"]
+__all__ = ["innermost", "is_running", "kind_of", "running_modules"]
 
 OTHER_SEQUENCE: Final = frozenset(
     {
@@ -35,7 +35,7 @@ OWN: Final = "attncheck.capture"
 
 def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
     """Return the innermost running module among ``names`` (by id), with its path."""
-    for module, _, _ in _running_modules():
+    for module, _, _ in running_modules():
         if id(module) in names:
             return module, names[id(module)]
     return None
@@ -43,7 +43,7 @@ def innermost(names: Mapping[int, str]) -> tuple[nn.Module, str] | None:
 
 def is_running(module: nn.Module) -> bool:
     """Whether a method of this module is running in this thread."""
-    return any(running is module for running, _, _ in _running_modules())
+    return any(running is module for running, _, _ in running_modules())
 
 
 def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: bool) -> Kind:
@@ -53,7 +53,7 @@ def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: b
     """
     if getattr(module, "is_cross_attention", False) is True or _named_cross(module, name):
         return "cross"
-    for running, code, local in _running_modules():
+    for running, code, local in running_modules():
         if running is not module or code.co_name != "forward":
             continue
         parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
@@ -71,7 +71,7 @@ def _named_cross(module: nn.Module, name: str) -> bool:
     return "cross" in type(module).__name__.lower() or own in {"crossattention", "cross_attn"}
 
 
-def _running_modules() -> Iterator[tuple[nn.Module, CodeType, Mapping[str, Any]]]:
+def running_modules() -> Iterator[tuple[nn.Module, CodeType, Mapping[str, Any]]]:
     """Yield modules whose methods are running, innermost first, with the methods' variables."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall
 from attncheck.capture.keeping import Settings
-from attncheck.capture.modules import ModuleTable
 from attncheck.capture.quiet import quiet
 from attncheck.capture.recorders import RECORDERS
 from attncheck.capture.select import LayerSelection
@@ -40,10 +38,9 @@ class Watch:
         self, model: nn.Module, layers: LayerSelection, sequences: int, measurement: Measurement
     ) -> None:
         settings = Settings(layers, keeps=False)
-        self._session = Session(model, settings, self._measure)
+        self._session = Session(model, settings, self._measure, cut=self._cut)
         self._sequences = sequences
         self._measurement = measurement
-        self._calls: Counter[str] = Counter()
         self._held: dict[tuple[str, int], AttentionCall] = {}
 
     @contextmanager
@@ -51,7 +48,7 @@ class Watch:
         """Watch until the context ends."""
         with ExitStack() as stack:
             for recorder in RECORDERS:
-                stack.enter_context(recorder.installed(self))
+                stack.enter_context(recorder.installed(self._session))
             yield
 
     def finish(self) -> list[str]:
@@ -71,76 +68,13 @@ class Watch:
         """Whether any attention was seen."""
         return bool(self._session.captured)
 
-    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> None:
-        """Take a call, see `attncheck.capture.call.Sink`."""
-        place = name, self._calls[name]
-        self._calls[name] += 1
-
-        def few() -> AttentionCall:
-            call = build()
-            with quiet(call.output.device.type):
-                call = self._held[place] = _first(call, self._sequences)
-            return call
-
-        self._session.record(name, backend, few)
+    def _cut(self, call: AttentionCall, repeat: int) -> AttentionCall:
+        with quiet(call.output.device.type):
+            few = self._held[call.name, repeat] = _first(call, self._sequences)
+        return few
 
     def _measure(self, layer: LayerAttention) -> None:
         self._measurement.add(layer, self._held.pop((layer.name, layer.call), None))
-
-    @property
-    def busy(self) -> bool:
-        """As the session has it; so have the methods below."""
-        return self._session.busy
-
-    @property
-    def modules(self) -> ModuleTable:
-        """Of the model."""
-        return self._session.modules
-
-    @property
-    def model_calls(self) -> int:
-        """How often the model was called."""
-        return self._session.model_calls
-
-    def inside(self) -> AbstractContextManager[None]:
-        """Keep other recorders silent."""
-        return self._session.inside()
-
-    def name_of(self, module: object) -> str | None:
-        """Path of a module."""
-        return self._session.name_of(module)
-
-    def here(self) -> tuple[nn.Module, str] | None:
-        """Innermost running module."""
-        return self._session.here()
-
-    def softmax_seen(self, number: int) -> None:
-        """Note a softmax."""
-        self._session.softmax_seen(number)
-
-    def softmax_left(self, number: int) -> None:
-        """See `Session`."""
-        self._session.softmax_left(number)
-
-    def softmax_used(self, number: int) -> None:
-        """Note that it was attention."""
-        self._session.softmax_used(number)
-
-    def values_met(self, number: int) -> None:
-        """Note that a softmax multiplied values."""
-        self._session.values_met(number)
-
-    def part_seen(self, number: int) -> None:
-        """Note a part of a softmax."""
-        self._session.part_seen(number)
-
-    def parts_used(self, numbers: Iterable[int]) -> None:
-        """Note what parts were."""
-        self._session.parts_used(numbers)
-
-    def unreadable(self, name: str, what: str, way_out: str) -> None:
-        """Note attention that cannot be captured."""
-        self._session.unreadable(name, what, way_out)
 
 
 def _first(call: AttentionCall, count: int) -> AttentionCall:

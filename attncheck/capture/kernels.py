@@ -1,0 +1,129 @@
+"""Kernels of somebody: functions that torch does not bring, and that no function mode looks into.
+
+An `autograd.Function` and TorchScript pass by a function mode altogether, so calls of them are
+shown to it. An operator under ``torch.ops`` does not, but what it computes is nobody's business but
+its own. What they make of scores is told by its numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+
+from attncheck.capture.sharing import Shared
+
+__all__ = [
+    "FOREIGN",
+    "KERNELS",
+    "OPERATORS",
+    "Kernel",
+    "is_custom",
+    "is_foreign",
+    "scripts_called",
+]
+
+OPERATORS: Final = (OpOverload, OpOverloadPacket)
+"""What functions under ``torch.ops`` are."""
+
+NAMESPACES: Final = frozenset({"aten", "prim", "prims", "profiler", "inductor", "quantized"})
+"""Those of torch's own operators."""
+
+FOREIGN: Final = "::"
+"""Name under which operators of others go to watchers."""
+
+SCRIPTED: Final[tuple[Any, ...]] = (torch.jit.ScriptFunction, torch._C.ScriptMethod)
+"""Functions and methods in TorchScript."""
+
+Listener: TypeAlias = Callable[[Any], None]
+"""Hears of a scripted function that is called."""
+
+_LISTENERS: list[Listener] = []
+
+
+class Kernel:
+    """An `autograd.Function`, or TorchScript, that passes for a torch function.
+
+    Args:
+        name: Of it.
+        call: Calls it.
+    """
+
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
+        self.__name__ = name
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        return self._call(*args, **kwargs)
+
+
+def is_custom(function: Callable[..., Any]) -> bool:
+    """Whether a function is a kernel of somebody."""
+    return type(function) is Kernel or (type(function) in OPERATORS and is_foreign(function))
+
+
+def is_foreign(operator: Any) -> bool:
+    """Whether one of `OPERATORS` is not torch's own."""
+    name = operator._qualified_op_name if type(operator) is OpOverloadPacket else operator.name()
+    return name.partition("::")[0] not in NAMESPACES
+
+
+@contextmanager
+def scripts_called(listen: Listener) -> Iterator[None]:
+    """Tell of every call of a scripted function or method, whatever thread makes it.
+
+    Args:
+        listen: Is told.
+    """
+    with KERNELS.needed():
+        _LISTENERS.append(listen)
+        try:
+            yield
+        finally:
+            _LISTENERS.remove(listen)
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Show calls of kernels to this thread's innermost function mode, if it has ``kernel``."""
+    function = torch.autograd.Function
+    original = vars(function)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return _show(cls.__name__, original.__get__(None, cls), args, kwargs)
+
+    patched: Any = classmethod(functools.wraps(original.__func__)(apply))
+    type.__setattr__(function, "apply", patched)
+    scripted = {kind: kind.__call__ for kind in SCRIPTED}
+    for kind, call in scripted.items():
+        kind.__call__ = _showing(call)
+    try:
+        yield
+    finally:
+        type.__setattr__(function, "apply", original)
+        for kind, call in scripted.items():
+            kind.__call__ = call
+
+
+KERNELS: Final = Shared(_shown)
+
+
+def _showing(original: Any) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for listen in _LISTENERS:
+            listen(self)
+        return _show(self.name, functools.partial(original, self), args, kwargs)
+
+    return call
+
+
+def _show(name: str, call: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    count = torch._C._len_torch_function_stack()
+    mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
+    called = getattr(mode, "kernel", None)
+    return call(*args, **kwargs) if called is None else called(name, call, args, kwargs)
