@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attncheck.attention.maps import Tokens
 from attncheck.capture.kernels import scripts_called
 from attncheck.capture.scripts import scripts_attention
 from attncheck.capture.session import Session
@@ -36,8 +35,6 @@ SCRIPTED_CALL: Final = (
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
-DECODER: Final = "decoder"
-"""How paths and arguments of a decoder beside an encoder begin, in transformers and elsewhere."""
 UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
 WHOLE: Final = "Call the model again, or pass strict=False to get the layers before that"
 SWITCH: Final = (
@@ -60,9 +57,6 @@ class Coverage:
         self._names = session.names
         self._ran: set[int] = set()
         self._model_calls = self._returned = 0
-        self._token_ids: Tensor | None = None
-        self._decoder_ids: Tensor | None = None
-        self._two_sequences = False
         self._watched = [
             module for module in session.modules.modules if _named_attention(type(module).__name__)
         ]
@@ -76,28 +70,6 @@ class Coverage:
         calls = called(modules, self._on_call, self._root, self._on_return)
         with calls, scripts_called(self._on_script):
             yield
-
-    def tokens(self) -> Tokens | None:
-        """Return the token ids of the model's call; None if it had none, or was called again."""
-        return self._held(self._token_ids)
-
-    def tokens_of(self, name: str) -> Tokens | None:
-        """Return the token ids of the sequence that a layer of self-attention reads.
-
-        A decoder beside an encoder reads ``decoder_input_ids``, which may be as many as the
-        encoder's ``input_ids`` by chance; where it was not given any, its tokens are not known.
-
-        Args:
-            name: Path of the layer.
-        """
-        if not (self._two_sequences and any(p.startswith(DECODER) for p in name.split("."))):
-            return self.tokens()
-        return self._held(self._decoder_ids)
-
-    def _held(self, ids: Tensor | None) -> Tokens | None:
-        if self._model_calls != 1 or ids is None:
-            return None
-        return tuple(tuple(row) for row in ids.tolist())
 
     def judge(self, *, interrupted: bool = False) -> None:
         """Note modules that ran and were missed, and a call of the model that did not finish.
@@ -174,12 +146,7 @@ class Coverage:
     def _on_model(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._session.new_model_call()
         self._model_calls += 1
-        self._token_ids = _ids(kwargs.get("input_ids", args[0] if args else None))
-        self._decoder_ids = _ids(kwargs.get("decoder_input_ids"))
-        config = getattr(self._root, "config", None)
-        self._two_sequences = getattr(config, "is_encoder_decoder", False) is True or any(
-            name.startswith(DECODER) for name in kwargs
-        )
+        self._session.sequences.begin(self._root, args, kwargs)
 
     def _scripted(self) -> list[str]:
         """Names of TorchScript modules that compute attention, the outermost of each."""
@@ -220,12 +187,6 @@ class Coverage:
             f"Modules that look like attention: {', '.join(names[:4])}. Switch them to a kernel "
             "that torch can see, such as scaled_dot_product_attention"
         )
-
-
-def _ids(given: Any) -> Tensor | None:
-    """Return token ids, ``(batch, key)``; None: they are none."""
-    whole = isinstance(given, Tensor) and given.dtype in (torch.int64, torch.int32)
-    return given.detach() if whole and given.ndim == 2 else None
 
 
 @functools.lru_cache(maxsize=4096)

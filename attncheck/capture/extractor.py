@@ -177,15 +177,15 @@ class AttentionExtractor:
     @property
     def tokens(self) -> Tokens | None:
         """Token ids of the captured call, where it had ``input_ids`` and was the only one."""
-        return None if self._coverage is None else self._coverage.tokens()
+        return None if self._session is None else self._session.sequences.tokens()
 
     def tokens_of(self, layer: LayerAttention) -> Tokens | None:
-        """Token ids that a layer of self-attention reads: `tokens`, or those of a decoder.
+        """Token ids that a layer of self-attention reads; None: none, as in a vision tower.
 
         Args:
             layer: One of the captured layers.
         """
-        return None if self._coverage is None else self._coverage.tokens_of(layer.name)
+        return None if self._session is None else self._session.sequences.tokens(layer.name)
 
     def __enter__(self) -> AttentionExtractor:
         self._start(ModuleTable.of(self.model))

@@ -28,15 +28,16 @@ def attends(name: str, args: Sequence[Any], out: Any) -> bool:
     tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()][:3]
     if len(tensors) < 3 or not isinstance(result, Tensor) or result.ndim < 2:
         return False
-    fitting = list(_arranged(*tensors, result))
+    q, k, v = tensors
+    fitting = list(_arranged(q, k, v, result))
     if any(part in name.lower() for part in NAMES):
         return bool(fitting)
     scales = [arg for arg in args if isinstance(arg, float)]
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        return any(_is_last_row(*arranged, scales) for arranged in fitting)
+        return any(_is_last_row(arranged, scales) for arranged in fitting)
 
 
-def _arranged(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _arranged(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Iterator[Sequence[Tensor]]:
     """Yield the four as ``(..., length, size)``, in each layout in which their shapes fit."""
     if not q.ndim == k.ndim == v.ndim == out.ndim:
         return
@@ -48,7 +49,8 @@ def _arranged(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Iterator[tuple[Te
             yield tensors
 
 
-def _is_last_row(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scales: Sequence[float]) -> bool:
+def _is_last_row(arranged: Sequence[Tensor], scales: Sequence[float]) -> bool:
+    q, k, v, out = arranged
     first = (0,) * (q.ndim - 2)
     query, key, value = (tensor[first].double() for tensor in (q, k, v))
     scores, result = key @ query[-1], out[first][-1].double()

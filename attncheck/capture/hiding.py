@@ -63,11 +63,15 @@ def hidden_inside(step: Step) -> tuple[Hiding, ...]:
         if other.dtype not in (torch.bool, torch.uint8) or not _fits(other, step.source.shape):
             continue
         mask = other.bool()
-        for how, hidden in (("hidden", mask), ("visible", ~mask)):
-            if bool(hidden.any()) and not bool((step.out * hidden).any()):
-                found.append(Hiding(how, mask, shape, step.trace.axes))
-                break
+        if _weighs_nothing(step.out, mask):
+            found.append(Hiding("hidden", mask, shape, step.trace.axes))
+        elif _weighs_nothing(step.out, ~mask):
+            found.append(Hiding("visible", mask, shape, step.trace.axes))
     return tuple(found)
+
+
+def _weighs_nothing(weights: Tensor, where: Tensor) -> bool:
+    return bool(where.any()) and not bool((weights * where).any())
 
 
 def visible_keys(trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:

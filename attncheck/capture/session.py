@@ -17,6 +17,7 @@ from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
 from attncheck.capture.plain import UnreadableError, as_plain
 from attncheck.capture.quiet import in_backward, quiet
+from attncheck.capture.sequences import Sequences
 from attncheck.capture.sharded import local_call
 from attncheck.capture.whereabouts import innermost
 from attncheck.errors import CaptureError
@@ -76,6 +77,8 @@ class Session:
         self.unused_softmaxes: dict[int, str] = {}
         """Modules that computed a softmax of query and key never seen to multiply values."""
         self._left: set[int] = set()
+        self.sequences = Sequences()
+        """Whose tokens layers read."""
         self.modules = ModuleTable.of(model) if modules is None else modules
         self._parts: dict[int, str] = {}
         """Modules that raised the scores of some keys, and where that led is not known yet."""
@@ -135,6 +138,7 @@ class Session:
         if len(self._order) > len(self.ran):
             self.ran = list(self._order)
         self.captured.add(name)
+        self.sequences.note(name)
         repeat = self._calls[name]
         self._calls[name] += 1
         layers = self._settings.layers

@@ -24,23 +24,21 @@ __all__ = ["Measurement"]
 
 @dataclass
 class Measurement:
-    """The layers of one sampled forward pass, measured as they come.
+    """The layers of one sampled forward pass, measured as they come."""
 
-    Args:
-        token_ids: Of the call, ``(batch, token)``, for the patterns of tokens; None: without.
-    """
-
-    token_ids: Tensor | None = None
     layers: list[LayerProfile] = field(default_factory=list)
     extra: dict[str, list[float]] = field(default_factory=dict)
     twins: list[str] = field(default_factory=list)
 
-    def add(self, layer: LayerAttention, call: AttentionCall | None) -> None:
+    def add(
+        self, layer: LayerAttention, call: AttentionCall | None, token_ids: Tensor | None
+    ) -> None:
         """Measure a layer.
 
         Args:
             layer: Its weights, ``(batch, head, query, key)``.
             call: Query, key and output of the same sequences.
+            token_ids: That it reads, ``(batch, token)``, for the patterns of tokens; None: without.
         """
         valid = layer.valid_rows()
         output = None if call is None else _head_outputs(call, layer)
@@ -57,7 +55,7 @@ class Measurement:
         for name, row in rows.items():
             self.extra.setdefault(name, []).extend(row)
         self.twins += twins
-        self.layers.append(profile_layer(layer, self._tokens(layer)))
+        self.layers.append(profile_layer(layer, _tokens(layer, token_ids)))
 
     def sample(self, step: int, time: float) -> HeadSample:
         """Put the layers together."""
@@ -89,14 +87,14 @@ class Measurement:
                 values += [math.nan] * layer.n_heads
         return tuple(values)
 
-    def _tokens(self, layer: LayerAttention) -> object:
-        if self.token_ids is None or layer.kind == "cross":
-            return None
-        ids = self.token_ids[: layer.batch].tolist()
-        try:
-            return as_tokens(ids, [layer])
-        except ValueError:
-            return None
+
+def _tokens(layer: LayerAttention, token_ids: Tensor | None) -> object:
+    if token_ids is None or layer.kind == "cross":
+        return None
+    try:
+        return as_tokens(token_ids[: layer.batch].tolist(), [layer])
+    except ValueError:
+        return None
 
 
 def _is(name: str, known: set[str]) -> bool:

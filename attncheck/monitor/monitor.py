@@ -196,8 +196,9 @@ class HeadMonitor:
         try:
             probed = self._probe is not None
             args, kwargs = self._probe or (args, kwargs)
-            measurement = Measurement(_token_ids(args, kwargs))
+            measurement = Measurement()
             watch = Watch(self.model, self._layers, self._sequences, measurement)
+            watch.begin(args, kwargs)
             self._running = watch, measurement
             if probed or is_compiled(self.model):
                 self._trigger.paused = True
@@ -329,10 +330,3 @@ def _call_of(
     if isinstance(probe, Mapping):
         return (), probe
     return (probe, {}) if isinstance(probe, tuple) else ((probe,), {})
-
-
-def _token_ids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32):
-        return ids.detach()
-    return None

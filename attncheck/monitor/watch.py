@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,7 @@ class Watch:
     ) -> None:
         settings = Settings(layers, keeps=False)
         self._session = Session(model, settings, self._measure, cut=self._cut)
-        self._sequences = sequences
+        self._model, self._sequences = model, sequences
         self._measurement = measurement
         self._held: dict[tuple[str, int], AttentionCall] = {}
 
@@ -74,7 +74,17 @@ class Watch:
         return few
 
     def _measure(self, layer: LayerAttention) -> None:
-        self._measurement.add(layer, self._held.pop((layer.name, layer.call), None))
+        call = self._held.pop((layer.name, layer.call), None)
+        self._measurement.add(layer, call, self._session.sequences.ids(layer.name))
+
+    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take the arguments of the pass: layers are measured with the tokens that they read.
+
+        Args:
+            args: For the model.
+            kwargs: For the model.
+        """
+        self._session.sequences.begin(self._model, args, kwargs)
 
 
 def _first(call: AttentionCall, count: int) -> AttentionCall:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from attncheck import AttentionExtractor, profile_dataset, profile_model
+from attncheck import AttentionExtractor, HeadMonitor, profile_dataset, profile_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -73,3 +73,73 @@ def test_a_head_is_measured_once() -> None:
         AttentionExtractor(t5(), heads=[0, 0]).get_attention(
             input_ids=APART, decoder_input_ids=REPEATED
         )
+
+
+def clip() -> torch.nn.Module:
+    shared = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "intermediate_size": 32}
+    vision = {"image_size": 12, "patch_size": 4, "intermediate_size": 32}
+    config = transformers.CLIPConfig(
+        text_config={**shared, **text}, vision_config={**shared, **vision}, projection_dim=16
+    )
+    model: torch.nn.Module = transformers.CLIPModel(config).eval()
+    return model
+
+
+def test_a_vision_tower_reads_no_tokens_though_it_has_as_many_positions() -> None:
+    text = torch.tensor([[1, 5, 6, 7, 5, 6, 7, 8, 9, 2]])  # 10 like the patches and their class
+    call = {"input_ids": text, "pixel_values": torch.randn(1, 3, 12, 12)}
+    profile = profile_model(clip(), **call)
+    masses = {
+        layer.name.split(".")[0]: torch.as_tensor(mass)
+        for layer, mass in zip(profile.layers, profile["duplicate_token"], strict=True)
+    }
+    assert masses["vision_model"].isnan().all()
+    assert (masses["text_model"] > 0).all()
+    assert AttentionExtractor(clip()).get_attention(**call).tokens is None
+    maps = AttentionExtractor(clip(), layers="text*").get_attention(**call)
+    assert maps.tokens == (tuple(text[0].tolist()),)
+
+
+def test_a_decoder_reads_what_its_model_shifts_to_the_right() -> None:
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 50}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = transformers.BartModel(transformers.BartConfig(**sizes, **layers, **heads)).eval()
+    extractor = AttentionExtractor(model)
+    maps = extractor.get_attention(input_ids=REPEATED)
+    read = {layer.name.split(".")[0]: extractor.tokens_of(layer) for layer in maps.layers[:2]}
+    assert read["encoder"] == (tuple(REPEATED[0].tolist()),)
+    assert read["decoder"] == ((2, *REPEATED[0, :-1].tolist()),)
+
+
+class Towers(torch.nn.Module):
+    """Two towers of one's own, with names that say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 16)
+        self.one, self.other = (
+            torch.nn.TransformerEncoderLayer(16, 2, 16, batch_first=True) for _ in range(2)
+        )
+
+    def forward(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        both: torch.Tensor = self.one(self.embed(ids)) + self.other(features)
+        return both
+
+
+def test_towers_of_ones_own_are_told_by_what_they_are_given() -> None:
+    extractor = AttentionExtractor(Towers())
+    maps = extractor.get_attention(REPEATED, torch.randn(1, 12, 16))
+    assert extractor.tokens_of(maps.layers[0]) == (tuple(REPEATED[0].tolist()),)
+    assert extractor.tokens_of(maps.layers[1]) is None
+    assert extractor.tokens == (tuple(REPEATED[0].tolist()),)
+
+
+def test_a_monitor_measures_each_tower_by_its_own_tokens() -> None:
+    model = Towers().train()
+    with HeadMonitor(model, every=1) as monitor:
+        model(REPEATED, torch.randn(1, 12, 16)).sum().backward()
+    (masses,) = monitor.history.values("duplicate_token")
+    assert (masses[:2] > 0).all()
+    assert not (masses[2:] > 0).any()
