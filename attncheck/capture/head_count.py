@@ -41,11 +41,13 @@ class HeadCount:
         declared: By the module, or by one around it that gave it query and key ready made.
         counted: Queries for each position of the sequences that came in; None: not known.
         alone: A tensor of as many axes as those sequences has their batch as its first one.
+        length: Positions of each of those sequences, if the batch leads; None: not known.
     """
 
     declared: frozenset[int]
     counted: int | None = None
     alone: bool = False
+    length: int | None = None
 
     @classmethod
     def of(cls, module: nn.Module, leading: Sequence[int], n_query: int, size: int) -> HeadCount:
@@ -58,6 +60,7 @@ class HeadCount:
             size: Length of the last axis of query or value.
         """
         declared = declared_heads(module)
+        length: int | None = None
         queries = n_query
         for axis in leading:
             queries *= axis
@@ -66,13 +69,15 @@ class HeadCount:
                 declared |= declared_heads(running)
             ready_made = given.is_floating_point() and given.shape[-1] == size
             if ready_made and given.numel() == queries * size:
+                length = given.shape[1] if given.ndim == 3 else None
                 continue
             counts = [queries // n for n in _positions(given, n_query) if n and queries % n == 0]
             fitting = [count for count in counts if count in declared]
             counted = next(iter(fitting or counts), None)
             alone = counted == 1 and tuple(given.shape[:2]) == (*leading, n_query)
-            return cls(frozenset(declared), counted, alone)
-        return cls(frozenset(declared))
+            length = queries // counted // max(1, given.shape[0]) if counted else None
+            return cls(frozenset(declared), counted, alone, length)
+        return cls(frozenset(declared), length=length)
 
     def in_one_axis(self, length: int) -> int:
         """How many heads lie in an axis that may hold sequences and heads; 1: none."""

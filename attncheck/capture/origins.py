@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
 
-__all__ = ["CREATIONS", "DRAWS", "Origins"]
+__all__ = ["CREATIONS", "DRAWS", "Origins", "storage_of"]
 
 DRAWS: Final = frozenset(
     {"rand", "randn", "rand_like", "randn_like", "bernoulli", "bernoulli_", "uniform_", "normal_"}
@@ -144,10 +144,10 @@ class Origins:
 
     def _forget(self, tensor: Tensor) -> None:
         """An input was written into it: it, and all that shares its memory, depends on that now."""
-        place = _place(tensor)
+        place = storage_of(tensor)
         for key, (reference, _) in list(self._held.items()):
             held = reference()
-            if held is not None and _place(held) == place:
+            if held is not None and storage_of(held) == place:
                 del self._held[key]
 
     def _list_weights(self) -> None:
@@ -168,8 +168,12 @@ def _is_parameter(tensor: Tensor) -> bool:
     return kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter))
 
 
-def _place(tensor: Tensor) -> int:
-    """Address of the memory that it is a view of, as far as it has one."""
+def storage_of(tensor: Tensor) -> int:
+    """Tell the memory that it is a view of from any other, as far as it has one.
+
+    Args:
+        tensor: Of any kind.
+    """
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):

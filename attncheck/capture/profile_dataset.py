@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from attncheck.capture.call import Kind
 from attncheck.capture.profile_model import measure_call
 from attncheck.distributed import announce_failure, gather_profiles, rank_of
 from attncheck.profile import HeadProfile
@@ -30,6 +31,7 @@ def profile_dataset(
     *,
     inputs: Callable[[Any], Any] | None = None,
     tokens: Callable[[Any], Any] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
     limit: int | None = None,
     progress: bool | None = None,
     save: str | Path | None = None,
@@ -54,6 +56,7 @@ def profile_dataset(
             Default: all of it.
         tokens: Takes a batch and returns its tokens, ``(batch, key)``, strings or ids, for the
             patterns of tokens. Default: the ``input_ids`` of the call.
+        kinds: What layers are where the capture cannot tell, see `profile_model`.
         limit: Most batches to take. Default: all.
         progress: Show batches and time left on stderr. Default: on rank 0.
         save: JSON file for the profile.
@@ -67,8 +70,8 @@ def profile_dataset(
 
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
-        TypeError: ``loader`` cannot be iterated over, a batch is of no such form, or ``limit`` is
-            no number.
+        TypeError: ``loader`` cannot be iterated over, a batch is of no such form, ``limit`` is no
+            number, or ``inputs`` or ``tokens`` no function.
         ValueError: The loader gave nothing, or batches did not run the same layers; a note on every
             exception names the batch.
 
@@ -82,13 +85,16 @@ def profile_dataset(
         raise TypeError(f"limit: {limit!r}; expected a number of batches, or None for all")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit}; expected at least 1, or None for all batches")
+    for name, given in (("inputs", inputs), ("tokens", tokens)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name}: {given!r}; expected a function of a batch, or None")
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader: is {type(loader).__name__}; expected batches to iterate over")
     shown = rank_of(group) == 0 if progress is None else progress
     run = _Run(None if save is None or gather else Path(save), shown, _length(loader, limit))
     with run.kept():
         try:
-            _stream(run, model, itertools.islice(loader, limit), inputs, tokens)
+            _stream(run, model, itertools.islice(loader, limit), inputs, tokens, kinds)
         except Exception as error:
             if gather:
                 announce_failure(f"{type(error).__name__}: {error}", group)
@@ -155,6 +161,7 @@ def _stream(
     batches: Iterable[Any],
     inputs: Callable[[Any], Any] | None,
     tokens: Callable[[Any], Any] | None,
+    kinds: Mapping[str, Kind] | None,
 ) -> None:
     first = next(iter(model.parameters()), None)
     device = None if first is None or first.is_meta else first.device
@@ -162,7 +169,7 @@ def _stream(
         try:
             args, kwargs = _arguments(batch if inputs is None else inputs(batch), device)
             named = None if tokens is None else tokens(batch)
-            run.add(measure_call(model, args, kwargs, named))
+            run.add(measure_call(model, args, kwargs, named, kinds=kinds))
         except Exception as error:
             error.add_note(f"in batch {run.batches}, counted from 0: {_described(batch)}")
             raise

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from attncheck.capture.call import Kind
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.evaluate import profile_layer
@@ -20,6 +21,7 @@ def profile_model(
     *args: Any,
     tokens: Any = None,
     evaluator: Evaluator = profile_layer,
+    kinds: Mapping[str, Kind] | None = None,
     **kwargs: Any,
 ) -> HeadProfile:
     """Call a model once and profile every head of every attention layer.
@@ -39,6 +41,9 @@ def profile_model(
             length, such as a decoder beside an encoder, do without.
         evaluator: Measures a layer, ``(layer, tokens) -> LayerProfile``. One that reads
             ``layer.query_key``, see `QueryKey`, needs no weights, and none are made.
+        kinds: ``"self"``, ``"cross"`` or ``"unknown"`` for layers where the capture cannot tell, by
+            name or pattern: cross-attention of one's own over a sequence that happens to be as long
+            as its queries is taken for self-attention. Default: as captured.
         kwargs: For the model.
 
     Warns:
@@ -46,7 +51,8 @@ def profile_model(
 
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
-        ValueError: ``tokens`` fit no layer.
+        TypeError: ``kinds`` is no mapping.
+        ValueError: ``tokens`` fit no layer, or ``kinds`` names none or holds another word.
 
     Example:
         >>> import torch
@@ -55,7 +61,7 @@ def profile_model(
         >>> profile["normalized_entropy"].shape  # (layer, head)
         (1, 2)
     """
-    return measure_call(model, args, kwargs, tokens, evaluator)
+    return measure_call(model, args, kwargs, tokens, evaluator, kinds)
 
 
 def measure_call(
@@ -64,9 +70,10 @@ def measure_call(
     kwargs: Mapping[str, Any],
     tokens: Any,
     evaluator: Evaluator = profile_layer,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> HeadProfile:
     """Call a model once; see `profile_model`."""
-    profiler = Profiler(evaluator, tokens)
+    profiler = Profiler(evaluator, tokens, kinds)
     extractor = AttentionExtractor(
         model,
         device=None,

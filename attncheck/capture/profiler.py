@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, get_args
 
 from attncheck.attention import LayerAttention, head_name
 from attncheck.attention.maps import Tokens
 from attncheck.attention.tokens import as_tokens
+from attncheck.capture.call import Kind
+from attncheck.capture.select import fits
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
 
@@ -30,16 +32,32 @@ class Profiler:
         evaluator: Measures each layer.
         tokens: Strings or ids, one per key, which every self-attention layer of that length takes.
             Default: those of the captured call.
+        kinds: What layers are, by name or pattern, where a capture cannot tell.
+
+    Raises:
+        TypeError: ``kinds`` is no mapping.
+        ValueError: ``kinds`` holds another word than ``"self"``, ``"cross"`` and ``"unknown"``.
     """
 
-    def __init__(self, evaluator: Evaluator = profile_layer, tokens: Any = None) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator = profile_layer,
+        tokens: Any = None,
+        kinds: Mapping[str, Kind] | None = None,
+    ) -> None:
         self._evaluator = evaluator
         self._given = tokens
+        self._kinds = _checked(kinds)
+        self._named: set[str] = set()
         self._layers: list[LayerProfile] = []
         self._unfit: list[ValueError] = []
 
     def take(self, layer: LayerAttention, tokens: Tokens | None) -> None:
         """Measure a layer; ``tokens`` are those of the call."""
+        for wanted, kind in self._kinds.items():
+            if fits(layer.name, wanted):
+                self._named.add(wanted)
+                layer = layer.changed(kind=kind)
         held = tokens if self._given is None else self._given
         try:
             fitting = None if layer.kind == "cross" else as_tokens(held, [layer])
@@ -52,8 +70,12 @@ class Profiler:
         """Return what was measured.
 
         Raises:
-            ValueError: Given tokens fit no layer.
+            ValueError: Given tokens fit no layer, or a name in ``kinds`` does not.
         """
+        for wanted in self._kinds:
+            if wanted not in self._named:
+                names = ", ".join(dict.fromkeys(layer.name for layer in self._layers[:8]))
+                raise ValueError(f"kinds: no layer fits {wanted!r}; there are {names}")
         selves = sum(layer.kind != "cross" for layer in self._layers)
         if self._given is not None and self._unfit and len(self._unfit) == selves:
             raise self._unfit[0]
@@ -67,6 +89,18 @@ class Profiler:
                 stacklevel=3,
             )
         return profile
+
+
+def _checked(kinds: Any) -> Mapping[str, Kind]:
+    if kinds is None:
+        return {}
+    if not isinstance(kinds, Mapping):
+        raise TypeError(f"kinds: {kinds!r}; expected a mapping such as {{'decoder.*': 'cross'}}")
+    for name, kind in kinds.items():
+        if kind not in get_args(Kind):
+            words = ", ".join(map(repr, get_args(Kind)))
+            raise ValueError(f"kinds: {name!r} is {kind!r}; expected one of {words}")
+    return kinds
 
 
 def _layer_of(profile: HeadProfile, head: str) -> str:

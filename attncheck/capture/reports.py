@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from attncheck.capture.axes import Axes, unfolded
 from attncheck.capture.call import AttentionCall, Order
-from attncheck.capture.head_count import declared_heads
+from attncheck.capture.head_count import HeadCount, declared_heads
 from attncheck.capture.hiding import VisibleKeys
 from attncheck.capture.shapes import Layout
 from attncheck.capture.traces import Hiding
@@ -19,6 +20,8 @@ from attncheck.capture.values import Rows
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["call_of"]
+
+OWN_KEYS: Final = "every query has keys of its own: numbers of keys are no positions"
 
 
 def call_of(
@@ -42,16 +45,19 @@ def call_of(
         seen = visible.of(trace, as_used, weights)
         mask = None if seen is None else seen if seen.ndim == 4 else arrangement.head_first(seen)
         n_query, n_key = weights.shape[-2:]
-        causal = mask is None and n_query == n_key > 1 and _sees_no_later(weights)
+        beside = arrangement.beside
+        causal = mask is None and n_query == n_key > 1 and not beside and _sees_no_later(weights)
+    kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
     return AttentionCall(
         name=name,
         backend="softmax",
-        kind=kind_of(module, name, n_query, n_key, causal=causal),
+        kind=kind,
         output=output,
         weights=weights,
         mask=mask,
         causal=causal,
         sink_is_rest=trace.sliced,
+        note=OWN_KEYS if beside else "",
         order=arrangement.order if output.shape[:-1] == as_used.shape[:-1] else "told",
     )
 
@@ -80,6 +86,8 @@ class _Arrangement:
         self._lead, self._query, self._keys, self._batch = lead, query, keys, batch
         self._module, self._size = module, size
         self._layout: Layout | None = None
+        self.beside = False
+        """Every query has keys of its own: their axis is beside that of the queries."""
 
     @classmethod
     def of(cls, module: nn.Module, rows: Rows, size: int) -> _Arrangement:
@@ -99,13 +107,20 @@ class _Arrangement:
         opposite = opposite or [n for n in sides if sides[n] != "shared" and n not in keys]
         n_key = math.prod(sizes.get(number, 1) for number in keys)
         query = _query_among(sorted(opposite, key=order.__getitem__), sizes, n_key, module)
+        beside = False
+        if query is None:
+            numbers = sorted((n for n in sides if n not in keys), key=order.__getitem__)
+            query = _query_beside_its_keys([(n, sizes[n]) for n in numbers], module, size)
+            beside = query is not None
         others = {n for n in sides if n not in keys and n != query}
         lead = sorted(a.place for atoms in rows.axes for a in atoms if a.number in others)
         groups = [i for i, place in enumerate(lead) if place[0] in opposite]
         batch = None
         if groups and len(lead) > 1:
             batch = max(1, min(groups) - 1)
-        return cls(lead, query, keys, batch, module, size)
+        made = cls(lead, query, keys, batch, module, size)
+        made.beside = beside
+        return made
 
     def apply(self, tensor: Tensor, axes: Axes | None) -> Tensor:
         """Lay a tensor out as ``(..., query, key)``."""
@@ -168,6 +183,24 @@ def _query_among(
     left = [n for n in numbers if sizes[n] not in counts] or list(numbers)
     as_many = [n for n in left if sizes[n] == n_key]
     return (as_many or left)[-1]
+
+
+def _query_beside_its_keys(
+    axes: Sequence[tuple[int, int]], module: nn.Module, size: int
+) -> int | None:
+    """Choose the axis of the queries among those that query and key share: each has its own keys.
+
+    A neighbourhood of each position is such a case, one query for each sequence is none.
+
+    Args:
+        axes: Numbers and lengths, in order.
+        module: That attends.
+        size: Length of the last axis of what attention returned.
+    """
+    count = HeadCount.of(module, [length for _, length in axes], 1, size)
+    if count.length in (None, 1) or count.length in count.declared:
+        return None
+    return next((number for number, length in axes[::-1] if length == count.length), None)
 
 
 def _sees_no_later(weights: Tensor) -> bool:

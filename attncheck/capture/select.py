@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Chosen", "HeadChoice", "LayerChoice", "LayerSelection", "checked", "choose"]
+__all__ = ["Chosen", "HeadChoice", "LayerChoice", "LayerSelection", "checked", "choose", "fits"]
 
 LayerChoice: TypeAlias = int | str | slice | range | Iterable[int | str] | None
 """An index (negative counts from the end), a slice or range, a module path (that module and all
@@ -46,7 +46,7 @@ class LayerSelection:
         others = [entry for entry in entries if not isinstance(entry, str)]
         self._indices = [_index("layers", entry, "indices or names") for entry in others]
         for wanted in self._names:
-            if not any(_fits(name, wanted) for name in modules):
+            if not any(fits(name, wanted) for name in modules):
                 raise ValueError(f"layers: no module fits {wanted!r}; {_listed(modules)}")
 
     @property
@@ -65,7 +65,7 @@ class LayerSelection:
 
     def wants(self, index: int, name: str, total: int | None = None) -> bool:
         """Whether a layer is wanted; a `relative` choice needs the total."""
-        if self.everything or any(_fits(name, wanted) for wanted in self._names):
+        if self.everything or any(fits(name, wanted) for wanted in self._names):
             return True
         if self._span is not None:
             if total is None:
@@ -91,7 +91,7 @@ class LayerSelection:
                     f"{', '.join(names[:6])}{', ...' if total > 6 else ''}"
                 )
         for wanted in self._names:
-            if not any(_fits(name, wanted) for name in names):
+            if not any(fits(name, wanted) for name in names):
                 raise ValueError(
                     f"layers: no attention ran in {wanted!r}; it ran in {', '.join(names[:12])}"
                     f"{', ...' if total > 12 else ''}"
@@ -185,7 +185,13 @@ def _span(argument: str, span: slice) -> slice:
     )
 
 
-def _fits(name: str, wanted: str) -> bool:
+def fits(name: str, wanted: str) -> bool:
+    """Whether a module is meant by a path or a pattern: it, or one above it.
+
+    Args:
+        name: Path of the module.
+        wanted: Path or pattern.
+    """
     return name == wanted or name.startswith(f"{wanted}.") or fnmatchcase(name, wanted)
 
 

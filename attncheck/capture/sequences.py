@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
+from attncheck.capture.origins import storage_of
 from attncheck.capture.whereabouts import running_modules
 
 __all__ = ["Sequences"]
@@ -48,7 +49,7 @@ class Sequences:
             for given in (*args, *kwargs.values())
             if isinstance(given, Tensor) and given.is_floating_point() and given.ndim > 2
         ]
-        self._others = {_place(given) for given in features}
+        self._others = {storage_of(given) for given in features}
         two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True
         decoder = any(name.startswith("decoder") for name in kwargs)
         self._several = two_sided or decoder or (self._ids is not None and bool(features))
@@ -99,7 +100,7 @@ class Sequences:
                 ids = _ids(held)
                 if ids is not None and (name in IDS or _same(ids, self._ids)):
                     return self._ids if _same(ids, self._ids) else ids
-            if any(isinstance(t, Tensor) and _place(t) in self._others for t in given.values()):
+            if any(isinstance(t, Tensor) and storage_of(t) in self._others for t in given.values()):
                 return None
         return self._ids
 
@@ -113,12 +114,4 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two hold the same numbers in the same place."""
     if one is None or other is None:
         return one is other
-    return one.shape == other.shape and _place(one) == _place(other)
-
-
-def _place(tensor: Tensor) -> int:
-    """Return what tells tensors apart whose views a model passes on."""
-    try:
-        return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (RuntimeError, NotImplementedError):
-        return id(tensor)
+    return one.shape == other.shape and storage_of(one) == storage_of(other)

@@ -15,15 +15,22 @@ __all__ = ["innermost", "is_running", "kind_of", "running_modules"]
 
 OTHER_SEQUENCE: Final = frozenset(
     {
+        "cond",
         "context",
         "cross_attention_states",
+        "ctx",
+        "enc_out",
+        "enc_output",
         "encoder_hidden_states",
+        "encoder_out",
         "encoder_output",
         "encoder_outputs",
         "image_hidden_states",
         "key_value_states",
         "kv_states",
         "memory",
+        "source",
+        "src",
     }
 )
 """Parameters of a ``forward`` that carry the other sequence of cross-attention."""

@@ -35,6 +35,15 @@ IDENTITY: Final[Mapping[str, type]] = MappingProxyType(
 """What two profiles of one layer have in common, whatever input they saw, and of which type."""
 
 
+WAYS_OUT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "causal": "; pass causal= when profiling parts",
+        "kind": "; where lengths agree by chance, say what the layer is: kinds={'name': 'cross'}",
+    }
+)
+"""What to do where a field was found otherwise in other input."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerProfile:
     """Measures of the heads of one layer over all the rows seen so far.
@@ -135,6 +144,10 @@ class LayerProfile:
         Raises:
             ValueError: The two are not of the same layer.
         """
+        if self.causal != other.causal and 1 in (self._n_keys, other._n_keys):
+            if self._n_keys == 1:  # where one token sees one token, either is true
+                return self._directed(other.causal).merge(other)
+            return self.merge(other._directed(self.causal))
         self._require_same(other, tuple(IDENTITY))
         return replace(
             self,
@@ -144,6 +157,14 @@ class LayerProfile:
             evidence=self.evidence.merge(other.evidence),
             evaluator=_both(self.evaluator, other.evaluator),
         )
+
+    @property
+    def _n_keys(self) -> int:
+        """Number of keys of the longest sequence seen."""
+        return int(self.evidence.columns.mass.shape[1])
+
+    def _directed(self, causal: bool) -> LayerProfile:
+        return replace(self, causal=causal, evidence=replace(self.evidence, causal=causal))
 
     def join_heads(self, other: LayerProfile) -> LayerProfile:
         """Put other heads of the same layer beside these, measured on the same input.
@@ -186,7 +207,7 @@ class LayerProfile:
         for field in fields:
             mine, theirs = getattr(self, field), getattr(other, field)
             if mine != theirs:
-                way_out = "; pass causal= when profiling parts" if field == "causal" else ""
+                way_out = WAYS_OUT.get(field, "")
                 raise ValueError(
                     f"other: {field} of {other.name} is {theirs!r}, here {mine!r}; only profiles "
                     f"of the same layers add up{way_out}"

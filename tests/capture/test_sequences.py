@@ -143,3 +143,72 @@ def test_a_monitor_measures_each_tower_by_its_own_tokens() -> None:
     (masses,) = monitor.history.values("duplicate_token")
     assert (masses[:2] > 0).all()
     assert not (masses[2:] > 0).any()
+
+
+class Causal(torch.nn.Module):
+    """Hides later tokens by hand, so that one token alone looks as if it saw everything."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[1]
+        later = torch.ones(n, n, dtype=torch.bool).triu(1)
+        weights: torch.Tensor = (x @ x.mT).masked_fill(later, float("-inf")).softmax(-1)
+        return weights @ x
+
+
+@pytest.mark.parametrize("lengths", [(6, 1), (1, 6), (1, 1, 6)])
+def test_one_token_is_causal_where_more_are(lengths: tuple[int, ...]) -> None:
+    batches = [torch.randn(2, n, 8) for n in lengths]
+    profile = profile_dataset(Causal(), batches, progress=False)
+    assert profile.layers[0].causal
+    assert profile["future_mass"].max() == 0
+    assert profile.layers[0].counts["entropy"][0] == 2 * sum(lengths)
+
+
+class Reader(torch.nn.Module):
+    """Cross-attention whose arguments say nothing."""
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (x @ other.mT).softmax(-1) @ other
+
+
+def test_layers_may_be_named_cross_attention() -> None:
+    batches = [(torch.randn(2, n, 8), torch.randn(2, k, 8)) for n, k in ((7, 7), (12, 5))]
+    with pytest.raises(ValueError, match=r"kind of Reader is 'unknown'.*kinds=\{'name': 'cross'\}"):
+        profile_dataset(Reader(), batches, progress=False)
+    profile = profile_dataset(Reader(), batches, kinds={"Reader": "cross"}, progress=False)
+    assert profile.layers[0].kind == "cross"
+    assert profile.layers[0].counts["entropy"][0] == 38
+    assert profile_model(Reader(), *batches[0], kinds={"Read*": "unknown"}).layers[0].kind == (
+        "unknown"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error", "says"),
+    [
+        ("cross", TypeError, "kinds: 'cross'; expected a mapping"),
+        ({"Reader": "both"}, ValueError, "kinds: 'Reader' is 'both'; expected one of 'self'"),
+        ({"decoder": "cross"}, ValueError, "kinds: no layer fits 'decoder'; there are Reader"),
+    ],
+)
+def test_wrong_kinds_are_named(kinds: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        profile_model(Reader(), torch.randn(2, 7, 8), torch.randn(2, 7, 8), kinds=kinds)
+
+
+def test_what_picks_out_of_a_batch_is_a_function() -> None:
+    with pytest.raises(TypeError, match="inputs: 'x'; expected a function of a batch"):
+        profile_dataset(Causal(), [torch.randn(1, 3, 8)], inputs="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("argument", ["source", "src", "ctx", "memory"])
+def test_another_sequence_is_known_by_its_name(argument: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(f"def forward(self, x, {argument}): return read(x, {argument})", {"read": read}, namespace)
+    model = type("Named", (torch.nn.Module,), namespace)()
+    maps = AttentionExtractor(model).get_attention(torch.randn(2, 7, 8), torch.randn(2, 7, 8))
+    assert maps.layers[0].kind == "cross"
+
+
+def read(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (x @ other.mT).softmax(-1) @ other
