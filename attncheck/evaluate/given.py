@@ -88,6 +88,13 @@ class GivenWeights:
         del rows  # weights are what they are
         return self.layer.weights.detach()[cells]
 
+    def weights_in(
+        self, place: tuple[int, int, slice, slice], rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Look up a part of a head."""
+        del rows
+        return self.layer.weights.detach()[place]
+
     def sink_mass(self, share: Tensor) -> Tensor:
         """Mass on learned sinks by row; 0 without."""
         held = self.sinks

@@ -77,11 +77,13 @@ class ClearLines:
 
     Attributes:
         columns: Which columns, bool ``(batch, head, key)``.
+        offsets: Which diagonals, as `by_offset` lays them, bool ``(batch, head, offset)``.
         cells: Batch, head, query and key of the cells of usable rows on these lines, each once.
         weights: Weight of each of these cells, float64.
     """
 
     columns: Tensor
+    offsets: Tensor
     cells: tuple[Tensor, Tensor, Tensor, Tensor]
     weights: Tensor
 
@@ -109,7 +111,7 @@ def clear_lines(tally: Tally, columns: Counted, offsets: Counted) -> ClearLines:
         parts.append([held[kept] for held in points])
     batch, head, query, key = (torch.cat(held) for held in zip(*parts, strict=True))
     cells = (batch, head, query, key)
-    return ClearLines(picked, cells, tally.source.weights_at(cells, tally.rows).double())
+    return ClearLines(picked, chosen, cells, tally.source.weights_at(cells, tally.rows).double())
 
 
 def _visible(tally: Tally, points: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:

@@ -143,6 +143,22 @@ class Scores:
         weights = (self.points(cells) - rows["peak"][at]).exp() * rows["top"][at]
         return weights * rows["share"][at]
 
+    def weights_in(
+        self, place: tuple[int, int, slice, slice], rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Weights of a part of a head, ``(query, key)``, as `weights_at` has them."""
+        batch, head, queries, keys = place
+        key = self.key[batch * (self.query.shape[1] // self.group) + head // self.group, keys]
+        scores = (self.query[batch, head, queries].to(key.dtype) * self.factor) @ key.mT
+        if self.softcap is not None:
+            scores = (scores / self.softcap).tanh() * self.softcap
+        for bias in self.added:
+            own = bias[batch % len(bias), head % bias.shape[1]]
+            own = own if len(own) == 1 else own[queries]
+            scores = scores + own[:, keys]
+        peak, top, share = (rows[n][batch, head, queries, None] for n in ("peak", "top", "share"))
+        return (scores - peak).exp() * top * share
+
     def sink_mass(self, share: Tensor) -> Tensor:
         """Mass that learned sinks take."""
         return 1 - share

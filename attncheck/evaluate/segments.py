@@ -11,7 +11,8 @@ from torch import Tensor
 from attncheck.evaluate.lines import ClearLines
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import thresholds
-from attncheck.patterns.segments import cut, worth_compiled
+from attncheck.patterns.refine import Read, move_cuts
+from attncheck.patterns.segments import Cuts, cut_cells, cuts_of, worth_compiled, worth_refining
 from attncheck.patterns.sums import Sums
 
 __all__ = ["measure_segments"]
@@ -80,9 +81,7 @@ def measure_segments(
         held, around = (own * usable).double(), beside * usable
         inside = (inside.expand(shape) * usable).long()
     else:
-        cells = _cells(tally, clear)
-        begin, end = _search(tally, rest, clear, cells.beside)
-        held, around, inside, same = _inside(tally, clear, cells, begin, end)
+        held, around, inside, same = _searched(tally, rest, clear)
     left = inside.index_put(at, -same.to(inside.dtype), accumulate=True)
     return (
         _sums(held, inside, counts, ones, square),
@@ -90,47 +89,81 @@ def measure_segments(
     )
 
 
-def _search(tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the edges at which each cell's segment begins and ends: ``(batch, head, cell)``."""
+def _searched(
+    tally: Tally, rest: _Rest, clear: ClearLines
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Search segments, and say what lies in them.
+
+    Returns:
+        Weight in own segments, all and beside the lines, by cell of rows; own keys by row; which
+        cells of the lines lie in the segment of their row.
+    """
     grid, shape = tally.grid, tally.usable.shape
-    cells = torch.arange(grid.n_keys, device=clear.weights.device)
-    begin = torch.zeros_like(cells).expand(*shape[:2], -1).clone()
+    cells = _cells(tally, clear)
+    even = rest.mass / rest.keys.clamp(min=1)
+    begin = torch.zeros(*shape[:2], grid.n_keys, dtype=torch.long, device=even.device)
     end = torch.full_like(begin, grid.n_keys)
     worth = rest.mass.sum(-1) > thresholds.MIN_REST * tally.usable.sum(-1)
-    if not bool(worth.any()):
-        return begin, end
-    even = rest.mass / rest.keys.clamp(min=1)
+    again: list[tuple[int, int]] = []
+    if bool(worth.any()):
+        found = _search(tally, rest, clear, cells.beside, even, worth)
+        begin[worth], end[worth] = found.begin, found.end
+        items = worth.nonzero()[worth_refining(found, grid)]
+        again = [(batch, head) for batch, head in items.tolist()]
+    own, start, stop = _inside(tally, cells, begin, end)
+    for place in again:
+        cuts = cuts_of(begin[place], grid)
+        read = _reading(tally, clear, even, place)
+        moved = move_cuts(cuts, shape[2], grid.n_key, grid.step, read, len(own) + 1)
+        for held, added in zip(own, moved.added[1:], strict=True):
+            held[place][0] += added
+        start[place], stop[place] = _of_rows(moved.cuts, tally)
+    at = clear.cells[:3]
+    same = (start[at] <= clear.cells[3]) & (clear.cells[3] < stop[at])
+    inside = tally.reach.inside(start, stop) * tally.usable
+    return own[0], own[1].clamp_(min=0), inside, same
+
+
+def _search(
+    tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor, even: Tensor, worth: Tensor
+) -> Cuts:
+    """Cut the heads that have mass beside their lines: ``(item, cell)``."""
     excess = _above_even(tally, clear, even, beside)
     variance = (rest.square - rest.mass * even).clamp_(min=0) / rest.keys.clamp(min=1)
-    variance = _by_row_cell(variance, grid.step).sum(-1)
-    own = (torch.arange(grid.n_keys + 1, device=clear.weights.device) - grid.shift).clamp(
-        0, grid.n_rows
-    )
-    sums = _running_sums(excess, own)
-    spread = F.pad(variance.cumsum(-1), (1, 0))[..., own]
-    present = tally.reach.seen_keys.expand(*shape[:2], -1)
-    keys = F.pad(present.cumsum(-1), (1, 0))[..., grid.edges(present.device)]
+    present = tally.reach.seen_keys.expand(*worth.shape, -1)
     every = bool(worth.all())
-    chosen = (part.flatten(0, 1) if every else part[worth] for part in (sums, spread, keys))
-    found = cut(*chosen, causal=not tally.reach.ahead)
-    begin[worth], end[worth] = found.begin, found.end
-    return begin, end
+    excess, variance, present = (
+        part.flatten(0, 1) if every else part[worth] for part in (excess, variance, present)
+    )
+    return cut_cells(tally.grid, excess, variance, present, causal=not tally.reach.ahead)
 
 
-def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
-    """Sum the cells before two edges: ``(batch, head, row edge, key edge)``.
+def _reading(tally: Tally, clear: ClearLines, even: Tensor, place: tuple[int, int]) -> Read:
+    """Read a head: weight above even attention beside the lines, all of it, and beside them."""
+    batch, head = place
+    columns, offsets = clear.columns[place], clear.offsets[place]
+    positions, last = tally.reach.positions, tally.reach.n_query - 1
 
-    Args:
-        cells: ``(batch, head, row, key)``.
-        rows: Number of rows before each edge of rows, ``(row edge,)``.
-    """
-    if not worth_compiled(cells):
-        return F.pad(cells.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[..., rows, :]
-    from attncheck.compiled.cells import running_sums
+    def read(rows: slice, keys: slice) -> Tensor:
+        weights = tally.source.weights_in((batch, head, rows, keys), tally.rows).double()
+        visible = tally.reach.visible(rows, keys)
+        seen = visible[batch % len(visible), head % visible.shape[1]]
+        seen = seen & tally.usable[batch, head, rows, None]
+        key = torch.arange(keys.start, keys.stop, device=positions.device)
+        on_line = columns[keys] | offsets[positions[rows, None] - key + last]
+        held = weights.masked_fill(~seen, 0)
+        beside = held.masked_fill(on_line, 0)
+        above = beside - even[batch, head, rows, None] * (seen & ~on_line)
+        return torch.stack([above, held, beside])
 
-    sums = cells.new_empty(*cells.shape[:2], len(rows), cells.shape[-1] + 1)
-    running_sums(cells.flatten(0, 1).numpy(), rows.numpy(), sums.flatten(0, 1).numpy())
-    return sums
+    return read
+
+
+def _of_rows(cuts: tuple[int, ...], tally: Tally) -> tuple[Tensor, Tensor]:
+    """Where the segment of each row begins and ends, ``(query,)``."""
+    edges = torch.tensor([0, *cuts, tally.reach.n_key], device=tally.usable.device)
+    number = torch.searchsorted(edges, tally.reach.positions, right=True) - 1
+    return edges[number], edges[number + 1]
 
 
 def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -166,32 +199,20 @@ def _above_even(tally: Tally, clear: ClearLines, even: Tensor, beside: Tensor) -
     return excess.index_put_(_cells_of(tally, clear), points, accumulate=True)
 
 
-def _by_row_cell(per_row: Tensor, step: int) -> Tensor:
-    """Split the last dimension, queries, into cells: ``(..., cell, step)``."""
-    wide = F.pad(per_row, (0, -per_row.shape[-1] % step))
-    return wide.view(*wide.shape[:-1], -1, step)
-
-
 def _inside(
-    tally: Tally, clear: ClearLines, cells: _Cells, begin: Tensor, end: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight in own segments, all and beside the lines, by cell of rows; own keys by row.
+    tally: Tally, cells: _Cells, begin: Tensor, end: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Weight in own segments, all and beside the lines, by cell of rows.
 
-    The last of the four says which cells of the lines lie in the segment of their row.
+    Also where the segment of each row begins and ends: ``(batch, head, query)``.
     """
-    grid, reach = tally.grid, tally.reach
+    grid = tally.grid
     of_row = (torch.arange(grid.n_rows, device=begin.device) + grid.shift).clamp(0, grid.n_keys - 1)
     first, last = begin[..., of_row], end[..., of_row]
-
-    held, beside = (_sum_stretches(part, first, last) for part in (cells.held, cells.beside))
-    number = torch.arange(reach.n_query, device=begin.device) // grid.step
+    own = [_sum_stretches(part, first, last) for part in (cells.held, cells.beside)]
+    number = torch.arange(tally.reach.n_query, device=begin.device) // grid.step
     edges = grid.edges(begin.device)
-    start, stop = edges[first][..., number], edges[last][..., number]
-    inside = reach.inside(start, stop)
-    batch, head, query, key = clear.cells
-    at = (batch, head, query)
-    same = (start[at] <= key) & (key < stop[at])
-    return held, beside.clamp_(min=0), inside * tally.usable, same
+    return own, edges[first][..., number], edges[last][..., number]
 
 
 def _sums(found: Tensor, inside: Tensor, keys: Tensor, mass: Tensor, square: Tensor) -> Sums:

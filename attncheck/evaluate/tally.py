@@ -39,6 +39,16 @@ class Source(Protocol):
             rows: Numbers of each row, as `Tally` has them.
         """
 
+    def weights_in(
+        self, place: tuple[int, int, slice, slice], rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the weights of a part of a head, ``(query, key)``; anything on hidden keys.
+
+        Args:
+            place: Batch, head, queries and keys.
+            rows: Numbers of each row, as `Tally` has them.
+        """
+
     def sink_mass(self, share: Tensor) -> Tensor:
         """Mass on learned sinks by row, from the share that is left to the keys."""
 

@@ -4,12 +4,13 @@ The objective is the mass inside the blocks above what even attention would put 
 modularity of a partition into runs). The true partition is its maximum: joining two blocks adds
 chance without mass, cutting one loses more mass than chance. Cuts are added one at a time, each
 where it gains most, which needs only two-dimensional prefix sums and runs for all heads at once.
-Long sequences are cut on a grid of steps first; where that gains enough, the cuts are searched
-again at every position.
+Long sequences are cut on a coarse grid; where that gains enough, each cut is moved to the position
+that gains most.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,14 +21,21 @@ from torch import Tensor
 
 from attncheck.compiled import missing
 from attncheck.patterns import thresholds
+from attncheck.patterns.cells import CellGrid
+from attncheck.patterns.refine import Read, move_cuts
 
-__all__ = ["Cuts", "cut", "find_segments", "worth_compiled"]
-
-CELLS: Final = 128
-"""Steps of the grid on which long sequences are cut first."""
+__all__ = [
+    "Cuts",
+    "begins",
+    "cut_cells",
+    "cuts_of",
+    "find_segments",
+    "worth_compiled",
+    "worth_refining",
+]
 
 WORTH: Final = 0.05
-"""Share of the mass that blocks on the grid must gain for a search at every position."""
+"""Share of the mass that blocks on the grid must gain for their cuts to be moved."""
 
 
 LEAST: Final = 1e-4
@@ -62,15 +70,20 @@ def find_segments(
         [[0, 0, 0, 3, 3, 3, 3, 3]]
     """
     items, n_query, n_key = excess.shape
+    grid = CellGrid(n_query, n_key)
     if present is None:
         present = torch.ones(items, n_key, dtype=torch.bool, device=excess.device)
-    step = max(1, n_key // CELLS)
-    if step > 1 and not bool(present[:, [0, -1]].all()):
+    if grid.step > 1 and not bool(present[:, [0, -1]].all()):
         return _without_padding(excess, row_variance, causal, present)
-    begin, gain = _cut(excess, row_variance, causal, present, step)
-    again = gain > WORTH * n_query
-    if step > 1 and bool(again.any()):
-        begin[again] = _cut(excess[again], row_variance[again], causal, present[again], 1)[0]
+    rows, keys = slice(0, n_query), slice(0, n_key)
+    cells = grid.sum_keys(grid.sum_rows(excess.double()), rows, keys)[2]
+    found = cut_cells(grid, cells, row_variance, present, causal=causal)
+    begin = grid.edges(excess.device)[found.begin]
+    begin = begin.repeat_interleave(grid.edges(excess.device).diff(), dim=1)
+    for item in worth_refining(found, grid).nonzero()[:, 0].tolist():
+        edges = cuts_of(found.begin[item], grid)
+        moved = move_cuts(edges, n_query, n_key, grid.step, _reading(excess[item]), 1)
+        begin[item] = begins(moved.cuts, n_key)
     return begin
 
 
@@ -90,13 +103,76 @@ def _without_padding(excess: Tensor, row_variance: Tensor, causal: bool, present
     return begin
 
 
-def _cut(
-    excess: Tensor, row_variance: Tensor, causal: bool, present: Tensor, step: int
-) -> tuple[Tensor, Tensor]:
-    """Return where each key's segment begins, cut at every ``step``, and what the cuts gain."""
-    edges, sums, spread = _prefix_sums(excess, row_variance, step)
-    found = cut(sums, spread, F.pad(present.cumsum(-1), (1, 0))[:, edges], causal=causal)
-    return edges[found.begin].repeat_interleave(edges.diff(), dim=1), found.gain
+def _reading(excess: Tensor) -> Read:
+    def read(rows: slice, keys: slice) -> Tensor:
+        return excess[None, rows, keys].double()
+
+    return read
+
+
+def worth_refining(found: Cuts, grid: CellGrid) -> Tensor:
+    """Whether cuts on a grid gain so much that they are moved to the position: bool ``(item,)``."""
+    return (found.gain > WORTH * grid.n_query) & (grid.step > 1)
+
+
+def cuts_of(begin: Tensor, grid: CellGrid) -> list[int]:
+    """Positions at which segments begin, but the first.
+
+    Args:
+        begin: Edge at which each cell's segment begins, ``(cell,)``.
+        grid: The grid.
+    """
+    edges = grid.edges(begin.device)[begin].tolist()
+    return sorted({place for place in edges if place > 0})
+
+
+def begins(cuts: Sequence[int], n_key: int) -> Tensor:
+    """Where the segment of each key begins, ``(key,)``.
+
+    Args:
+        cuts: Positions at which segments begin, but the first.
+        n_key: Number of keys.
+    """
+    lengths = torch.tensor([0, *cuts, n_key]).diff()
+    return torch.tensor([0, *cuts]).repeat_interleave(lengths)
+
+
+def cut_cells(
+    grid: CellGrid, cells: Tensor, row_variance: Tensor, present: Tensor, *, causal: bool
+) -> Cuts:
+    """Cut on the coarse grid.
+
+    Args:
+        grid: The grid.
+        cells: Mass above even attention by cell, ``(item, row cell, key cell)``, float64.
+        row_variance: Variance of a weight of each row under chance alone, ``(item, query)``.
+        present: Which keys anyone sees, bool ``(item, key)``.
+        causal: Whether no query sees a later key.
+    """
+    places = torch.arange(grid.n_keys + 1, device=cells.device)
+    rows = (places - grid.shift).clamp(0, grid.n_rows)
+    sums = _running_sums(cells, rows)
+    wide = F.pad(row_variance.double(), (0, -row_variance.shape[-1] % grid.step))
+    variance = wide.view(len(wide), -1, grid.step).sum(-1)
+    spread = F.pad(variance.cumsum(-1), (1, 0))[:, rows]
+    keys = F.pad(present.cumsum(-1), (1, 0))[:, grid.edges(present.device)]
+    return cut(sums, spread, keys, causal=causal)
+
+
+def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
+    """Sum the cells before two edges: ``(item, row edge, key edge)``.
+
+    Args:
+        cells: ``(item, row, key)``.
+        rows: Number of rows before each edge of rows, ``(row edge,)``.
+    """
+    if not worth_compiled(cells):
+        return F.pad(cells.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[:, rows, :]
+    from attncheck.compiled.cells import running_sums
+
+    sums = cells.new_empty(len(cells), len(rows), cells.shape[-1] + 1)
+    running_sums(cells.contiguous().numpy(), rows.numpy(), sums.numpy())
+    return sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,23 +258,3 @@ def _cut_together(sums: Tensor, spread: Tensor, keys: Tensor, causal: bool, most
             torch.where(inside & (place < cut), cut, end),
         )
     return Cuts(start[:, :-1], end[:, :-1], total)
-
-
-def _prefix_sums(excess: Tensor, row_variance: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the positions of cuts, the sums of all before two of them, and of the variances.
-
-    Sums are ``(item, cut, cut)`` over rows and keys, in float64.
-    """
-    _, n_query, n_key = excess.shape
-    shift, device = n_key - n_query, excess.device
-    rows = torch.arange(0, n_query + step, step, device=device).clamp(max=n_query)
-    edges = torch.cat([torch.arange(0, shift, step, device=device), rows + shift])
-    of_row = (torch.arange(len(edges), device=device) - (len(edges) - len(rows))).clamp(min=0)
-    whole = n_query - n_query % step
-    summed = excess[:, :whole].reshape(len(excess), -1, step, n_key).sum(2) if step > 1 else excess
-    if step > 1 and whole < n_query:
-        summed = torch.cat([summed, excess[:, whole:].sum(1, keepdim=True)], dim=1)
-    along = F.pad(summed.cumsum(-1, dtype=torch.float64), (1, 0))[..., edges]
-    sums = F.pad(along.cumsum(-2), (0, 0, 1, 0))[:, of_row]
-    spread = F.pad(row_variance.cumsum(-1, dtype=torch.float64), (1, 0))[:, rows[of_row]]
-    return edges, sums, spread

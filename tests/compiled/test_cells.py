@@ -71,8 +71,8 @@ def test_no_more_cuts_than_are_allowed(both_ways, monkeypatch: pytest.MonkeyPatc
 def test_running_sums_and_stretches(both_ways, shift: int) -> None:
     cells = torch.randn(2, 4, 100, 100 + shift, dtype=torch.float64)
     rows = (torch.arange(101 + shift) - shift).clamp(min=0)
-    plain, compiled = both_ways(lambda: of_evaluators._running_sums(cells, rows))
-    assert plain.shape == compiled.shape == (2, 4, 101 + shift, 101 + shift)
+    plain, compiled = both_ways(lambda: of_patterns._running_sums(cells.flatten(0, 1), rows))
+    assert plain.shape == compiled.shape == (8, 101 + shift, 101 + shift)
     torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-12)
     ends = torch.randint(0, 101 + shift, (2, 2, 4, 100)).sort(0).values
     plain, compiled = both_ways(lambda: of_evaluators._sum_stretches(cells, *ends))
