@@ -8,7 +8,6 @@ but its scores are of nodes, not of pairs; a kernel of distances is raised, but 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.call import Sink
+from attncheck.capture.noted import Noted
 from attncheck.capture.steps import LAYERS, TIMES, Step
 from attncheck.capture.traces import Trace, Traces
 
@@ -41,7 +41,7 @@ class Edges:
 
     def __init__(self, sink: Sink, traces: Traces) -> None:
         self._sink, self._traces = sink, traces
-        self._picked: dict[int, weakref.ref[Tensor]] = {}
+        self._picked: Noted[bool] = Noted()
         self._divided: set[int] = set()
         """Numbers of the products whose raised scores were summed by node."""
         self._weighted: set[int] = set()
@@ -63,12 +63,11 @@ class Edges:
         held = (*args[1:], *kwargs.values())
         index = [i for arg in held for i in (arg if isinstance(arg, tuple | list) else (arg,))]
         if any(isinstance(i, Tensor) and i.dtype in (torch.int64, torch.int32) for i in index):
-            key = id(out)
-            self._picked[key] = weakref.ref(out, lambda _: self._picked.pop(key, None))
+            self._picked[out] = True
 
     def pairs(self, tensors: Sequence[Any]) -> bool:
         """Whether tensors that are combined hold a query and a key of each edge."""
-        found = [t for t in tensors if isinstance(t, Tensor) and self._is_picked(t)]
+        found = [t for t in tensors if isinstance(t, Tensor) and self._picked.get(t)]
         return len(found) > 1 and found[0].shape[0] == found[1].shape[0]
 
     def after(self, step: Step) -> None:
@@ -98,7 +97,3 @@ class Edges:
             self._weighted.add(number)
         if number in self._divided and number in self._weighted:
             self._sink.values_met(number)
-
-    def _is_picked(self, tensor: Tensor) -> bool:
-        held = self._picked.get(id(tensor))
-        return held is not None and held() is tensor

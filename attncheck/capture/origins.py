@@ -6,13 +6,13 @@ and a projection may be drawn anew in every call: a product with it is a linear 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
+from attncheck.capture.noted import Noted
 
 __all__ = ["CREATIONS", "DRAWS", "Origins", "storage_of"]
 
@@ -46,7 +46,8 @@ class Origins:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._held: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
+        self._held: Noted[bool] = Noted()
+        """Tensors that were, and whether of random numbers."""
         self._weights: dict[int, Tensor] = {}
         self._call = self._listed = -1
 
@@ -55,23 +56,22 @@ class Origins:
 
     def computed(self, tensor: Tensor) -> bool:
         """Whether it was computed, or created, without the model's input."""
-        if not self._held:
+        if not self._held or self._call != self._sink.model_calls:
             return False
-        held = self._held.get(id(tensor))
-        return held is not None and held[0]() is tensor and self._call == self._sink.model_calls
+        return self._held.get(tensor) is not None
 
     def may_be_static(self, first: Tensor) -> bool:
         """Whether a first argument leaves it open; a quick look, as nearly every function asks."""
         if self._listed != self._sink.model_calls:
             self._list_weights()
-        if id(first) in self._held or id(first) in self._weights:
+        if self._held.has_id(id(first)) or id(first) in self._weights:
             return True
         base = first._base
         return base is not None and _is_parameter(base)
 
     def drawn(self, tensor: Tensor) -> bool:
         """Whether it was computed without the model's input, from random numbers."""
-        return self.computed(tensor) and self._held[id(tensor)][1]
+        return self.computed(tensor) and bool(self._held.get(tensor))
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, or a view of one: then a product with it is a linear map.
@@ -133,22 +133,14 @@ class Origins:
         if self._call != self._sink.model_calls:
             self._held.clear()
             self._call = self._sink.model_calls
-        key = id(tensor)
-
-        def forget(reference: weakref.ref[Tensor]) -> None:
-            held = self._held.get(key)
-            if held is not None and held[0] is reference:
-                del self._held[key]
-
-        self._held[key] = weakref.ref(tensor, forget), random
+        self._held[tensor] = random
 
     def _forget(self, tensor: Tensor) -> None:
         """An input was written into it: it, and all that shares its memory, depends on that now."""
         place = storage_of(tensor)
-        for key, (reference, _) in list(self._held.items()):
-            held = reference()
-            if held is not None and storage_of(held) == place:
-                del self._held[key]
+        for held, _ in self._held.items():
+            if storage_of(held) == place:
+                self._held.forget(held)
 
     def _list_weights(self) -> None:
         """List, once for each call of the model, what takes the place of parameters."""

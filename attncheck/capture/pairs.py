@@ -7,12 +7,12 @@ each other.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor
 
+from attncheck.capture.noted import Noted
 from attncheck.capture.products import LACKS, Product, elementwise
 
 __all__ = ["COMBINATIONS", "NORMS", "REPEATS", "Repeats", "beside", "paired"]
@@ -64,15 +64,14 @@ class Repeats:
     """Along which axes, counted from the end, tensors were written several times."""
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[weakref.ref[Tensor], frozenset[int]]] = {}
+        self._held: Noted[frozenset[int]] = Noted()
 
     def __bool__(self) -> bool:
         return bool(self._held)
 
     def of(self, tensor: Tensor) -> frozenset[int]:
         """Return the axes of a tensor."""
-        held = self._held.get(id(tensor))
-        return held[1] if held is not None and held[0]() is tensor else frozenset()
+        return self._held.get(tensor) or frozenset()
 
     def add(self, source: Tensor, out: Tensor) -> None:
         """Note that a function of `REPEATS` made one tensor of another."""
@@ -82,8 +81,7 @@ class Repeats:
         pairs = enumerate(zip(sizes, out.shape, strict=True))
         axes = frozenset(axis - out.ndim for axis, (own, size) in pairs if own == 1 < size)
         if axes:
-            key = id(out)
-            self._held[key] = weakref.ref(out, lambda _: self._held.pop(key, None)), axes
+            self._held[out] = axes
 
 
 def beside(

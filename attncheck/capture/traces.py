@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
@@ -10,6 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 from torch import Tensor
 
 from attncheck.capture.axes import Axes
+from attncheck.capture.noted import Noted
 from attncheck.capture.products import Product
 
 __all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
@@ -144,50 +144,36 @@ class Traces:
     """Traces by tensor; a tensor's trace ends with the tensor."""
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[weakref.ref[Tensor], Trace]] = {}
-        self._settled: set[int] = set()
         self.under_way: set[int] = set()
         """Ids of tensors that may still become attention."""
+        self._held: Noted[Trace] = Noted(self.under_way.discard)
+        self._settled: set[int] = set()
 
     def __bool__(self) -> bool:
         return bool(self._held)
 
     def __getitem__(self, tensor: Tensor) -> Trace | None:
-        held = self._held.get(id(tensor))
-        if held is None:
-            return None
-        if held[0]() is not tensor:
-            del self._held[id(tensor)]
-            self.under_way.discard(id(tensor))
-            return None
-        return held[1]
+        return self._held.get(tensor)
 
     def __setitem__(self, tensor: Tensor, trace: Trace) -> None:
-        key = id(tensor)
-
-        def forget(reference: weakref.ref[Tensor]) -> None:
-            held = self._held.get(key)
-            if held is not None and held[0] is reference:
-                del self._held[key]
-                self.under_way.discard(key)
-
-        self._held[key] = weakref.ref(tensor, forget), trace
+        self._held[tensor] = trace
         if trace.softmax in self._settled:
-            self.under_way.discard(key)
+            self.under_way.discard(id(tensor))
         else:
-            self.under_way.add(key)
+            self.under_way.add(id(tensor))
 
     def settle(self, softmax: int) -> None:
         """Follow what a softmax gave no further: it was reported. What is known stays known."""
         self._settled.add(softmax)
-        self.under_way = {key for key in self.under_way if self._held[key][1].softmax != softmax}
+        for tensor, trace in self._held.items():
+            if trace.softmax == softmax:
+                self.under_way.discard(id(tensor))
 
     def find(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
         """Return the traced tensor among some arguments that is farthest on its way."""
         found: tuple[Tensor, Trace] | None = None
-        held = self._held
         for value in values:
-            if id(value) in held and isinstance(value, Tensor):
+            if self._held.has_id(id(value)) and isinstance(value, Tensor):
                 trace = self[value]
                 if trace is not None and (found is None or _before(found[1], trace)):
                     found = value, trace
