@@ -18,8 +18,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from attncheck.capture.kernels import scripts_called
-from attncheck.capture.scripts import scripts_attention
+from attncheck.capture.recorders.kernels import scripts_called
+from attncheck.capture.recorders.scripts import scripts_attention
 from attncheck.capture.session import Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
-from attncheck.capture.origins import storage_of
+from attncheck.capture.follow.origins import storage_of
 from attncheck.capture.whereabouts import running_modules
 
 __all__ = ["Sequences"]

@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import nn
 
-from attncheck.capture.functions import is_plain, rested
 from attncheck.capture.modules import ModuleTable
+from attncheck.capture.recorders.functions import is_plain, rested
 from attncheck.capture.sharing import Shared
 
 __all__ = ["called", "evaluating", "uncompiled"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncheck import AttentionExtractor, CaptureError, LayerAttention
-from attncheck.capture import sdpa
+from attncheck.capture.recorders import sdpa
 from tests.capture.reference import Heads, stack
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))

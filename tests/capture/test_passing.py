@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attncheck import AttentionExtractor
-from attncheck.capture.functions import is_plain
+from attncheck.capture.follow.traces import Trace, Traces
+from attncheck.capture.recorders.functions import is_plain
 from attncheck.capture.shared import called
-from attncheck.capture.traces import Trace, Traces
 
 
 class OwnSoftmax(nn.Module):

@@ -17,23 +17,23 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from attncheck.capture.axes import JOINS, Axes
-from attncheck.capture.beginnings import Beginnings
 from attncheck.capture.call import Sink
-from attncheck.capture.edges import BY_INDEX
-from attncheck.capture.following import after_scores, mixed
-from attncheck.capture.fused_kernels import attends
-from attncheck.capture.kernels import FOREIGN, is_custom
-from attncheck.capture.meetings import Meetings
-from attncheck.capture.orders import Orders
-from attncheck.capture.origins import CREATIONS, DRAWS, Origins
-from attncheck.capture.pairs import COMBINATIONS, REPEATS
+from attncheck.capture.follow.axes import JOINS, Axes
+from attncheck.capture.follow.beginnings import Beginnings
+from attncheck.capture.follow.edges import BY_INDEX
+from attncheck.capture.follow.meetings import Meetings
+from attncheck.capture.follow.orders import Orders
+from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins
+from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
+from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
+from attncheck.capture.follow.scores import after_scores, mixed
+from attncheck.capture.follow.steps import Step, works_in_place
+from attncheck.capture.follow.tiles import begins_sum
+from attncheck.capture.follow.traces import Trace, Traces
+from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import UnreadableError
-from attncheck.capture.products import PAIRED, PRODUCTS, Product, as_product
-from attncheck.capture.steps import Step, works_in_place
-from attncheck.capture.tiles import begins_sum
-from attncheck.capture.traces import Trace, Traces
-from attncheck.capture.weights import after_weights
+from attncheck.capture.recorders.fused_kernels import attends
+from attncheck.capture.recorders.kernels import FOREIGN, is_custom
 
 __all__ = ["SoftmaxWatcher"]
 

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attncheck.capture.axes import Atom, Axes, numbers_in
 from attncheck.capture.call import Sink
-from attncheck.capture.edges import Edges
-from attncheck.capture.hiding import hidden_inside
-from attncheck.capture.origins import Origins
-from attncheck.capture.pairs import Repeats, beside, paired
-from attncheck.capture.parts import sums_to_one
-from attncheck.capture.products import Product, place_of
-from attncheck.capture.steps import Step
-from attncheck.capture.traces import Hiding, Trace, Traces
+from attncheck.capture.follow.axes import Atom, Axes, numbers_in
+from attncheck.capture.follow.edges import Edges
+from attncheck.capture.follow.hiding import hidden_inside
+from attncheck.capture.follow.origins import Origins
+from attncheck.capture.follow.pairs import Repeats, beside, paired
+from attncheck.capture.follow.parts import sums_to_one
+from attncheck.capture.follow.products import Product, place_of
+from attncheck.capture.follow.steps import Step
+from attncheck.capture.follow.traces import Hiding, Trace, Traces
 
 __all__ = ["Beginnings"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
-from attncheck.capture.axes import Axes
+from attncheck.capture.follow.axes import Axes
+from attncheck.capture.follow.steps import Step
+from attncheck.capture.follow.traces import Hiding, Trace
 from attncheck.capture.rebuild import contents
-from attncheck.capture.steps import Step
-from attncheck.capture.traces import Hiding, Trace
 
 __all__ = ["VisibleKeys", "hidden_inside", "hiding_in", "visible_keys"]
 

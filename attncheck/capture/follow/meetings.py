@@ -8,19 +8,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attncheck.capture.axes import numbers_in
 from attncheck.capture.call import Sink
-from attncheck.capture.hiding import VisibleKeys
-from attncheck.capture.orders import Orders
-from attncheck.capture.origins import Origins
-from attncheck.capture.parts import Columns
+from attncheck.capture.follow.axes import numbers_in
+from attncheck.capture.follow.hiding import VisibleKeys
+from attncheck.capture.follow.orders import Orders
+from attncheck.capture.follow.origins import Origins
+from attncheck.capture.follow.parts import Columns
+from attncheck.capture.follow.products import Product
+from attncheck.capture.follow.reports import call_of
+from attncheck.capture.follow.steps import QUOTIENTS, Step
+from attncheck.capture.follow.tiles import after_summed
+from attncheck.capture.follow.traces import Part, Trace, Traces
+from attncheck.capture.follow.values import Rows, meeting_of, rows_in
 from attncheck.capture.plain import require_numbers
-from attncheck.capture.products import Product
-from attncheck.capture.reports import call_of
-from attncheck.capture.steps import QUOTIENTS, Step
-from attncheck.capture.tiles import after_summed
-from attncheck.capture.traces import Part, Trace, Traces
-from attncheck.capture.values import Rows, meeting_of, rows_in
 
 __all__ = ["Meetings"]
 

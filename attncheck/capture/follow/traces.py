@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
-from attncheck.capture.axes import Axes
-from attncheck.capture.noted import Noted
-from attncheck.capture.products import Product
+from attncheck.capture.follow.axes import Axes
+from attncheck.capture.follow.noted import Noted
+from attncheck.capture.follow.products import Product
 
 __all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attncheck.capture.call import Sink
-from attncheck.capture.kernels import FOREIGN, KERNELS, OPERATORS, Kernel, is_foreign
+from attncheck.capture.recorders.kernels import FOREIGN, KERNELS, OPERATORS, Kernel, is_foreign
 
 __all__ = ["FunctionRecorder", "Watcher", "is_plain", "rested"]
 

@@ -14,11 +14,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from attncheck.capture.axes import Axes
 from attncheck.capture.fidelity import compared_rows
+from attncheck.capture.follow.axes import Axes
+from attncheck.capture.follow.steps import Step
+from attncheck.capture.follow.traces import Trace
 from attncheck.capture.sharded import held_here
-from attncheck.capture.steps import Step
-from attncheck.capture.traces import Trace
 from attncheck.tolerances import tolerance_for
 
 __all__ = ["CUTS", "Columns", "cut", "keys_last", "sums_to_one"]

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from attncheck.capture.axes import MOVES, Axes, after
-from attncheck.capture.traces import Trace
+from attncheck.capture.follow.axes import MOVES, Axes, after
+from attncheck.capture.follow.traces import Trace
 
 __all__ = [
     "DIFFERENCES",

@@ -7,13 +7,21 @@ from typing import Final, TypeAlias
 
 from torch import Tensor
 
-from attncheck.capture.axes import JOINS, Atom, Axes, joined, numbers_in, reduced
-from attncheck.capture.hiding import hiding_in
-from attncheck.capture.pairs import NORMS
-from attncheck.capture.parts import CUTS
-from attncheck.capture.products import Product
-from attncheck.capture.steps import DIFFERENCES, LAYERS, PICKS, QUOTIENTS, SHUFFLES, TIMES, Step
-from attncheck.capture.traces import Trace, Traces
+from attncheck.capture.follow.axes import JOINS, Atom, Axes, joined, numbers_in, reduced
+from attncheck.capture.follow.hiding import hiding_in
+from attncheck.capture.follow.pairs import NORMS
+from attncheck.capture.follow.parts import CUTS
+from attncheck.capture.follow.products import Product
+from attncheck.capture.follow.steps import (
+    DIFFERENCES,
+    LAYERS,
+    PICKS,
+    QUOTIENTS,
+    SHUFFLES,
+    TIMES,
+    Step,
+)
+from attncheck.capture.follow.traces import Trace, Traces
 
 __all__ = ["Followed", "after_scores", "mixed", "summed_weights", "sums_among", "through_layer"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attncheck.capture.axes import Axes, numbers_in
-from attncheck.capture.origins import Origins
-from attncheck.capture.parts import Columns, keys_last, sums_to_one
+from attncheck.capture.follow.axes import Axes, numbers_in
+from attncheck.capture.follow.origins import Origins
+from attncheck.capture.follow.parts import Columns, keys_last, sums_to_one
+from attncheck.capture.follow.products import LACKS, Product
+from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.plain import require_numbers
-from attncheck.capture.products import LACKS, Product
-from attncheck.capture.traces import Trace, Traces
 
 __all__ = ["Meeting", "Rows", "meeting_of", "rows_in"]
 

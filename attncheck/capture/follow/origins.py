@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
-from attncheck.capture.noted import Noted
+from attncheck.capture.follow.noted import Noted
 
 __all__ = ["CREATIONS", "DRAWS", "Origins", "storage_of"]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.orders import Orders
-from attncheck.capture.shapes import Layout
+from attncheck.capture.follow.orders import Orders
+from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["SdpaWatcher"]

@@ -10,13 +10,13 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.axes import Axes, unfolded
 from attncheck.capture.call import AttentionCall, Order
-from attncheck.capture.head_count import HeadCount, declared_heads
-from attncheck.capture.hiding import VisibleKeys
-from attncheck.capture.shapes import Layout
-from attncheck.capture.traces import Hiding
-from attncheck.capture.values import Rows
+from attncheck.capture.follow.axes import Axes, unfolded
+from attncheck.capture.follow.hiding import VisibleKeys
+from attncheck.capture.follow.traces import Hiding
+from attncheck.capture.follow.values import Rows
+from attncheck.capture.recorders.head_count import HeadCount, declared_heads
+from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["call_of"]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.call import Sink
-from attncheck.capture.noted import Noted
-from attncheck.capture.steps import LAYERS, TIMES, Step
-from attncheck.capture.traces import Trace, Traces
+from attncheck.capture.follow.noted import Noted
+from attncheck.capture.follow.steps import LAYERS, TIMES, Step
+from attncheck.capture.follow.traces import Trace, Traces
 
 __all__ = ["BY_INDEX", "Edges"]
 

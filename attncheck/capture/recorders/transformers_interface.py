@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
-from attncheck.capture.flex import shown_by
-from attncheck.capture.functions import rested
+from attncheck.capture.recorders.flex import shown_by
+from attncheck.capture.recorders.functions import rested
 from attncheck.capture.whereabouts import kind_of
 from attncheck.tolerances import tolerance_for
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attncheck.capture.axes import JOINS, Atom, Axes
 from attncheck.capture.call import Sink
-from attncheck.capture.parts import CUTS
-from attncheck.capture.steps import Step
-from attncheck.capture.traces import Trace, Traces
+from attncheck.capture.follow.axes import JOINS, Atom, Axes
+from attncheck.capture.follow.parts import CUTS
+from attncheck.capture.follow.steps import Step
+from attncheck.capture.follow.traces import Trace, Traces
 
 __all__ = ["Orders"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from attncheck.capture.call import Order
-from attncheck.capture.head_count import HeadCount, declared_heads
+from attncheck.capture.recorders.head_count import HeadCount, declared_heads
 
 __all__ = ["Layout"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from attncheck.capture.call import Recorder, Sink
-from attncheck.capture.flex import FlexWatcher
-from attncheck.capture.functions import FunctionRecorder, Watcher
-from attncheck.capture.multihead import MultiheadWatcher
-from attncheck.capture.orders import Orders
-from attncheck.capture.sdpa import SdpaWatcher
-from attncheck.capture.softmax import SoftmaxWatcher
-from attncheck.capture.traces import Traces
-from attncheck.capture.transformers_interface import TransformersRecorder
+from attncheck.capture.follow.orders import Orders
+from attncheck.capture.follow.softmax import SoftmaxWatcher
+from attncheck.capture.follow.traces import Traces
+from attncheck.capture.recorders.flex import FlexWatcher
+from attncheck.capture.recorders.functions import FunctionRecorder, Watcher
+from attncheck.capture.recorders.multihead import MultiheadWatcher
+from attncheck.capture.recorders.sdpa import SdpaWatcher
+from attncheck.capture.recorders.transformers_interface import TransformersRecorder
 
 __all__ = ["RECORDERS"]
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from attncheck.capture.parts import sums_to_one
-from attncheck.capture.steps import QUOTIENTS, TIMES, Step
-from attncheck.capture.traces import Part, Trace, Traces
+from attncheck.capture.follow.parts import sums_to_one
+from attncheck.capture.follow.steps import QUOTIENTS, TIMES, Step
+from attncheck.capture.follow.traces import Part, Trace, Traces
 
 __all__ = ["Summed", "after_summed", "begins_sum"]
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncheck.capture.axes import JOINS
-from attncheck.capture.following import Followed, summed_weights, sums_among, through_layer
-from attncheck.capture.origins import Origins
-from attncheck.capture.pairs import NORMS
-from attncheck.capture.parts import CUTS, cut
-from attncheck.capture.products import elementwise
-from attncheck.capture.steps import LAYERS, QUOTIENTS, SHUFFLES, TIMES, Step
-from attncheck.capture.traces import Changed, Trace, Traces
+from attncheck.capture.follow.axes import JOINS
+from attncheck.capture.follow.origins import Origins
+from attncheck.capture.follow.pairs import NORMS
+from attncheck.capture.follow.parts import CUTS, cut
+from attncheck.capture.follow.products import elementwise
+from attncheck.capture.follow.scores import Followed, summed_weights, sums_among, through_layer
+from attncheck.capture.follow.steps import LAYERS, QUOTIENTS, SHUFFLES, TIMES, Step
+from attncheck.capture.follow.traces import Changed, Trace, Traces
 
 __all__ = ["after_weights"]
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from attncheck.capture.noted import Noted
-from attncheck.capture.products import LACKS, Product, elementwise
+from attncheck.capture.follow.noted import Noted
+from attncheck.capture.follow.products import LACKS, Product, elementwise
 
 __all__ = ["COMBINATIONS", "NORMS", "REPEATS", "Repeats", "beside", "paired"]
 

@@ -1,0 +1,1 @@
+"""Softmax attention that modules compute by themselves: tensors are followed to where they meet."""
