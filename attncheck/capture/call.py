@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from attncheck.capture.modules import ModuleTable
 
-__all__ = ["AttentionCall", "Kind", "Order", "Recorder", "Sink"]
+if TYPE_CHECKING:
+    from attncheck.capture.recorders.shapes import Layout
+
+__all__ = ["AttentionCall", "Kind", "Recorder", "Sink", "Waiting"]
 
 Kind: TypeAlias = Literal["self", "cross", "unknown"]
-Order: TypeAlias = Literal["told", "folded", "square"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,9 @@ class AttentionCall:
         note: What else is to be known of it.
         sink_is_rest: The model cut a sink's column off its own weights: the rest of a row is its.
         first_head: The model's number of the first head, where other ranks have those before it.
-        order: Whether batch and heads are ``"told"`` apart. They may be the other way round where
-            they were ``"folded"`` into one axis, which is read as batch-major, or where there are
-            as many sequences as heads, ``"square"``: what is made of the output tells.
+        layout: How batch and heads were read, where something else is possible; None: they are
+            told apart.
+        again: Describes the same call in another layout, if there is one.
     """
 
     name: str
@@ -72,35 +74,8 @@ class AttentionCall:
     sink_is_rest: bool = False
     first_head: int = 0
     note: str = ""
-    order: Order = "told"
-
-    def swapped(self) -> AttentionCall:
-        """Return the call with batch and heads the other way round, where they are not told."""
-        batch, heads = self.shape[:2]
-
-        def swap(tensor: Tensor) -> Tensor:
-            if self.order == "square":
-                return tensor.transpose(0, 1)
-            if tensor.shape[:2] != (batch, heads):
-                return tensor
-            return tensor.reshape(heads, batch, *tensor.shape[2:]).transpose(0, 1)
-
-        def swap_any(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else swap(tensor)
-
-        again = self.without_dropout
-        return replace(
-            self,
-            output=swap(self.output),
-            query=swap_any(self.query),
-            key=swap_any(self.key),
-            value=swap_any(self.value),
-            weights=swap_any(self.weights),
-            mask=swap_any(self.mask),
-            bias=swap_any(self.bias),
-            without_dropout=None if again is None else lambda: swap(again()),
-            order="told",
-        )
+    layout: Layout | None = None
+    again: Callable[[Layout], AttentionCall] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -123,6 +98,19 @@ class AttentionCall:
         """Heads of key and value."""
         held = self.key if self.key is not None else self.value
         return self.shape[1] if held is None else held.shape[1]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A call that waits until batch and heads are told apart.
+
+    Attributes:
+        number: Of the call.
+        layout: As which it is read if nothing tells.
+    """
+
+    number: int
+    layout: Layout
 
 
 class Sink(Protocol):
@@ -155,20 +143,20 @@ class Sink(Protocol):
         """Innermost module of the captured model whose code is running, with its path."""
         ...
 
-    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> int | None:
+    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> Waiting | None:
         """Take a call; whatever goes wrong in building it becomes an unreadable call.
 
         Returns:
-            The number of a call that waits to be settled; None: it does not wait.
+            What waits to be settled; None: nothing does.
         """
         ...
 
-    def settle(self, number: int, *, swapped: bool) -> None:
-        """Say in which order batch and heads are in a call that waits.
+    def settle(self, number: int, layout: Layout | None) -> None:
+        """Say how batch and heads lie in a call that waits.
 
         Args:
-            number: That `record` returned.
-            swapped: They are the other way round than it has them.
+            number: Of the call.
+            layout: How; None: nothing tells, and it stays as it was read.
         """
         ...
 

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
-from attncheck.capture.call import AttentionCall
+from attncheck.capture.call import AttentionCall, Waiting
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
 from attncheck.capture.plain import UnreadableError, as_plain
@@ -21,6 +21,9 @@ from attncheck.capture.sequences import Sequences
 from attncheck.capture.sharded import local_call
 from attncheck.capture.whereabouts import innermost
 from attncheck.errors import CaptureError
+
+if TYPE_CHECKING:
+    from attncheck.capture.recorders.shapes import Layout
 
 __all__ = ["Failure", "Session"]
 
@@ -37,8 +40,11 @@ class Failure:
         return f"{self.name}: {self.what}. {self.way_out}"
 
 
-UNSETTLED: Final = 2
-"""How many calls may wait to be settled, with all that they hold."""
+UNSETTLED: Final = 4
+"""How many calls may wait to be settled, or behind one, with all that they hold."""
+
+COPIED: Final = 1 << 22
+"""Numbers of weights up to which those of a call that waits are copied."""
 
 
 @dataclass(eq=False)
@@ -47,6 +53,24 @@ class _Numbered:
     index: int
     repeat: int
     to_come: int
+    versions: tuple[tuple[Tensor, int], ...] = ()
+
+    def secured(self) -> _Numbered:
+        """Copy what a model may overwrite while the call waits, and watch what is too large."""
+        call = self.call
+        held = {name: getattr(call, name) for name in ("query", "key", "value", "output", "mask")}
+        if call.weights is not None and call.weights.numel() <= COPIED:
+            held["weights"] = call.weights
+        if call.layout is None:
+            copies = {n: t.detach().clone() for n, t in held.items() if t is not None}
+            self.call = replace(call, **copies)
+        watched = (t for t in (self.call.weights, call.mask, call.bias) if t is not None)
+        self.versions = tuple((t, t._version) for t in watched if not t.is_inference())
+        return self
+
+    def changed(self) -> bool:
+        """Whether it was overwritten."""
+        return any(tensor._version != version for tensor, version in self.versions)
 
 
 class Session:
@@ -129,7 +153,7 @@ class Session:
         self.flush()
         self._order = []
 
-    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> int | None:
+    def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> Waiting | None:
         """Number a call and keep it if it is wanted; never raises into the running model."""
         if in_backward() or self._problem is not None:
             return None
@@ -154,35 +178,42 @@ class Session:
             self.unreadable(name, f"its {backend} call could not be read ({error})", REPORT)
             return None
         self._records += 1
-        told = numbered.call.order == "told"
-        if told and not self._unsettled:
+        layout = numbered.call.layout
+        if layout is None and not self._unsettled:
             self._take(numbered)
             return None
-        if not told:  # it waits, and what it holds may be overwritten
-            numbered.call = replace(numbered.call, output=numbered.call.output.detach().clone())
-        self._unsettled[self._records] = numbered
-        self._take_settled(UNSETTLED)
-        return None if told else self._records
+        self._unsettled[self._records] = numbered.secured()
+        self._take_settled()
+        return None if layout is None else Waiting(self._records, layout)
 
-    def settle(self, number: int, *, swapped: bool) -> None:
+    def settle(self, number: int, layout: Layout | None) -> None:
         """Tell batch and heads of a call apart, and keep it with those that wait behind it."""
         numbered = self._unsettled.get(number)
-        if numbered is not None and numbered.call.order != "told":
-            call = numbered.call
-            numbered.call = call.swapped() if swapped else replace(call, order="told")
-            self._take_settled(UNSETTLED)
+        if numbered is None or numbered.call.layout is None:
+            return
+        call = numbered.call
+        assert call.again is not None
+        if layout is not None and layout != call.layout:
+            try:
+                numbered.call = as_plain(local_call(call.again(layout)))
+            except Exception as error:
+                self.unreadable(call.name, f"its heads could not be told ({error})", REPORT)
+        numbered.call = replace(numbered.call, layout=None)
+        self._take_settled()
 
-    def _take_settled(self, most: int) -> None:
-        """Take calls in their order, until one waits; no more than some may."""
+    def _take_settled(self, most: int = UNSETTLED) -> None:
+        """Take calls in their order, until one waits; only a few may wait, or stand behind it."""
         while self._unsettled:
             number, numbered = next(iter(self._unsettled.items()))
-            if numbered.call.order != "told":
-                waiting = sum(other.call.order != "told" for other in self._unsettled.values())
-                if waiting <= most:
+            if numbered.call.layout is not None:
+                if len(self._unsettled) <= most:
                     return
                 numbered.call = _as_read(numbered.call)
             del self._unsettled[number]
-            self._take(numbered)
+            if numbered.changed():
+                self.unreadable(numbered.call.name, CHANGED, IN_PLACE)
+            else:
+                self._take(numbered)
 
     def _take(self, numbered: _Numbered) -> None:
         layers = self._settings.layers
@@ -325,12 +356,16 @@ class Session:
 
 def _as_read(call: AttentionCall) -> AttentionCall:
     """Settle a call of which nothing was made that tells its heads."""
-    note = BATCH_MAJOR if call.order == "folded" else call.note
-    return replace(call, order="told", note=note)
+    assert call.layout is not None
+    uncertain = call.layout.folded or call.shape[0] == call.shape[1] > 1
+    return replace(call, layout=None, note=AS_READ if uncertain else call.note)
 
 
-BATCH_MAJOR: Final = (
-    "batch and heads lie in one axis, and nothing tells their order: read as batch-major"
+AS_READ: Final = "nothing tells batch from heads: read as (batch, head), or batch-major in one axis"
+CHANGED: Final = "its weights or its mask were overwritten before batch and heads were told apart"
+IN_PLACE: Final = (
+    "Declare num_heads and keep (batch, head, length, size), or do not overwrite them; "
+    "strict=False keeps the other layers"
 )
 MISSED = (
     "a softmax over query and key was computed in it and multiplied values, in a way that gives no "

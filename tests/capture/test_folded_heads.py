@@ -265,7 +265,7 @@ def test_an_order_that_nothing_tells_is_noted() -> None:
     model = Returning("batch_major", 4, fused, declares=True, inner=False)
     (layer,) = AttentionExtractor(model).get_attention(torch.randn(2, LENGTH, 16)).layers
     assert layer.weights.shape == (2, 4, LENGTH, LENGTH)
-    assert "read as batch-major" in layer.note
+    assert "nothing tells batch from heads" in layer.note
 
 
 def test_layers_keep_their_order_where_one_waits_for_the_other() -> None:
@@ -328,3 +328,300 @@ def test_one_query_of_each_sequence_is_no_neighbourhood() -> None:
         (layer,) = AttentionExtractor(Pooling()).get_attention(*args).layers
         assert layer.weights.shape == (batch, 4, 1, LENGTH)
         assert layer.note == ""
+
+
+class Written(nn.Module):
+    """Does what it is told; the number of its heads is kept where nobody looks for it."""
+
+    def __init__(self, forward: Callable[..., Tensor], declares: int = 0) -> None:
+        super().__init__()
+        self.run = forward
+        if declares:
+            self.num_heads = declares
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return self.run(x) if other is None else self.run(x, other)
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def weights_of(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def merged(out: Tensor) -> Tensor:
+    return out.transpose(1, 2).flatten(2)
+
+
+def require(model: nn.Module, args: tuple[Tensor, ...], *expected: Tensor, note: str = "") -> None:
+    layers = AttentionExtractor(model).get_attention(*args).layers
+    assert [tuple(layer.weights.shape) for layer in layers] == [tuple(w.shape) for w in expected]
+    for layer, weights in zip(layers, expected, strict=True):
+        torch.testing.assert_close(layer.weights, weights, rtol=0, atol=1e-6)
+        assert note in layer.note
+        assert bool(note) == bool(layer.note)
+
+
+def test_other_arguments_do_not_turn_batch_and_heads_round() -> None:
+    """As many queries for each position of the first argument as there are sequences."""
+    x, context = torch.randn(2, 4, 32), torch.randn(2, 16, 32)
+
+    def cross(context: Tensor, x: Tensor) -> Tensor:
+        return merged(fused(heads(x, 8), heads(context, 8), heads(context, 8)))
+
+    require(Written(cross), (context, x), weights_of(heads(x, 8), heads(context, 8)))
+    x = torch.randn(2, 8, 32)
+    require(
+        Written(lambda mask, x: merged(F.scaled_dot_product_attention(*[heads(x, 8)] * 3, mask))),
+        (torch.ones(8, 8).bool(), x),
+        weights_of(heads(x, 8), heads(x, 8)),
+    )
+    x, doubled = (
+        torch.randn(2, 5, 8),
+        Written(lambda x: merged(fused(*[heads(torch.cat([x, x.flip(1)]), 2)] * 3))),
+    )
+    q = heads(torch.cat([x, x.flip(1)]), 2)
+    require(doubled, (x,), weights_of(q, q))
+    image, patch = torch.randn(8, 3, 16, 16), torch.randn(12, 3 * 16)
+    patches = F.unfold(image, 4, stride=4).mT @ patch.mT
+    q = heads(patches, 3)
+    vit = Written(
+        lambda image: merged(fused(*[heads(F.unfold(image, 4, stride=4).mT @ patch.mT, 3)] * 3))
+    )
+    require(vit, (image,), weights_of(q, q))
+
+
+@pytest.mark.parametrize("mask", [torch.ones(6, 6).bool(), torch.zeros(6, 6)])
+def test_a_mask_is_no_sequence(mask: Tensor) -> None:
+    x = torch.randn(3, 6, 8)
+    model = Written(lambda mask, x: F.scaled_dot_product_attention(x, x, x, mask))
+    require(model, (mask, x), weights_of(x, x)[:, None])
+
+
+def test_the_output_of_one_attention_may_be_the_value_of_another() -> None:
+    def agents(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        agent = q[:, :, :3]
+        return merged(weights_of(q, agent) @ fused(agent, q, q))
+
+    x = torch.randn(4, 6, 16)
+    q = heads(x, 4)
+    agent = q[:, :, :3]
+    layers = AttentionExtractor(Written(agents)).get_attention(x).layers
+    for layer, weights in zip(layers, (weights_of(agent, q), weights_of(q, agent)), strict=True):
+        torch.testing.assert_close(layer.weights, weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize("what", ["weights", "q", "k", "v", "mask"])
+def test_what_is_overwritten_while_a_call_waits_is_kept_as_it_was(what: str, batch: int) -> None:
+    def overwriting(x: Tensor) -> Tensor:
+        q, k, v = (heads(x, 4).contiguous() for _ in range(3))
+        mask = torch.ones(5, 5).tril().bool()
+        if what == "weights":
+            weights = weights_of(q, k)
+            out = weights @ v
+            weights.zero_()
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, mask)
+            {"q": q, "k": k, "v": v, "mask": mask}[what].zero_()
+        return merged(out)
+
+    x = torch.randn(batch, 5, 16)
+    q = heads(x, 4)
+    causal = (q @ q.mT / 2).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
+    expected = weights_of(q, q) if what == "weights" else causal
+    require(Written(overwriting, declares=4), (x,), expected)
+
+
+def untold(x: Tensor) -> Tensor:
+    q = heads(x, 4).flatten(0, 1)
+    return x + 0 * fused(q, q, q).sum()
+
+
+@pytest.mark.parametrize("what", ["out", "weights"])
+def test_what_is_overwritten_behind_a_call_that_waits_is_kept_too(what: str) -> None:
+    def overwriting(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        weights = weights_of(q, q)
+        out = fused(q, q, q) if what == "out" else weights @ q
+        (out if what == "out" else weights).mul_(0.5)
+        return merged(out)
+
+    x = torch.randn(2, 5, 16)
+    q = heads(x, 4)
+    model = nn.Sequential(Written(untold), Written(overwriting, declares=4))
+    layers = AttentionExtractor(model).get_attention(x).layers
+    for layer in layers:
+        torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
+
+
+def test_layers_do_not_wait_for_one_that_nothing_tells() -> None:
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        return merged(weights_of(q, q) @ q)
+
+    seen: list[int] = []
+    parts = [Written(untold), *(Written(attending, declares=4) for _ in range(8)), nn.Identity()]
+    model = nn.Sequential(*parts)
+    handed: list[int] = []
+    model[-1].register_forward_hook(lambda *_: handed.append(len(seen)))
+    with AttentionExtractor(model, on_layer=lambda layer: seen.append(layer.index)):
+        model(torch.randn(2, 5, 16))
+    assert handed[0] >= 5
+    assert seen == list(range(9))
+
+
+def test_branches_beside_each_other_are_no_heads() -> None:
+    def branches(x: Tensor) -> Tensor:
+        q = heads(torch.cat([x, x.flip(1)]), 4)
+        return merged(torch.cat(fused(q, q, q).chunk(2, 0), -1))
+
+    x = torch.randn(2, 5, 16)
+    q = heads(torch.cat([x, x.flip(1)]), 4)
+    require(Written(branches, declares=4), (x,), weights_of(q, q), note="nothing tells")
+
+
+W = torch.nn.Parameter(torch.randn(4, 4, 16))
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "einsum": lambda out: torch.einsum("hbnd,hde->bne", out, W),
+    "sum of projected heads": lambda out: (out @ W[:, None]).sum(0),
+    "mean of heads": lambda out: out.mean(0),
+    "projected, then merged": lambda out: (out @ W[0, :, :4]).permute(1, 2, 0, 3).flatten(2),
+    "first token": lambda out: out[:, :, 0].transpose(0, 1).flatten(1),
+    "stacked": lambda out: torch.stack(list(out), 2).flatten(2),
+    "heads changed": lambda out: torch.cat([F.relu(head) for head in out], -1),
+    "mean over positions": lambda out: out.mean(2).transpose(0, 1).flatten(1),
+    "all at once": lambda out: out.permute(1, 2, 0, 3).flatten(1),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_many_endings_tell_which_axis_was_of_heads(end: str) -> None:
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4).transpose(0, 1)
+        return ENDS[end](fused(q, q, q))
+
+    x = torch.randn(4, 6, 16)
+    require(Written(attending, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
+
+
+def test_an_ending_that_tells_nothing_is_noted() -> None:
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4).transpose(0, 1)
+        return torch.cat([head.mT for head in fused(q, q, q)], 1)
+
+    x = torch.randn(4, 6, 16)
+    q = heads(x, 4).transpose(0, 1)
+    require(Written(attending, declares=4), (x,), weights_of(q, q), note="nothing tells")
+
+
+def test_two_outputs_that_are_subtracted_are_told_together() -> None:
+    def differing(x: Tensor) -> Tensor:
+        q = heads(x, 4).transpose(0, 1)
+        out = fused(q, q, q) - 0.3 * fused(q.flip(2), q, q)
+        return out.permute(1, 2, 0, 3).flatten(2)
+
+    x = torch.randn(4, 6, 16)
+    q = heads(x, 4)
+    require(Written(differing, declares=4), (x,), weights_of(q, q), weights_of(q.flip(2), q))
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize("order", [(0, 3, 1, 2, 4), (3, 0, 1, 2, 4), (0, 1, 3, 2, 4)])
+def test_rows_of_an_image_are_no_heads(order: tuple[int, ...], batch: int, rows: int) -> None:
+    def axial(x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (4, 4)).permute(order)
+        return fused(q, q, q).permute([order.index(axis) for axis in range(5)]).flatten(-2)
+
+    x = torch.randn(batch, rows, 5, 16)
+    q = heads(x.flatten(0, 1), 4)
+    found = weights_of(q, q).unflatten(0, (batch, rows))
+    layer = AttentionExtractor(Written(axial, declares=4)).get_attention(x).layers[0]
+    assert layer.weights.shape == (batch * rows, 4, 5, 5)
+    torch.testing.assert_close(layer.weights, found.flatten(0, 1), rtol=0, atol=1e-6)
+
+
+LOOPS: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], tuple[Tensor, ...]]]] = {
+    "mask first": (lambda mask, x: x, lambda x: (torch.ones(6, 6), x)),
+    "image": (lambda x: x.flatten(2).mT, lambda x: (x.mT.unflatten(2, (2, 3)),)),
+    "length first": (lambda x: x.transpose(0, 1), lambda x: (x.transpose(0, 1),)),
+    "a token more": (lambda x: torch.cat([x[:, :1], x], 1), lambda x: (x,)),
+}
+
+
+@pytest.mark.parametrize("batch", [4, 8])
+@pytest.mark.parametrize("stacks", [False, True])
+@pytest.mark.parametrize("name", LOOPS)
+def test_heads_of_a_loop_are_told_whatever_came_in(name: str, stacks: bool, batch: int) -> None:
+    read, give = LOOPS[name]
+
+    def looping(*args: Tensor) -> Tensor:
+        parts = [fused(q, q, q) for q in read(*args).split(4, -1)]
+        return torch.stack(parts, 2).flatten(2) if stacks else torch.cat(parts, -1)
+
+    args = give(torch.randn(batch, 6, 16))
+    expected = [weights_of(q, q)[:, None] for q in read(*args).split(4, -1)]
+    require(Written(looping, declares=4), args, *expected)
+
+
+def folded(x: Tensor) -> Tensor:
+    return heads(x, 4).flatten(0, 1)
+
+
+def unfolded(out: Tensor, batch: int) -> Tensor:
+    return merged(out.unflatten(0, (batch, 4)))
+
+
+def test_the_output_tells_how_many_heads_there_are() -> None:
+    x, context = torch.randn(4, 6, 16), torch.randn(4, 3, 16)
+    require(
+        Written(lambda c, x: unfolded(fused(folded(x), folded(c), folded(c)), 4)),
+        (context, x),
+        weights_of(heads(x, 4), heads(context, 4)),
+    )
+    longer = torch.cat([x[:, :1], x], 1)
+    require(
+        Written(lambda x: unfolded(fused(*[folded(torch.cat([x[:, :1], x], 1))] * 3), 4)),
+        (x,),
+        weights_of(heads(longer, 4), heads(longer, 4)),
+    )
+
+
+def test_heads_beside_the_queries_leave_the_batch_whole() -> None:
+    def multi_query(x: Tensor) -> Tensor:
+        q, k = x.unflatten(-1, (4, 4)).flatten(1, 2), x[..., :4]
+        return fused(q, k, k).reshape(x.shape)
+
+    x = torch.randn(4, 6, 16)
+    q, k = x.unflatten(-1, (4, 4)).flatten(1, 2), x[..., :4]
+    require(Written(multi_query, declares=4), (x,), weights_of(q, k)[:, None])
+
+
+def test_heads_in_pairs_stay_heads() -> None:
+    """Two softmaxes for each head, unfolded before one is subtracted from the other."""
+
+    def differing(x: Tensor) -> Tensor:
+        weights = weights_of(heads(x, 8), heads(x, 8)).unflatten(1, (4, 2))
+        return merged((weights[:, :, 0] - 0.3 * weights[:, :, 1]) @ heads(x, 4))
+
+    x = torch.randn(2, 5, 16)
+    require(Written(differing, declares=4), (x,), weights_of(heads(x, 8), heads(x, 8)))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_order_is_told_under_transforms_of_functions(first: bool) -> None:
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4).transpose(0, 1) if first else heads(x, 4)
+        flat = q.flatten(0, 1)
+        out = (weights_of(flat, flat) @ flat).view(q.shape)
+        return merged(out.transpose(0, 1) if first else out)
+
+    model, x = Written(attending, declares=4), torch.randn(2, 5, 16)
+    with AttentionExtractor(model) as extractor:
+        torch.func.grad(lambda y: model(y).sum())(x)
+    q = heads(x, 4)
+    torch.testing.assert_close(extractor.maps[0], weights_of(q, q), rtol=0, atol=1e-6)

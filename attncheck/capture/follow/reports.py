@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.call import AttentionCall, Order
-from attncheck.capture.follow.axes import Axes, unfolded
+from attncheck.capture.call import AttentionCall, Kind
+from attncheck.capture.follow.axes import Atom, Axes, unfolded
 from attncheck.capture.follow.hiding import VisibleKeys
 from attncheck.capture.follow.traces import Hiding
 from attncheck.capture.follow.values import Rows
@@ -21,11 +21,20 @@ from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["call_of"]
 
+COPIED: Final = 1 << 22
+"""Numbers of weights up to which those of a call that waits are copied."""
+
 OWN_KEYS: Final = "every query has keys of its own: numbers of keys are no positions"
 
 
 def call_of(
-    module: nn.Module, name: str, rows: Rows, output: Tensor, visible: VisibleKeys
+    module: nn.Module,
+    name: str,
+    rows: Rows,
+    output: Tensor,
+    visible: VisibleKeys,
+    layout: Layout | None = None,
+    kind: Kind | None = None,
 ) -> AttentionCall:
     """Describe attention that a module computed by itself.
 
@@ -35,10 +44,13 @@ def call_of(
         rows: The weights, as they lie in the module.
         output: Of attention.
         visible: Reads masks.
+        layout: Where its heads are; None: still to be told.
+        kind: Of it; None: still to be found.
     """
     trace = rows.trace
     with torch.no_grad():
         arrangement = _Arrangement.of(module, rows, output.shape[-1])
+        arrangement.layout = layout
         as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
         weights = arrangement.head_first(as_used)
         trace = trace.but(hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
@@ -47,7 +59,15 @@ def call_of(
         n_query, n_key = weights.shape[-2:]
         beside = arrangement.beside
         causal = mask is None and n_query == n_key > 1 and not beside and _sees_no_later(weights)
-    kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
+    if kind is None:
+        kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
+    layout = arrangement.layout
+    waits = layout is not None and not layout.told and output.shape[:-1] == as_used.shape[:-1]
+    if waits:
+        output = output.detach().clone()
+        if rows.tensor.numel() <= COPIED:
+            rows = replace(rows, tensor=rows.tensor.detach().clone())
+            weights = arrangement.head_first(arrangement.apply(rows.tensor, rows.axes))
     return AttentionCall(
         name=name,
         backend="softmax",
@@ -58,7 +78,8 @@ def call_of(
         causal=causal,
         sink_is_rest=trace.sliced,
         note=OWN_KEYS if beside else "",
-        order=arrangement.order if output.shape[:-1] == as_used.shape[:-1] else "told",
+        layout=layout if waits else None,
+        again=lambda told: call_of(module, name, rows, output, visible, told, kind),
     )
 
 
@@ -85,7 +106,8 @@ class _Arrangement:
     ) -> None:
         self._lead, self._query, self._keys, self._batch = lead, query, keys, batch
         self._module, self._size = module, size
-        self._layout: Layout | None = None
+        self.layout: Layout | None = None
+        """Where its heads are, once that was asked for."""
         self.beside = False
         """Every query has keys of its own: their axis is beside that of the queries."""
 
@@ -113,7 +135,7 @@ class _Arrangement:
             query = _query_beside_its_keys([(n, sizes[n]) for n in numbers], module, size)
             beside = query is not None
         others = {n for n in sides if n not in keys and n != query}
-        lead = sorted(a.place for atoms in rows.axes for a in atoms if a.number in others)
+        lead = sorted({_whole(a) for atoms in rows.axes for a in atoms if a.number in others})
         groups = [i for i, place in enumerate(lead) if place[0] in opposite]
         batch = None
         if groups and len(lead) > 1:
@@ -131,7 +153,7 @@ class _Arrangement:
             raise ValueError("its axes are not known")
         tensor, atoms = known
         numbers = [() if self._query is None else (self._query,), tuple(self._keys)]
-        groups = [[i for i, atom in enumerate(atoms) if atom.place == own] for own in self._lead]
+        groups = [[i for i, atom in enumerate(atoms) if _whole(atom) == own] for own in self._lead]
         groups += [[i for i, atom in enumerate(atoms) if atom.number in own] for own in numbers]
         order: list[int] = []
         shape: list[int] = []
@@ -148,14 +170,9 @@ class _Arrangement:
         if self._batch is not None:
             tensor = tensor.flatten(self._batch, -3) if tensor.ndim > self._batch + 2 else tensor
             return tensor.flatten(0, -4)
-        if self._layout is None:
-            self._layout = Layout.of(self._module, tensor, self._size)
-        return self._layout.apply(tensor)
-
-    @property
-    def order(self) -> Order:
-        """Whether batch and heads may be the other way round, see `AttentionCall`."""
-        return "told" if self._layout is None else self._layout.order
+        if self.layout is None:
+            self.layout = Layout.of(self._module, tensor, self._size)
+        return self.layout.apply(tensor)
 
     def laid_out(self, hiding: Hiding) -> Hiding:
         """Lay a mask out like the weights, unless it is so already."""
@@ -171,6 +188,11 @@ class _Arrangement:
         order = [atom.place for atoms in axes for atom in atoms]
         last = [() if self._query is None else (self._query,), *((key,) for key in self._keys)]
         return order == [place for place in (*self._lead, *last) if place]
+
+
+def _whole(atom: Atom) -> tuple[int, ...]:
+    """Place of the axis that a part belongs to; only the first may hold sequences and heads."""
+    return atom.place if atom.number == 0 else (atom.number,)
 
 
 def _query_among(

@@ -155,6 +155,8 @@ class SoftmaxWatcher:
             self._sink.parts_used(part.product for trace in sums for part in trace.parts)
             return True
         for number, trace in enumerate(known):
+            if trace is not None and trace.stage == "attended":
+                self._attended(product, number, trace, out)
             if trace is not None and trace.edges:
                 self._beginnings.edge.multiplied(product.operands[number], trace, out)
                 return True
@@ -175,6 +177,11 @@ class SoftmaxWatcher:
                     self._try(partial(self._meetings.meet, product, number, trace, out), trace)
                     return True
         return False
+
+    def _attended(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
+        others = [t for i, t in enumerate(product.operands) if i != number]
+        if all(map(self._origins.is_static, others)):
+            self._orders.multiplied(product, number, trace, out)
 
     def _leave(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

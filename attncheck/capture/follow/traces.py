@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
-from attncheck.capture.follow.axes import Axes
+from attncheck.capture.follow.axes import Atom, Axes
 from attncheck.capture.follow.noted import Noted
 from attncheck.capture.follow.products import Product
 
@@ -99,8 +99,12 @@ class Trace:
         storage: Address of the memory that the keys are a view of.
         offset: Where in it they begin.
         edges: It has a number for each edge of a graph, see `Edges`.
-        n_axes: How many axes an ``"attended"`` output had.
-        cut: Place of the axis that an ``"attended"`` piece was cut out of, see `Orders`.
+        call: Number of the call that an ``"attended"`` tensor is the output of, see `Orders`.
+        shape: Of that output.
+        guess: Heads that the call is read to have.
+        sure: That number is what was counted as well.
+        cut: The axis that an ``"attended"`` piece was cut out of, how long the piece is, and the
+            parts of all axes.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
@@ -130,8 +134,11 @@ class Trace:
     storage: int = 0
     offset: int = 0
     edges: bool = False
-    n_axes: int = 0
-    cut: tuple[int, ...] = ()
+    call: int = -1
+    shape: tuple[int, ...] = ()
+    guess: int = 1
+    sure: bool = False
+    cut: tuple[Atom, int, dict[int, dict[tuple[int, ...], int]]] | None = None
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from attncheck.capture.whereabouts import running_modules
@@ -40,14 +42,19 @@ class HeadCount:
     Attributes:
         declared: By the module, or by one around it that gave it query and key ready made.
         counted: Queries for each position of the sequences that came in; None: not known.
-        alone: A tensor of as many axes as those sequences has their batch as its first one.
+        alone: An axis that may hold sequences and heads holds sequences only: heads come one by
+            one, or lie beside the queries.
         length: Positions of each of those sequences, if the batch leads; None: not known.
+        batch: How many sequences there are, if the batch leads; None: not known.
+        whole: Those sequences have the features of all heads, no more and no less.
     """
 
     declared: frozenset[int]
     counted: int | None = None
     alone: bool = False
     length: int | None = None
+    batch: int | None = None
+    whole: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, leading: Sequence[int], n_query: int, size: int) -> HeadCount:
@@ -61,22 +68,27 @@ class HeadCount:
         """
         declared = declared_heads(module)
         length: int | None = None
-        queries = n_query
-        for axis in leading:
-            queries *= axis
-        for number, (running, given) in enumerate(_sequences(module)):
+        queries = math.prod(leading) * n_query
+        for number, (running, tensors) in enumerate(_sequences(module)):
             if number:
                 declared |= declared_heads(running)
-            ready_made = given.is_floating_point() and given.shape[-1] == size
-            if ready_made and given.numel() == queries * size:
-                length = given.shape[1] if given.ndim == 3 else None
+            given = _with_features_of_heads(tensors, queries, size)
+            whole = given is not None
+            ready = [held for held in tensors if _is_ready_made(held, queries, size)]
+            if given is None and ready:
+                length = ready[0].shape[1] if ready[0].ndim == 3 else None
                 continue
+            given = _likeliest(tensors, queries, n_query) if given is None else given
             counts = [queries // n for n in _positions(given, n_query) if n and queries % n == 0]
             fitting = [count for count in counts if count in declared]
             counted = next(iter(fitting or counts), None)
-            alone = counted == 1 and tuple(given.shape[:2]) == (*leading, n_query)
-            length = queries // counted // max(1, given.shape[0]) if counted else None
-            return cls(frozenset(declared), counted, alone, length)
+            sequences = given.ndim > 2 or not given.is_floating_point()
+            batch = given.shape[0] if sequences else 1
+            length = queries // counted // max(1, batch) if counted and sequences else None
+            beside = counted and length and n_query == length * counted
+            alone = bool(beside) and batch == math.prod(leading)
+            alone |= counted == 1 and tuple(given.shape[:2]) == (*leading, n_query)
+            return cls(frozenset(declared), counted, alone, length, batch, whole)
         return cls(frozenset(declared), length=length)
 
     def in_one_axis(self, length: int) -> int:
@@ -89,8 +101,31 @@ class HeadCount:
         return next((n for n in self.declared if n > 1 and length % n == 0), 1)
 
 
-def _sequences(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield the running modules with the sequence that each got, from the one that attends on."""
+def _is_ready_made(given: Tensor, queries: int, size: int) -> bool:
+    """Whether it may be query or key already, and not what these are made of."""
+    return given.is_floating_point() and given.shape[-1] == size and given.numel() == queries * size
+
+
+def _with_features_of_heads(tensors: Sequence[Tensor], queries: int, size: int) -> Tensor | None:
+    """Choose the sequence that has the features of several heads side by side, if one has."""
+    for given in tensors:
+        width = given.shape[-1]
+        if given.is_floating_point() and width > size and given.numel() == queries * size:
+            return given
+    return None
+
+
+def _likeliest(tensors: Sequence[Tensor], queries: int, n_query: int) -> Tensor:
+    """Choose a sequence with a position for each query, or what is no mask over queries."""
+    for given in tensors:
+        if given.is_floating_point() and given.ndim > 2 and given[..., 0].numel() == queries:
+            return given
+    others = (t for t in tensors if t.ndim > 2 or tuple(t.shape) != (n_query, n_query))
+    return next(others, tensors[0])
+
+
+def _sequences(module: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """Yield the running modules with the tensors that each got, from the one that attends on."""
     begun, asked = False, 0
     for running, code, local in running_modules():
         begun = begun or running is module
@@ -99,11 +134,15 @@ def _sequences(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
         asked += 1
         if asked > OUTWARD:
             return
-        for parameter in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]:
-            given: Any = local.get(parameter)
-            if isinstance(given, Tensor) and given.ndim >= 2 and not given.is_nested:
-                yield running, given
-                break
+        names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        every: list[Any] = [local.get(name) for name in names]
+        given = [t for t in every if isinstance(t, Tensor) and _may_be_sequence(t)]
+        if given:
+            yield running, given
+
+
+def _may_be_sequence(given: Tensor) -> bool:
+    return given.ndim >= 2 and not given.is_nested and given.dtype != torch.bool
 
 
 def _positions(given: Tensor, n_query: int) -> list[int]:

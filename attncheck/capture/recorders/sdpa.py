@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.call import AttentionCall, Kind, Sink
 from attncheck.capture.follow.orders import Orders
 from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
@@ -84,17 +84,30 @@ class SdpaWatcher:
         return output
 
 
+def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy query, key and value, which a model may overwrite while their call waits."""
+    held = {name: options.get(name) for name in ("query", "key", "value", "attn_mask")}
+    copies = {name: t.detach().clone() for name, t in held.items() if isinstance(t, Tensor)}
+    return {**options, **copies}
+
+
 def _as_call(
     module: nn.Module,
     name: str,
     function: Callable[..., Any],
     options: dict[str, Any],
     output: Tensor,
+    layout: Layout | None = None,
+    kind: Kind | None = None,
 ) -> AttentionCall:
+    if layout is None:
+        layout = Layout.of(module, options["query"], options["query"].shape[-1])
+    if not layout.told:
+        options, output = _copied(options), output.detach().clone()
     query, key, value = options["query"], options["key"], options["value"]
-    layout = Layout.of(module, query, query.shape[-1])
     n_query, n_key = query.shape[-2], key.shape[-2]
     causal = bool(options.get("is_causal", False))
+    kind = kind or kind_of(module, name, n_query, n_key, causal=causal)
     mask = options.get("attn_mask")
     if mask is not None and hasattr(
         mask, "_materialize"
@@ -103,7 +116,7 @@ def _as_call(
     return AttentionCall(
         name=name,
         backend="sdpa",
-        kind=kind_of(module, name, n_query, n_key, causal=causal),
+        kind=kind,
         query=layout.apply(query),
         key=layout.apply(key),
         value=layout.apply(value),
@@ -113,7 +126,8 @@ def _as_call(
         scale=options.get("scale"),
         dropout=float(options.get("dropout_p", 0.0)),
         without_dropout=lambda: layout.apply(function(**{**options, "dropout_p": 0.0})),
-        order=layout.order,
+        layout=None if layout.told else layout,
+        again=lambda told: _as_call(module, name, function, options, output, told, kind),
     )
 
 

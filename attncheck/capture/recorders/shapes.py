@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attncheck.capture.call import Order
 from attncheck.capture.recorders.head_count import HeadCount, declared_heads
 
 __all__ = ["Layout"]
@@ -14,28 +14,29 @@ __all__ = ["Layout"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a module keeps its heads.
+    """Which of the axes before the queries are heads.
 
     Attributes:
-        in_batch: Heads in the first axis of a three-dimensional tensor, taken as batch-major.
-        axis: Axis of the heads in a tensor of four or more dimensions, from the end.
-        grouped: Heads lie in two axes, key-value head and head within its group.
-        order: Whether batch and heads may be the other way round, see `AttentionCall`.
+        split: For each of these axes, the lengths of its parts: one that holds sequences and heads
+            has two.
+        heads: Numbers of the parts that are heads, counted over all axes.
+        told: Nothing else is possible; otherwise what becomes of the output tells.
+        counted: As many heads as there are queries for each position that came in.
     """
 
-    in_batch: int = 1
-    axis: int = -3
-    grouped: bool = False
-    order: Order = "told"
+    split: tuple[tuple[int, ...], ...]
+    heads: tuple[int, ...]
+    told: bool = True
+    counted: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, tensor: Tensor, size: int) -> Layout:
         """Find the heads of ``(..., length, size)``, in a call that is running.
 
-        The number that the module declares tells them, or how many queries there are for each
-        position of the sequences that came in. Without either, a three-dimensional tensor has one
-        head, and one of more dimensions has them before the length, where nearly everybody keeps
-        them.
+        Where the module declares their number, and one axis alone is as long, that is theirs. For
+        the rest this is the likeliest: in one axis the heads lie within each sequence, as many as
+        are declared or as there are queries for each position that came in; of several axes the
+        last one is theirs, as nearly everybody has it.
 
         Args:
             module: That attends.
@@ -43,36 +44,71 @@ class Layout:
             size: Length of the last axis of its query or value.
         """
         leading, length = tuple(tensor.shape[:-2]), tensor.shape[-2]
+        if not leading:
+            return cls((), ())
         if len(leading) == 1:
-            heads = HeadCount.of(module, leading, length, size).in_one_axis(leading[0])
-            return cls(in_batch=heads, order="folded" if 1 < heads < leading[0] else "told")
-        if len(leading) == 2 and leading[0] == leading[1] > 1:
-            return cls(order="square")
+            return _of_one_axis(leading[0], HeadCount.of(module, leading, length, size))
+        split, last = tuple((axis,) for axis in leading), len(leading) - 1
         declared = declared_heads(module)
-        if len(leading) > 1 and leading[-1] not in declared:
-            first = int(len(leading) > 2)  # the batch leads, unless the heads do
-            found = [
-                axis for axis, count in enumerate(leading) if axis >= first and count in declared
-            ]
-            if not found and len(leading) > 2 and leading[-1] * leading[-2] in declared:
-                return cls(grouped=True)
-            if len(leading) == 2:
-                counted = HeadCount.of(module, leading, length, size).counted
-                found = [leading.index(counted)] if counted in leading else found
-            if len(found) == 1:
-                return cls(axis=found[0] - tensor.ndim)
-        return cls()
+        found = [axis for axis, count in enumerate(leading) if count in declared]
+        if len(leading) > 2:
+            if not found and leading[-1] * leading[-2] in declared:
+                return cls(split, (last - 1, last))
+            found = [axis for axis in found if axis] or found  # the batch leads, as a rule
+        told = leading[0] == 1 or (found == [last] and leading.count(leading[last]) == 1)
+        if last in found or len(found) != 1:
+            return cls(split, (last,), told)
+        return cls(split, (found[0],), told=False)
 
     @property
     def plain(self) -> bool:
         """Whether tensors of four dimensions stay as they are."""
-        return self.axis == -3
+        return len(self.split) == 2 and self.heads == (1,) and not self.folded
+
+    @property
+    def folded(self) -> bool:
+        """Whether sequences and heads lie in one axis."""
+        return any(len(parts) > 1 for parts in self.split)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads of the query."""
+        parts = [part for axis in self.split for part in axis]
+        return math.prod(parts[number] for number in self.heads)
 
     def apply(self, tensor: Tensor) -> Tensor:
         """Turn ``(..., length, size)`` into ``(batch, head, length, size)``."""
         if tensor.ndim == 2:
             return tensor[None, None]
-        if tensor.ndim == 3:
-            return tensor.reshape(-1, self.in_batch, *tensor.shape[1:])
-        tensor = tensor.flatten(-4, -3) if self.grouped else tensor.movedim(self.axis, -3)
-        return tensor if tensor.ndim == 4 else tensor.flatten(0, -4)
+        if self.plain and tensor.ndim == 4:
+            return tensor
+        sizes: list[int] = []
+        for held, parts in zip(tensor.shape, self.split, strict=False):
+            sizes += self._parts(held, parts, len(sizes))
+        count = len(sizes)
+        batch = [part for part in range(count) if part not in self.heads]
+        whole = tensor.reshape(*sizes, *tensor.shape[-2:])
+        whole = whole.permute(*batch, *self.heads, count, count + 1)
+        n_batch, n_heads = (math.prod(sizes[p] for p in parts) for parts in (batch, self.heads))
+        return whole.reshape(n_batch, n_heads, *tensor.shape[-2:])
+
+    def _parts(self, held: int, parts: tuple[int, ...], first: int) -> list[int]:
+        """Lengths of the parts of an axis; key and value may have fewer heads than the query."""
+        whole = math.prod(parts)
+        if held == whole or len(parts) == 1:
+            return [held] if len(parts) == 1 else list(parts)
+        return [
+            part * held // whole if first + number in self.heads else part
+            for number, part in enumerate(parts)
+        ]
+
+
+def _of_one_axis(held: int, count: HeadCount) -> Layout:
+    """Read an axis that may hold sequences and heads."""
+    heads = count.in_one_axis(held)
+    counted = heads == count.counted and count.whole
+    if held == 1 or (heads == held and counted and count.batch == 1):
+        return Layout(((held,),), (0,))
+    if heads in (1, held):
+        return Layout(((held,),), (0,) if heads > 1 else (), told=False, counted=counted)
+    return Layout(((held // heads, heads),), (1,), told=False, counted=counted)
