@@ -152,7 +152,7 @@ class QueryKey:
         scores = self.scores(queries)
         if self.sinks is None:
             weights = torch.softmax(scores, dim=-1)
-            if self.mask is not None and bool(weights[..., 0].isnan().any()):
+            if self.mask is not None and bool(weights[..., :1].isnan().any()):
                 weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0)
             return weights.to(self.weights_dtype), None
         sinks = _of_rows(self.sinks, queries).to(scores.dtype).expand(*scores.shape[:3], 1)

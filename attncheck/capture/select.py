@@ -148,6 +148,8 @@ def choose(
         return Chosen(everything, None)
     numbers = everything[choice] if isinstance(choice, slice) else choice
     one = {"heads": "head", "queries": "query"}[argument]
+    if not count:
+        raise ValueError(f"{argument}: the layer has no {argument} to choose from; pass None")
     for number in numbers:
         if not -count <= number < count:
             raise ValueError(
