@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +22,10 @@ Tokens = tuple[tuple[str | int, ...], ...]
 """Tokens of each batch element, one per key position: strings or token ids."""
 
 
+SHOWN: Final = 12
+"""Layers that a message lists."""
+
+
 def head_name(layer: int, head: int) -> str:
     """Name a head the way messages do.
 
@@ -30,7 +36,7 @@ def head_name(layer: int, head: int) -> str:
     return f"L{layer}H{head}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerAttention:
     """Attention weights of one layer, with what is needed to read them.
 
@@ -60,6 +66,8 @@ class LayerAttention:
 
     Example:
         >>> layer = LayerAttention(torch.eye(3).expand(2, 4, 3, 3), name="attn", causal=True)
+        >>> layer
+        LayerAttention('attn', (2, 4, 3, 3) float32, unknown, given, causal)
         >>> layer.batch, layer.n_heads, layer.n_query, layer.n_key
         (2, 4, 3, 3)
         >>> layer.visible()[0, 0].tolist()
@@ -93,6 +101,15 @@ class LayerAttention:
 
     def __getstate__(self) -> dict[str, Any]:
         return state_of(self)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        parts = [repr(self.name), f"{self.shape} {dtype}", self.kind, self.backend]
+        if self.causal:
+            parts.append("causal")
+        if self.status != "exact":
+            parts.append(self.status)
+        return f"LayerAttention({', '.join(parts)})"
 
     @property
     def held(self) -> Tensor | QueryKey:
@@ -237,6 +254,14 @@ class LayerAttention:
         return valid.expand(self.shape[:3])
 
 
+def _number(which: Any) -> int:
+    """Read the number of a layer, of any library."""
+    if not isinstance(which, bool) and not getattr(which, "ndim", 0):
+        with suppress(TypeError):
+            return operator.index(which)
+    raise TypeError(f"layer {which!r}: is {type(which).__name__}; expected a number, name or slice")
+
+
 class AttentionMaps(Sequence[Tensor]):
     """The attention of a model: a sequence of ``(batch, head, query, key)`` tensors.
 
@@ -267,13 +292,32 @@ class AttentionMaps(Sequence[Tensor]):
         return len(self.layers)
 
     def layer(self, which: int | str) -> LayerAttention:
-        """Return a layer by position or by name (its first call)."""
-        if isinstance(which, int):
-            return self.layers[which]
-        for layer in self.layers:
-            if layer.name == which:
-                return layer
-        raise KeyError(f"no layer named {which!r}; the layers are {', '.join(self.names)}")
+        """Return a layer by position or by name (its first call).
+
+        Args:
+            which: Number of the layer, negative from the end, or its name.
+
+        Raises:
+            IndexError: There is no such number.
+            KeyError: There is no such name.
+            TypeError: ``which`` is neither.
+        """
+        if isinstance(which, str):
+            for layer in self.layers:
+                if layer.name == which:
+                    return layer
+            raise KeyError(f"no layer named {which!r}; the layers are {self._listed()}")
+        number = _number(which)
+        if not -len(self) <= number < len(self):
+            there = (
+                f"{len(self)}, 0 to {len(self) - 1}: {self._listed()}" if self.layers else "none"
+            )
+            raise IndexError(f"no layer {number}; there are {there}")
+        return self.layers[number]
+
+    def _listed(self) -> str:
+        """The names of the layers, the first of many."""
+        return ", ".join(self.names[:SHOWN]) + (", ..." if len(self) > SHOWN else "")
 
     @overload
     def __getitem__(self, which: int | str) -> Tensor: ...
