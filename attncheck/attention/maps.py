@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
@@ -12,6 +10,7 @@ from typing import Any, Final, Literal, overload
 import torch
 from torch import Tensor
 
+from attncheck.attention.arguments import whole_numbers
 from attncheck.attention.held import SinkMass, Weights, held_by, held_fields, state_of
 from attncheck.attention.query_key import QueryKey
 from attncheck.tolerances import TOLERANCES, tolerance_for
@@ -21,6 +20,8 @@ __all__ = ["AttentionMaps", "LayerAttention", "Tokens", "head_name"]
 Tokens = tuple[tuple[str | int, ...], ...]
 """Tokens of each batch element, one per key position: strings or token ids."""
 
+
+OF_LAYERS: Final = "LayerAttention; as_attention takes tensors, arrays and model outputs"
 
 SHOWN: Final = 12
 """Layers that a message lists."""
@@ -254,20 +255,15 @@ class LayerAttention:
         return valid.expand(self.shape[:3])
 
 
-def _number(which: Any) -> int:
-    """Read the number of a layer, of any library."""
-    if not isinstance(which, bool) and not getattr(which, "ndim", 0):
-        with suppress(TypeError):
-            return operator.index(which)
-    raise TypeError(f"layer {which!r}: is {type(which).__name__}; expected a number, name or slice")
-
-
 class AttentionMaps(Sequence[Tensor]):
     """The attention of a model: a sequence of ``(batch, head, query, key)`` tensors.
 
     Args:
         layers: One `LayerAttention` per captured call, in execution order.
         tokens: Tokens of each batch element, one per key position.
+
+    Raises:
+        TypeError: ``layers`` holds something else.
 
     Example:
         >>> maps = AttentionMaps([LayerAttention(torch.eye(3)[None, None], name="attn")])
@@ -279,6 +275,9 @@ class AttentionMaps(Sequence[Tensor]):
 
     def __init__(self, layers: Iterable[LayerAttention], *, tokens: Tokens | None = None) -> None:
         self.layers: tuple[LayerAttention, ...] = tuple(layers)
+        for layer in self.layers:
+            if not isinstance(layer, LayerAttention):
+                raise TypeError(f"layers: one is {type(layer).__name__}; expected {OF_LAYERS}")
         self.tokens = tokens
 
     @property
@@ -307,12 +306,10 @@ class AttentionMaps(Sequence[Tensor]):
                 if layer.name == which:
                     return layer
             raise KeyError(f"no layer named {which!r}; the layers are {self._listed()}")
-        number = _number(which)
+        (number,) = whole_numbers([which], "layer", "a number, name or slice")
         if not -len(self) <= number < len(self):
-            there = (
-                f"{len(self)}, 0 to {len(self) - 1}: {self._listed()}" if self.layers else "none"
-            )
-            raise IndexError(f"no layer {number}; there are {there}")
+            range_ = f", 0 to {len(self) - 1}: {self._listed()}" if self.layers else ""
+            raise IndexError(f"no layer {number}; there are {len(self)}{range_}")
         return self.layers[number]
 
     def _listed(self) -> str:

@@ -39,7 +39,7 @@ class Profiler:
         kinds: What layers are, by name or pattern, where a capture cannot tell.
 
     Raises:
-        TypeError: ``evaluator`` is no function, or ``kinds`` no mapping.
+        TypeError: ``evaluator`` is no function, or ``kinds`` no mapping of names.
         ValueError: ``kinds`` holds another word than ``"self"``, ``"cross"`` and ``"unknown"``.
     """
 
@@ -115,6 +115,8 @@ def _checked(kinds: Any) -> Mapping[str, Kind]:
     if not isinstance(kinds, Mapping):
         raise TypeError(f"kinds: {kinds!r}; expected a mapping such as {{'decoder.*': 'cross'}}")
     for name, kind in kinds.items():
+        if not isinstance(name, str):
+            raise TypeError(f"kinds: {name!r} is {type(name).__name__}; expected names of layers")
         if kind not in get_args(Kind):
             words = ", ".join(map(repr, get_args(Kind)))
             raise ValueError(f"kinds: {name!r} is {kind!r}; expected one of {words}")

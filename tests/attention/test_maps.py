@@ -44,7 +44,7 @@ def test_is_a_sequence_of_tensors() -> None:
     for number in (2, -3):
         with pytest.raises(IndexError, match=rf"no layer {number}; .* 0 to 1: layers\.0\.attn, la"):
             maps[number]
-    with pytest.raises(IndexError, match="no layer 0; there are none"):
+    with pytest.raises(IndexError, match="no layer 0; there are 0"):
         AttentionMaps([])[0]
 
 
@@ -144,3 +144,22 @@ def test_other_weights_in_a_layer_are_other_queries() -> None:
     layer = replace(LayerAttention(torch.eye(3)[None, None]), weights=torch.eye(5)[None, None])
     assert layer.query_positions().tolist() == [0, 1, 2, 3, 4]
     assert layer.positional
+
+
+def test_what_is_no_layer_is_named() -> None:
+    for wrong in (None, torch.eye(3), [torch.eye(3)]):
+        with pytest.raises(TypeError, match=r"layers: one is .*; expected LayerAttention; as_at"):
+            AttentionMaps([wrong])  # type: ignore[list-item]
+    with pytest.raises(
+        ValueError, match=r"weights: has shape \(3, 3\); expected \(batch, head, qu"
+    ):
+        LayerAttention(torch.eye(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="weights: is list; expected a tensor or a QueryKey"):
+        LayerAttention([[1.0]])  # type: ignore[arg-type]
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a file that"):
+        AttentionMaps.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*nowhere to write a"):
+        make_maps().save(tmp_path / "nowhere" / "a.safetensors")
