@@ -1,14 +1,14 @@
-"""Plain arguments, checked in one way: numbers within bounds, positions, flags."""
+"""Plain arguments, checked in one way: numbers within bounds, positions, words, flags."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from numbers import Real
 from typing import Any
 
-__all__ = ["flag", "number_within", "whole_numbers"]
+__all__ = ["flag", "number_within", "reasons", "whole_numbers", "words"]
 
 
 def number_within(value: Any, name: str, low: float, high: float, what: str) -> float:
@@ -62,6 +62,42 @@ def whole_numbers(values: Any, name: str, what: str) -> list[int]:
             raise TypeError(f"{name}: {value!r} is {type(value).__name__}; expected {what}")
         found.append(number)
     return found
+
+
+def words(values: Any, name: str, what: str) -> list[str]:
+    """Return words as a list; one word is a list of one.
+
+    Args:
+        values: The words.
+        name: What the message calls them.
+        what: What the message asks for.
+
+    Raises:
+        TypeError: They are no list, or one of them is no string.
+    """
+    listed = [values] if isinstance(values, str) or not isinstance(values, Iterable) else values
+    held = list(listed) if getattr(listed, "ndim", 1) else [values]
+    for word in held:
+        if not isinstance(word, str):
+            raise TypeError(f"{name}: {word!r} is {type(word).__name__}; expected {what}")
+    return held
+
+
+def reasons(values: Any, name: str) -> dict[str, str]:
+    """Return reasons by id; None is none.
+
+    Args:
+        values: A mapping, or None.
+        name: What the message calls it.
+
+    Raises:
+        TypeError: It is no mapping.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name}: is {type(values).__name__}; expected a mapping, reasons by id")
+    return dict(values)
 
 
 def flag(value: Any, name: str) -> bool:
