@@ -16,7 +16,7 @@ from attncheck.attention.look import Look, look_over
 from attncheck.attention.maps import AttentionMaps, LayerAttention
 from attncheck.attention.masks import as_visible
 from attncheck.attention.tokens import as_tokens
-from attncheck.attention.validate import require_floating, require_weights
+from attncheck.attention.validate import require_cells, require_floating, require_weights
 
 __all__ = ["AttentionLike", "as_attention"]
 
@@ -91,15 +91,18 @@ def as_attention(
         bare = not isinstance(attention, LayerAttention)
     if not layers:
         raise ValueError(f"{name}: empty, holds no layer; expected {ACCEPTED}")
+    labels = [name if len(layers) == 1 else f"{name}[{layer.name}]" for layer in layers]
+    for layer, label in zip(layers, labels, strict=True):
+        require_cells(layer.shape, label)
     looks = [look_over(layer) if require == "weights" else None for layer in layers]
     layers = [
         _with_context(layer, mask, causal, bare=bare, look=look)
         for layer, look in zip(layers, looks, strict=True)
     ]
     if require == "weights":
-        for layer, look in zip(layers, looks, strict=True):
+        for layer, look, label in zip(layers, looks, labels, strict=True):
             if look is None or not look.sound:
-                require_weights(layer, name if len(layers) == 1 else f"{name}[{layer.name}]")
+                require_weights(layer, label)
     return AttentionMaps(layers, tokens=as_tokens(tokens, layers))
 
 
@@ -200,8 +203,7 @@ def _four_dimensional(tensor: Tensor, name: str) -> Tensor:
             f"{name}: has {tensor.ndim} dimensions, shape {tuple(tensor.shape)}; expected "
             f"{ACCEPTED}"
         )
-    if tensor.numel() == 0:
-        raise ValueError(f"{name}: empty, shape {tuple(tensor.shape)}")
+    require_cells(tuple(tensor.shape), name)
     return tensor[(None,) * (4 - tensor.ndim)]
 
 

@@ -48,6 +48,13 @@ class Weights:
         return _made(layer, held) if isinstance(held, QueryKey) else held
 
     def __set__(self, layer: object, value: Tensor | QueryKey) -> None:
+        if not isinstance(value, Tensor | QueryKey):
+            raise TypeError(f"weights: is {type(value).__name__}; expected a tensor or a QueryKey")
+        if len(value.shape) != 4:
+            raise ValueError(
+                f"weights: has shape {tuple(value.shape)}; expected (batch, head, query, key). "
+                "as_attention takes (query, key) and (head, query, key) too"
+            )
         vars(layer)[WEIGHTS] = value
 
 

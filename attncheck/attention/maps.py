@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import Tensor
 
+from attncheck.attention.arguments import whole_numbers
 from attncheck.attention.held import SinkMass, Weights, held_by, held_fields, state_of
 from attncheck.attention.query_key import QueryKey
 from attncheck.tolerances import TOLERANCES, tolerance_for
@@ -18,6 +19,12 @@ __all__ = ["AttentionMaps", "LayerAttention", "Tokens", "head_name"]
 
 Tokens = tuple[tuple[str | int, ...], ...]
 """Tokens of each batch element, one per key position: strings or token ids."""
+
+
+OF_LAYERS: Final = "LayerAttention; as_attention takes tensors, arrays and model outputs"
+
+SHOWN: Final = 12
+"""Layers that a message lists."""
 
 
 def head_name(layer: int, head: int) -> str:
@@ -30,7 +37,7 @@ def head_name(layer: int, head: int) -> str:
     return f"L{layer}H{head}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerAttention:
     """Attention weights of one layer, with what is needed to read them.
 
@@ -60,6 +67,8 @@ class LayerAttention:
 
     Example:
         >>> layer = LayerAttention(torch.eye(3).expand(2, 4, 3, 3), name="attn", causal=True)
+        >>> layer
+        LayerAttention('attn', (2, 4, 3, 3) float32, unknown, given, causal)
         >>> layer.batch, layer.n_heads, layer.n_query, layer.n_key
         (2, 4, 3, 3)
         >>> layer.visible()[0, 0].tolist()
@@ -93,6 +102,15 @@ class LayerAttention:
 
     def __getstate__(self) -> dict[str, Any]:
         return state_of(self)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        parts = [repr(self.name), f"{self.shape} {dtype}", self.kind, self.backend]
+        if self.causal:
+            parts.append("causal")
+        if self.status != "exact":
+            parts.append(self.status)
+        return f"LayerAttention({', '.join(parts)})"
 
     @property
     def held(self) -> Tensor | QueryKey:
@@ -244,6 +262,9 @@ class AttentionMaps(Sequence[Tensor]):
         layers: One `LayerAttention` per captured call, in execution order.
         tokens: Tokens of each batch element, one per key position.
 
+    Raises:
+        TypeError: ``layers`` holds something else.
+
     Example:
         >>> maps = AttentionMaps([LayerAttention(torch.eye(3)[None, None], name="attn")])
         >>> maps["attn"].shape == maps[0].shape == (1, 1, 3, 3)
@@ -254,6 +275,9 @@ class AttentionMaps(Sequence[Tensor]):
 
     def __init__(self, layers: Iterable[LayerAttention], *, tokens: Tokens | None = None) -> None:
         self.layers: tuple[LayerAttention, ...] = tuple(layers)
+        for layer in self.layers:
+            if not isinstance(layer, LayerAttention):
+                raise TypeError(f"layers: one is {type(layer).__name__}; expected {OF_LAYERS}")
         self.tokens = tokens
 
     @property
@@ -267,13 +291,30 @@ class AttentionMaps(Sequence[Tensor]):
         return len(self.layers)
 
     def layer(self, which: int | str) -> LayerAttention:
-        """Return a layer by position or by name (its first call)."""
-        if isinstance(which, int):
-            return self.layers[which]
-        for layer in self.layers:
-            if layer.name == which:
-                return layer
-        raise KeyError(f"no layer named {which!r}; the layers are {', '.join(self.names)}")
+        """Return a layer by position or by name (its first call).
+
+        Args:
+            which: Number of the layer, negative from the end, or its name.
+
+        Raises:
+            IndexError: There is no such number.
+            KeyError: There is no such name.
+            TypeError: ``which`` is neither.
+        """
+        if isinstance(which, str):
+            for layer in self.layers:
+                if layer.name == which:
+                    return layer
+            raise KeyError(f"no layer named {which!r}; the layers are {self._listed()}")
+        (number,) = whole_numbers([which], "layer", "a number, name or slice")
+        if not -len(self) <= number < len(self):
+            range_ = f", 0 to {len(self) - 1}: {self._listed()}" if self.layers else ""
+            raise IndexError(f"no layer {number}; there are {len(self)}{range_}")
+        return self.layers[number]
+
+    def _listed(self) -> str:
+        """The names of the layers, the first of many."""
+        return ", ".join(self.names[:SHOWN]) + (", ..." if len(self) > SHOWN else "")
 
     @overload
     def __getitem__(self, which: int | str) -> Tensor: ...

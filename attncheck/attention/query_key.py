@@ -19,7 +19,7 @@ SMALL: Final = 1 << 18
 TENSORS: Final = ("query", "key", "bias", "mask", "rows", "sinks")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QueryKey:
     """Query and key of one layer, with all that its kernel did to their scores.
 
@@ -58,6 +58,8 @@ class QueryKey:
 
     Example:
         >>> record = QueryKey(torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 3, 4), (0, 0), 0.5)
+        >>> record
+        QueryKey(query (1, 2, 3, 4) float32, key (1, 1, 3, 4) float32, scale 0.5)
         >>> record.shape
         (1, 2, 3, 3)
         >>> record.weights()[0][0, 0, 0]
@@ -76,6 +78,18 @@ class QueryKey:
     sinks: Tensor | None = None
     dtype: torch.dtype | None = None
     lasting: bool = True
+
+    def __repr__(self) -> str:
+        held = ((name, getattr(self, name)) for name in TENSORS)
+        parts = [
+            f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            for name, tensor in held
+            if tensor is not None
+        ]
+        parts.append(f"scale {self.scale:.4g}")
+        if self.softcap is not None:
+            parts.append(f"softcap {self.softcap:.4g}")
+        return f"QueryKey({', '.join(parts)}{', causal' if self.causal else ''})"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -152,7 +166,7 @@ class QueryKey:
         scores = self.scores(queries)
         if self.sinks is None:
             weights = torch.softmax(scores, dim=-1)
-            if self.mask is not None and bool(weights[..., 0].isnan().any()):
+            if self.mask is not None and bool(weights[..., :1].isnan().any()):
                 weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0)
             return weights.to(self.weights_dtype), None
         sinks = _of_rows(self.sinks, queries).to(scores.dtype).expand(*scores.shape[:3], 1)

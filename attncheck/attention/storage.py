@@ -23,6 +23,8 @@ TUPLES = ("heads", "queries")
 
 def save_maps(maps: AttentionMaps, path: Path) -> Path:
     """Write maps to ``path``; a crash half-way leaves what was there before."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent} to write {path.name} to")
     tensors, described = {}, []
     for number, layer in enumerate(maps.layers):
         for field in TENSORS:
@@ -49,6 +51,10 @@ def save_maps(maps: AttentionMaps, path: Path) -> Path:
 
 def load_maps(path: Path) -> AttentionMaps:
     """Read what `save_maps` wrote."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"path: {path} is a folder; expected a file that AttentionMaps.save wrote"
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))

@@ -10,7 +10,10 @@ from torch import Tensor
 from attncheck.attention.maps import LayerAttention
 from attncheck.tolerances import TOLERANCES, tolerance_for
 
-__all__ = ["require_floating", "require_weights"]
+__all__ = ["require_cells", "require_floating", "require_weights"]
+
+AXES: Final = (("batch", "sequences"), ("head", "heads"), ("query", "queries"), ("key", "keys"))
+"""Name of each axis, and what lies on it."""
 
 SUMMED: Final = 1 << 18
 """Weights whose float64 copy stays in a processor's cache."""
@@ -44,6 +47,26 @@ def require_floating(tensor: Tensor, name: str) -> Tensor:
             f"{name}: is {tensor.dtype}; expected floating-point weights, not token ids"
         )
     return tensor.to(torch.float32)
+
+
+def require_cells(shape: tuple[int, ...], name: str) -> None:
+    """Reject attention of an axis without entries: there is nothing to judge or to measure.
+
+    Args:
+        shape: ``(..., query, key)``, up to four axes.
+        name: What the message calls the attention.
+
+    Raises:
+        ValueError: Names what there is none of.
+    """
+    axes = AXES[4 - len(shape) :]
+    named = ", ".join(one for one, _ in axes)
+    missing = [many for (_, many), size in zip(axes, shape, strict=True) if size == 0]
+    if missing:
+        raise ValueError(
+            f"{name}: empty, has no {', no '.join(missing)}: ({named}) = {tuple(shape)}; expected "
+            "one sequence of one token at least"
+        )
 
 
 def require_weights(layer: LayerAttention, name: str) -> None:

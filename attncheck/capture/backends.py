@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
+from attncheck.attention.validate import require_cells
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.errors import CaptureError
 from attncheck.tolerances import tolerance_for
@@ -35,7 +38,8 @@ class LayerDifference:
             other keys (total variation, 0 to 1).
         weights: Largest absolute difference of a weight.
         output: Largest absolute difference of what the module returned, relative to its largest
-            value.
+            value. Positions whose query is padding, or sees no key, do not count: backends fill
+            those as they like. NaN where the module returned no tensor to compare.
         future: Largest mass that a query puts on later keys, in this backend.
         future_in_reference: The same in the reference backend.
         departs: Whether ``mass_moved`` is more than rounding.
@@ -126,8 +130,9 @@ def compare_backends(
     """Run a transformers model in several attention backends and compare every layer.
 
     Each backend is captured in itself, by `AttentionExtractor`: a mask that only one of them
-    drops, as ``DogeForCausalLM`` did under sdpa, shows as mass that moved to future keys. The model
-    is left in the backend that it was in.
+    drops, as ``DogeForCausalLM`` did under sdpa, shows as mass that moved to future keys. Queries
+    that are padding are left out of everything that is compared. The model is left in the backend
+    that it was in.
 
     Args:
         model: A transformers model.
@@ -137,8 +142,10 @@ def compare_backends(
         kwargs: For the model.
 
     Raises:
-        TypeError: The model cannot switch its backend.
-        ValueError: Fewer than two backends, or one that the model does not take.
+        TypeError: The model cannot switch its backend, ``backends`` holds no names, or ``atol`` is
+            no number.
+        ValueError: Fewer than two backends, one that the model does not take, a negative ``atol``,
+            or a layer has no sequences, heads, queries or keys.
         CaptureError: A backend's attention cannot be captured; its name is in the message.
 
     Example:
@@ -151,9 +158,8 @@ def compare_backends(
             f"model: {type(model).__name__} cannot switch its attention backend; expected a "
             "transformers model, which has set_attn_implementation"
         )
-    if len(dict.fromkeys(backends)) < 2:
-        raise ValueError(f"backends: {list(backends)}; expected two different names at least")
-    reference, *others = dict.fromkeys(backends)
+    reference, *others = _names(backends)
+    _require_atol(atol)
     with unchanged_backend(model):
         held = _run(model, reference, inputs, kwargs)
         layers: list[LayerDifference] = []
@@ -165,6 +171,31 @@ def compare_backends(
     return BackendComparison(reference, tuple(others), tuple(layers), tuple(unpaired))
 
 
+def _names(backends: Any) -> list[str]:
+    """Return the names of two or more backends, each once."""
+    if isinstance(backends, str) or not isinstance(backends, Iterable):
+        raise TypeError(
+            f"backends: {backends!r} is {type(backends).__name__}; expected two names or more, as "
+            "in ('eager', 'sdpa')"
+        )
+    names = list(backends)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"backends: {name!r} is {type(name).__name__}; expected names")
+    if len(set(names)) < 2:
+        raise ValueError(f"backends: {names}; expected two different names at least")
+    return list(dict.fromkeys(names))
+
+
+def _require_atol(atol: Any) -> None:
+    if atol is None:
+        return
+    if isinstance(atol, bool) or not isinstance(atol, Real):
+        raise TypeError(f"atol: got {type(atol).__name__}; expected a number >= 0, or None")
+    if not 0 <= float(atol) < math.inf:
+        raise ValueError(f"atol: got {atol}; expected a finite number >= 0, or None")
+
+
 @dataclass(eq=False)
 class _Run:
     """One backend's layers, and what their modules returned, by path and call."""
@@ -173,6 +204,7 @@ class _Run:
     outputs: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def take(self, layer: LayerAttention) -> None:
+        require_cells(layer.shape, f"layer {layer.index}, {layer.name}")
         self.layers.append(replace(layer, weights=layer.weights.clone()))
 
     def keeping(self, name: str) -> Any:
@@ -253,15 +285,20 @@ def _difference(
         call=layer.call,
         mass_moved=moved,
         weights=float(error.max()),
-        output=_relative(*outputs),
+        output=_relative(*outputs, valid.any(1)),
         future=_future(two, layer),
         future_in_reference=_future(one, wanted),
         departs=moved > (allowed if atol is None else atol),
     )
 
 
-def _relative(expected: Tensor | None, found: Tensor | None) -> float:
+def _relative(expected: Tensor | None, found: Tensor | None, valid: Tensor) -> float:
+    """Compare what a module returned, at positions ``(batch, query)`` of which a head tells."""
     if expected is None or found is None or expected.shape != found.shape:
+        return float("nan")
+    if expected.shape[:2] == valid.shape:
+        expected, found = expected[valid], found[valid]
+    if not expected.numel():
         return float("nan")
     largest = float(expected.nan_to_num(0).abs().max())
     return float((expected - found).nan_to_num(0).abs().max()) / max(largest, 1e-30)

@@ -75,7 +75,7 @@ class AttentionExtractor:
 
     Raises:
         TypeError: ``model`` is no module, ``layers`` holds neither numbers nor names, or ``heads``
-            or ``queries`` no numbers.
+            or ``queries`` no numbers, or ``on_layer`` or ``evaluator`` is no function.
         ValueError: A name in ``layers`` fits no module; ``device`` does not exist; ``dtype`` is
             none of float64, float32, float16 and bfloat16; ``store`` or ``memory_limit`` is none.
 
@@ -110,6 +110,8 @@ class AttentionExtractor:
         self.model = model
         self.strict = strict
         self._store = checked_store(store)
+        if on_layer is not None and not callable(on_layer):
+            raise TypeError(f"on_layer: {on_layer!r}; expected a function of a layer, or None")
         self._on_layer = on_layer
         self._evaluator = evaluator
         measured = store == "profile"
@@ -261,9 +263,17 @@ class AttentionExtractor:
         """Start capturing until `clear_hooks`, as the ``with`` statement does.
 
         Args:
-            layer_names: Module paths to keep; None: as the extractor was made.
+            layer_names: Module paths to keep, or one; None: as the extractor was made.
+
+        Raises:
+            TypeError: They are no names.
+            ValueError: A name fits no module.
         """
+        if isinstance(layer_names, str):
+            layer_names = [layer_names]
         if layer_names is not None:
+            if not isinstance(layer_names, Iterable):
+                raise TypeError(f"layer_names: {layer_names!r}; expected module paths, or None")
             self._settings = replace(self._settings, layers=self._select(list(layer_names)))
         self.__enter__()
 

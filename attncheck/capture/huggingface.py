@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
 from torch import Tensor, nn
 
 from attncheck.capture.extractor import AttentionExtractor
+from attncheck.capture.select import index_of
 
 __all__ = ["extract_huggingface_attention", "load_huggingface"]
 
@@ -38,7 +40,10 @@ def extract_huggingface_attention(
     Raises:
         ImportError: transformers is not installed.
         OSError: The model or its tokenizer cannot be loaded.
-        ValueError: No such layer or head, or a loaded model without a tokenizer.
+        TypeError: ``model_name`` is neither name nor model, ``text`` no string, ``layer_idx`` or
+            ``head_idx`` no number, or ``tokenizer`` no tokenizer.
+        ValueError: No such layer or head, a text without tokens, or a loaded model without a
+            tokenizer.
         CaptureError: The model's attention cannot be captured.
 
     Example:
@@ -46,20 +51,30 @@ def extract_huggingface_attention(
         ...     "gpt2", "The quick brown fox", layer_idx=5, head_idx=1
         ... )  # doctest: +SKIP
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text: is {type(text).__name__}; expected one string")
+    layer = index_of("layer_idx", layer_idx, "the number of a layer")
+    head = None if head_idx is None else index_of("head_idx", head_idx, "the number of a head")
     if isinstance(model_name, nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer: is None; a loaded model needs tokenizer=...")
         model = model_name
     else:
         model, tokenizer = load_huggingface(model_name, tokenizer)
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(
+            f"tokenizer: is {type(tokenizer).__name__}; expected a tokenizer of transformers"
+        )
     inputs = dict(tokenizer(text, return_tensors="pt", truncation=_is_limited(tokenizer)))
+    if not inputs["input_ids"].numel():
+        raise ValueError(f"text: {text!r} has no tokens")
     device = next((parameter.device for parameter in model.parameters()), None)
     inputs = {name: value.to(device) for name, value in inputs.items()}
-    extractor = AttentionExtractor(model, layers=[layer_idx], heads=head_idx)
+    extractor = AttentionExtractor(model, layers=[layer], heads=head)
     weights = extractor.get_attention(**inputs)[0][0]
     ids = inputs["input_ids"][0].tolist()
     tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
-    return (weights if head_idx is None else weights[0]), tokens
+    return (weights if head is None else weights[0]), tokens
 
 
 def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module, Any]:
@@ -72,7 +87,13 @@ def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module,
     Raises:
         ImportError: transformers is not installed.
         OSError: Nothing that can be loaded has this name; says what to try.
+        TypeError: ``model_name`` is no name.
     """
+    if not isinstance(model_name, str | os.PathLike):
+        raise TypeError(
+            f"model_name: is {type(model_name).__name__}; expected a name on the Hugging Face hub, "
+            "a folder, or a loaded model"
+        )
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError:

@@ -51,8 +51,10 @@ def profile_model(
 
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
-        TypeError: ``kinds`` is no mapping.
-        ValueError: ``tokens`` fit no layer, or ``kinds`` names none or holds another word.
+        TypeError: ``kinds`` is no mapping, or ``evaluator`` no function that returns a
+            `LayerProfile`.
+        ValueError: ``tokens`` fit no layer, ``kinds`` names none or holds another word, or a layer
+            has no sequences, heads, queries or keys.
 
     Example:
         >>> import torch

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, get_args
 
 from attncheck.attention import LayerAttention, head_name
 from attncheck.attention.maps import Tokens
 from attncheck.attention.tokens import as_tokens
+from attncheck.attention.validate import require_cells
 from attncheck.capture.call import Kind
 from attncheck.capture.select import fits
 from attncheck.evaluate import profile_layer
@@ -25,6 +26,9 @@ matrix; shape, mask, positions and visible keys are read without it.
 """
 
 
+MEASURES: Final = "(layer, tokens) -> LayerProfile, such as attncheck.evaluate.profile_layer"
+
+
 class Profiler:
     """Collects the profiles of a capture.
 
@@ -35,7 +39,7 @@ class Profiler:
         kinds: What layers are, by name or pattern, where a capture cannot tell.
 
     Raises:
-        TypeError: ``kinds`` is no mapping.
+        TypeError: ``evaluator`` is no function, or ``kinds`` no mapping of names.
         ValueError: ``kinds`` holds another word than ``"self"``, ``"cross"`` and ``"unknown"``.
     """
 
@@ -45,6 +49,8 @@ class Profiler:
         tokens: Any = None,
         kinds: Mapping[str, Kind] | None = None,
     ) -> None:
+        if not callable(evaluator):
+            raise TypeError(f"evaluator: {evaluator!r}; expected a function {MEASURES}")
         self._evaluator = evaluator
         self._given = tokens
         self._kinds = _checked(kinds)
@@ -53,18 +59,30 @@ class Profiler:
         self._unfit: list[ValueError] = []
 
     def take(self, layer: LayerAttention, tokens: Tokens | None) -> None:
-        """Measure a layer; ``tokens`` are those of the call."""
+        """Measure a layer; ``tokens`` are those of the call.
+
+        Raises:
+            TypeError: The evaluator returned something else than a profile.
+            ValueError: The layer has no sequences, heads, queries or keys.
+        """
         for wanted, kind in self._kinds.items():
             if fits(layer.name, wanted):
                 self._named.add(wanted)
                 layer = layer.changed(kind=kind)
+        require_cells(layer.shape, f"layer {layer.index}, {layer.name}")
         held = tokens if self._given is None else self._given
         try:
             fitting = None if layer.kind == "cross" else as_tokens(held, [layer])
         except ValueError as error:
             fitting = None
             self._unfit.append(error)
-        self._layers.append(self._evaluator(layer, fitting))
+        measured = self._evaluator(layer, fitting)
+        if not isinstance(measured, LayerProfile):
+            raise TypeError(
+                f"evaluator: returned {type(measured).__name__} for layer {layer.name}; expected a "
+                f"function {MEASURES}"
+            )
+        self._layers.append(measured)
 
     def profile(self) -> HeadProfile:
         """Return what was measured.
@@ -97,6 +115,8 @@ def _checked(kinds: Any) -> Mapping[str, Kind]:
     if not isinstance(kinds, Mapping):
         raise TypeError(f"kinds: {kinds!r}; expected a mapping such as {{'decoder.*': 'cross'}}")
     for name, kind in kinds.items():
+        if not isinstance(name, str):
+            raise TypeError(f"kinds: {name!r} is {type(name).__name__}; expected names of layers")
         if kind not in get_args(Kind):
             words = ", ".join(map(repr, get_args(Kind)))
             raise ValueError(f"kinds: {name!r} is {kind!r}; expected one of {words}")

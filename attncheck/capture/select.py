@@ -12,7 +12,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Chosen", "HeadChoice", "LayerChoice", "LayerSelection", "checked", "choose", "fits"]
+__all__ = [
+    "Chosen",
+    "HeadChoice",
+    "LayerChoice",
+    "LayerSelection",
+    "checked",
+    "choose",
+    "fits",
+    "index_of",
+]
 
 LayerChoice: TypeAlias = int | str | slice | range | Iterable[int | str] | None
 """An index (negative counts from the end), a slice or range, a module path (that module and all
@@ -44,7 +53,7 @@ class LayerSelection:
             entries = _entries(layers)
         self._names = [entry for entry in entries if isinstance(entry, str)]
         others = [entry for entry in entries if not isinstance(entry, str)]
-        self._indices = [_index("layers", entry, "indices or names") for entry in others]
+        self._indices = [index_of("layers", entry, "indices or names") for entry in others]
         for wanted in self._names:
             if not any(fits(name, wanted) for name in modules):
                 raise ValueError(f"layers: no module fits {wanted!r}; {_listed(modules)}")
@@ -132,7 +141,7 @@ def checked(choice: HeadChoice, argument: str) -> slice | tuple[int, ...] | None
     if isinstance(choice, slice):
         return _span(argument, choice)
     expected = f"{argument.removesuffix('s').replace('querie', 'query')} numbers"
-    return tuple(_index(argument, entry, expected) for entry in _entries(choice))
+    return tuple(index_of(argument, entry, expected) for entry in _entries(choice))
 
 
 def choose(
@@ -148,6 +157,8 @@ def choose(
         return Chosen(everything, None)
     numbers = everything[choice] if isinstance(choice, slice) else choice
     one = {"heads": "head", "queries": "query"}[argument]
+    if not count:
+        raise ValueError(f"{argument}: the layer has no {argument} to choose from; pass None")
     for number in numbers:
         if not -count <= number < count:
             raise ValueError(
@@ -169,8 +180,17 @@ def _entries(choice: Any) -> list[Any]:
     return list(choice) if several and not isinstance(choice, str) else [choice]
 
 
-def _index(argument: str, entry: Any, expected: str) -> int:
-    """Return an integer of any kind (numpy's, a tensor's) as Python's own."""
+def index_of(argument: str, entry: Any, expected: str) -> int:
+    """Return an integer of any kind (numpy's, a tensor's) as Python's own.
+
+    Args:
+        argument: What the message calls it.
+        entry: The integer.
+        expected: What the message asks for.
+
+    Raises:
+        TypeError: It is none.
+    """
     kind = str(getattr(entry, "dtype", type(entry).__name__))
     if "bool" not in kind:
         with suppress(TypeError):
@@ -181,7 +201,7 @@ def _index(argument: str, entry: Any, expected: str) -> int:
 def _span(argument: str, span: slice) -> slice:
     bounds = (span.start, span.stop, span.step)
     return slice(
-        *(None if bound is None else _index(argument, bound, "whole bounds") for bound in bounds)
+        *(None if bound is None else index_of(argument, bound, "whole bounds") for bound in bounds)
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from attncheck.attention import AttentionLike, AttentionMaps, LayerAttention
+from attncheck.attention.arguments import flag
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.select import HeadSelection
@@ -32,7 +33,10 @@ def check_heads_distinct(
     name: str = "attn",
 ) -> Finding:
     """Find pairs of heads that do the same; arguments and errors as `assert_heads_distinct`."""
+    if min_distance is None:
+        raise TypeError("min_distance: is None; expected a number above 0, up to 1")
     require_tolerance(min_distance, "min_distance")
+    across_layers = flag(across_layers, "across_layers")
     if not 0 < min_distance <= 1:
         raise ValueError(f"min_distance: got {min_distance}; expected above 0, up to 1")
     subject = open_subject(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
@@ -114,9 +116,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not _is_number(value):
-        raise TypeError(f"{name}: cannot read {value!r}; expected {FORMS}")
-    return int(value.__index__())
+    if not isinstance(value, bool) and _is_number(value):
+        with suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: cannot read {value!r}; expected {FORMS}")
 
 
 def _there(layers: Sequence[LayerAttention]) -> str:

@@ -58,7 +58,8 @@ def assert_sink_mass(
     """Assert that the sink mass of each head, the mean over its rows, lies within bounds.
 
     Sink mass is attention on the first visible key, plus that on a learned sink, of the queries
-    behind that key (Xiao et al. 2023; Gu et al. 2024). Uniform attention has some by chance.
+    behind that key (Xiao et al. 2023; Gu et al. 2024). Queries that a sliding window keeps from
+    that key count only where there is a learned sink. Uniform attention has some by chance.
 
     Args:
         attn: Attention weights in any form that `as_attention` takes.

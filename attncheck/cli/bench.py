@@ -49,7 +49,7 @@ product reaches in the same run."""
 EPILOG: Final = """\
 examples:
   attncheck bench                                    the shipped trained model
-  attncheck bench gpt2 --lengths 128,512 --plot cost.png
+  attncheck bench gpt2 --lengths 128 512 --plot cost.png
   attncheck bench mylib.models:make --device cuda    a factory, as for scan
 
 The prompt of the model or factory is repeated to each length.
@@ -69,9 +69,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="as for scan")
     parser.add_argument(
         "--lengths",
-        type=_lengths,
-        metavar="N,N,...",
-        help="tokens (default: 128,256,512,1024, or what the model takes)",
+        nargs="+",
+        action=_Lengths,
+        metavar="N",
+        help="tokens, as 128 512 or 128,512 (default: 128 256 512 1024, or what the model takes)",
     )
     parser.add_argument(
         "--rounds", type=positive, default=ROUNDS, metavar="K", help="at least 5 (default: 5)"
@@ -81,21 +82,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
     parser.add_argument("--plot", metavar="FILE", help="draw time and memory (png, svg, pdf)")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, behind=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    if args.model is not None and args.behind is not None:
+        raise CommandError(f"MODEL: both {args.behind!r} and {args.model!r}; expected one")
+    model = args.model or args.behind
     if args.rounds < ROUNDS:
         raise CommandError(f"--rounds: {args.rounds}; a median needs at least {ROUNDS}")
     picture = _picture(args.plot)
     progress = Progress()
     try:
         with redirect_stdout(sys.stderr):  # what models print must not mix with the result
-            if asks_the_hub(args.model):
-                progress.note(f"{args.model} is no local folder: asking the Hugging Face hub")
+            if asks_the_hub(model):
+                progress.note(f"{model} is no local folder: asking the Hugging Face hub")
             progress.say("loading the model")
-            request = Request(args.model, ids=ids_of(args.tokens), device=args.device)
+            request = Request(model, ids=ids_of(args.tokens), device=args.device)
             table = _measured(load_subject(request), args, progress)
     finally:
         progress.done()
@@ -188,8 +192,26 @@ def _stretched(subject: Subject, length: int) -> Inputs:
     return args, {name: fitted(value) for name, value in subject.kwargs.items()}
 
 
-def _lengths(text: str) -> list[int]:
-    return [positive(word) for word in text.replace(",", " ").split()] or [positive(text)]
+class _Lengths(argparse.Action):
+    """Reads lengths, behind which a model may stand: ``--lengths 128 512 gpt2``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - of every action
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        words = list(values)
+        if len(words) > 1 and namespace.model is None and not words[-1].replace(",", "").isdigit():
+            namespace.behind = words.pop()
+        try:
+            lengths = [positive(word) for word in " ".join(words).replace(",", " ").split()]
+            namespace.lengths = lengths or [positive(words[0])]
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(
+                self, f"{error}; expected lengths such as 128 512 or 128,512"
+            ) from None
 
 
 def _picture(name: str | None) -> Path | None:

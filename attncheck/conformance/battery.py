@@ -8,6 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from attncheck.attention.arguments import reasons, words
 from attncheck.conformance import properties as _properties  # noqa: F401 - fills the registry
 from attncheck.conformance.capabilities import Capabilities
 from attncheck.conformance.design import Plan
@@ -58,7 +59,8 @@ def check_attention(
         The report; print it, or save it as JSON.
 
     Raises:
-        TypeError: ``function`` is no callable.
+        TypeError: ``function`` is no callable, ``capabilities`` no `Capabilities`, ``select`` no
+            words, or ``expected_failures`` no mapping.
         CheckFailure: A property does not hold. One error lists all of them, worst first; its
             ``finding`` is the report.
         ValueError: An unknown effort, or an id that no property has.
@@ -74,7 +76,7 @@ def check_attention(
         matches no scale at all (scores are not divided by sqrt of the head size)
     """
     expected = checked_arguments([function], effort, expected_failures)
-    declared = capabilities or Capabilities()
+    declared = declared_capabilities(capabilities)
     if extension is not None:
         report = _run_extension(function, extension, declared, effort, seed, device, expected)
     else:
@@ -92,7 +94,7 @@ def checked_arguments(
     """Return the expected failures, after a look at what both doors are given.
 
     Raises:
-        TypeError: Something that cannot be called.
+        TypeError: Something that cannot be called, or expected failures that are no mapping.
         ValueError: An unknown effort, or an id that no property has.
     """
     for function in functions:
@@ -103,30 +105,47 @@ def checked_arguments(
             )
     if effort not in EFFORTS:
         raise ValueError(f"effort: expected one of {', '.join(EFFORTS)}, got {effort!r}")
+    held = reasons(expected, "expected_failures")
     known = set(PROPERTIES)
-    for id in expected or {}:
+    for id in held:
         if id not in known:
             near = ", ".join(get_close_matches(id, known)) or "see attncheck.conformance.PROPERTIES"
             raise ValueError(f"expected_failures: no property is called {id!r}; {near}")
-    return dict(expected or {})
+    return held
+
+
+def declared_capabilities(capabilities: Any) -> Capabilities:
+    """Return what was declared; None declares nothing.
+
+    Raises:
+        TypeError: It is something else than `Capabilities`.
+    """
+    if capabilities is None:
+        return Capabilities()
+    if not isinstance(capabilities, Capabilities):
+        raise TypeError(
+            f"capabilities: is {type(capabilities).__name__}; expected attncheck.Capabilities"
+        )
+    return capabilities
 
 
 def select_properties(select: Iterable[str] | None, returns_weights: bool) -> list[Property]:
     """Return the properties of some ids, families or tags.
 
     Raises:
+        TypeError: They are no words.
         ValueError: A word selects nothing.
     """
     entries = [p for p in PROPERTIES.values() if returns_weights or "weights" not in p.tags]
     if select is None:
         return entries
-    words = {select} if isinstance(select, str) else set(select)
+    chosen = set(words(select, "select", "ids, families or tags of properties"))
     known = set(PROPERTIES) | {tag for entry in PROPERTIES.values() for tag in entry.tags}
-    if words - known:
-        near = [name for word in sorted(words - known) for name in get_close_matches(word, known)]
+    if chosen - known:
+        near = [name for word in sorted(chosen - known) for name in get_close_matches(word, known)]
         hint = f"; near: {', '.join(near)}" if near else ""
-        raise ValueError(f"select: nothing is called {', '.join(sorted(words - known))}{hint}")
-    return [entry for entry in entries if entry.id in words or entry.tags & words]
+        raise ValueError(f"select: nothing is called {', '.join(sorted(chosen - known))}{hint}")
+    return [entry for entry in entries if entry.id in chosen or entry.tags & chosen]
 
 
 def run_battery(

@@ -9,7 +9,7 @@ declared as supported is a failure, and so is an implementation that refuses eve
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from attncheck.conformance.case import Case
@@ -68,6 +68,9 @@ class Capabilities:
         """Refuse a misspelt value rather than ignore it."""
         if self.mask not in (None, "none", "bool", "float", "both"):
             raise ValueError(f"mask: expected none, bool, float or both, got {self.mask!r}")
+        for name, held in (("dtypes", self.dtypes), ("ranks", self.ranks)):
+            if held is not None and (isinstance(held, str) or not isinstance(held, Iterable)):
+                raise TypeError(f"{name}: expected a list, got {held!r}")
         for dtype in self.dtypes or ():
             if dtype not in ("float64", "float32", "float16", "bfloat16"):
                 raise ValueError(f"dtypes: {dtype!r} is no floating dtype's name")

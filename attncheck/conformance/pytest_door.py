@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attncheck.conformance.battery import checked_arguments, name_of, select_properties
+from attncheck.conformance.battery import (
+    checked_arguments,
+    declared_capabilities,
+    name_of,
+    select_properties,
+)
 from attncheck.conformance.capabilities import Capabilities
 from attncheck.conformance.design import Plan
 from attncheck.conformance.probe import probe
@@ -116,10 +121,12 @@ def parametrize_with_checks(
 
     if callable(functions):
         raise TypeError("functions: expected a list of callables, got one: put it in brackets")
+    if not isinstance(functions, Iterable):
+        raise TypeError(f"functions: expected a list of callables, got {type(functions).__name__}")
     functions = list(functions)
     expected = checked_arguments(functions, effort, expected_failures)
     settings = _Settings(
-        returns_weights, capabilities or Capabilities(), Plan(effort, seed), device
+        returns_weights, declared_capabilities(capabilities), Plan(effort, seed), device
     )
     parameters = [
         pytest.param(

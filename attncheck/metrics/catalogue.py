@@ -73,7 +73,7 @@ _ENTRIES = (
     Metric(
         "sink_mass",
         "share",
-        "mass on the first visible key and on a learned sink, queries behind that key only",
+        "mass on the first visible key and a learned sink; queries behind that key that see either",
         "Gu et al. 2024 (their alpha_1 also counts the first query, which sees nothing else)",
         measures.sink_mass,
     ),

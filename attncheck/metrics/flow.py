@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike
+from attncheck.attention.arguments import whole_numbers
 from attncheck.metrics.rollout import HeadFusion, mixed_layers
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def attention_flow(
         ``(batch, len(queries), key)``, float64, on the CPU.
 
     Raises:
+        TypeError: An option is of another kind.
         ValueError: A layer is not square, or is cross-attention; an option is out of range.
 
     Example:
@@ -68,6 +70,8 @@ def attention_flow(
     """
     from scipy.sparse.csgraph import maximum_flow
 
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: {progress!r}; expected a function (done, total), or None")
     mixed = mixed_layers(
         attention,
         residual=residual,
@@ -78,7 +82,7 @@ def attention_flow(
         caller="attention_flow",
     )
     batch, n, _ = mixed[0].shape
-    starts = list(range(n)) if queries is None else list(queries)
+    starts = list(range(n)) if queries is None else whole_numbers(queries, "queries", "positions")
     for start in starts:
         if not 0 <= start < n:
             raise ValueError(f"queries: {start} is no position of a sequence of {n}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention, as_attention
+from attncheck.attention.arguments import flag, number_within
 
 __all__ = ["HeadFusion", "attention_rollout", "mixed_layers"]
 
@@ -46,6 +47,7 @@ def attention_rollout(
         ``(batch, query, key)``, float64; rows sum to 1. A row of padding keeps its own position.
 
     Raises:
+        TypeError: An option is of another kind.
         ValueError: A layer is not square, or is cross-attention; an option is out of range.
 
     Example:
@@ -79,9 +81,9 @@ def mixed_layers(
     caller: str,
 ) -> list[Tensor]:
     """Return each layer as one ``(batch, query, key)`` matrix with the residual mixed in."""
-    if not 0 <= residual <= 1:
-        raise ValueError(f"residual: {residual}; expected a share between 0 and 1")
-    if head_fusion not in FUSIONS:
+    residual = number_within(residual, "residual", 0, 1, "a share")
+    chance = flag(chance, "chance")
+    if not isinstance(head_fusion, str) or head_fusion not in FUSIONS:
         raise ValueError(f"head_fusion: {head_fusion!r}; expected one of {', '.join(FUSIONS)}")
     layers = as_attention(attention, mask=mask, causal=causal).layers
     _require_stack(layers, caller)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention, as_attention, head_name
+from attncheck.attention.arguments import flag, number_within
 from attncheck.metrics.blocks import row_sum
 
 __all__ = ["HeadRedundancy", "HeadSimilarity", "head_redundancy", "head_similarity"]
@@ -108,6 +109,7 @@ def head_similarity(
         causal: Whether queries see no later key. Default: as `as_attention` finds it.
 
     Raises:
+        TypeError: ``within_layers`` is no flag.
         ValueError: Layers differ in batch, query or key, so that their rows don't correspond.
 
     Example:
@@ -115,6 +117,7 @@ def head_similarity(
         >>> similarity.names, similarity.distance.tolist()
         (('L0H0', 'L0H1'), [[0.0, 0.0], [0.0, 0.0]])
     """
+    within_layers = flag(within_layers, "within_layers")
     layers = as_attention(attention, mask=mask, causal=causal).layers
     names = tuple(head_name(layer.index, head) for layer in layers for head in layer.heads)
     groups = [[layer] for layer in layers] if within_layers else [list(layers)]
@@ -149,6 +152,7 @@ def head_redundancy(
         causal: Whether queries see no later key. Default: as `as_attention` finds it.
 
     Raises:
+        TypeError: ``threshold`` is no number.
         ValueError: ``threshold`` is not between 0 and 1.
 
     Example:
@@ -157,8 +161,7 @@ def head_redundancy(
         >>> found.redundant, found.share.round(2).tolist()
         (('L0H0', 'L0H1'), [0.67])
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: {threshold}; expected a distance between 0 and 1")
+    threshold = number_within(threshold, "threshold", 0, 1, "a distance")
     maps = as_attention(attention, mask=mask, causal=causal)
     share, nearest = [], []
     for layer in maps.layers:

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from attncheck.attention.arguments import reasons, words
 from attncheck.checks.finding import Finding
 from attncheck.errors import CheckFailure
 from attncheck.model_checks import promises as _promises  # noqa: F401 - fills the registry
@@ -45,6 +46,7 @@ def check_model(
     Raises:
         CheckFailure: A promise is broken. One error lists all of them; its ``finding`` is the
             report.
+        TypeError: ``select`` holds no words, or ``expected_failures`` is no mapping.
         ValueError: A word in ``select`` or ``expected_failures`` that nothing is called.
 
     Example:
@@ -54,7 +56,7 @@ def check_model(
         TransformerEncoderLayer: 1 passed
         ...
     """
-    expected = dict(expected_failures or {})
+    expected = reasons(expected_failures, "expected_failures")
     unknown = sorted(set(expected) - set(PROMISES))
     if unknown:
         raise ValueError(f"expected_failures: no promise is called {', '.join(unknown)}")
@@ -71,15 +73,16 @@ def select_promises(select: Iterable[str] | None) -> list[Promise]:
     """Return the promises of some ids or tags.
 
     Raises:
+        TypeError: They are no words.
         ValueError: A word selects nothing.
     """
     if select is None:
         return list(PROMISES.values())
-    words = {select} if isinstance(select, str) else set(select)
+    chosen = set(words(select, "select", "ids or tags of promises"))
     known = {tag for entry in PROMISES.values() for tag in entry.tags}
-    if words - known:
-        raise ValueError(f"select: nothing is called {', '.join(sorted(words - known))}")
-    return [entry for entry in PROMISES.values() if entry.tags & words]
+    if chosen - known:
+        raise ValueError(f"select: nothing is called {', '.join(sorted(chosen - known))}")
+    return [entry for entry in PROMISES.values() if entry.tags & chosen]
 
 
 def run_promise(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from attncheck.attention.arguments import reasons
 from attncheck.checks.render import render
 from attncheck.errors import CheckFailure
 from attncheck.model_checks.battery import run_promise, select_promises
@@ -66,6 +67,8 @@ def parametrize_with_model_checks(
         expected_failures: Reasons by id; these items are strict xfails.
 
     Raises:
+        TypeError: ``factories`` is no list of functions, ``select`` holds no words, or
+            ``expected_failures`` is no mapping.
         ValueError: An id that no promise has.
 
     Example:
@@ -75,7 +78,18 @@ def parametrize_with_model_checks(
     """
     import pytest
 
-    expected = dict(expected_failures or {})
+    if callable(factories) or not isinstance(factories, Iterable):
+        raise TypeError(
+            f"factories: is {type(factories).__name__}; expected a list of functions that make a "
+            "model: put one in brackets"
+        )
+    factories = list(factories)
+    for factory in factories:
+        if not callable(factory):
+            raise TypeError(
+                f"factories: one is {type(factory).__name__}; expected functions that make a model"
+            )
+    expected = reasons(expected_failures, "expected_failures")
     unknown = sorted(set(expected) - set(PROMISES))
     if unknown:
         raise ValueError(f"expected_failures: no promise is called {', '.join(unknown)}")

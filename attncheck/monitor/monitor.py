@@ -64,7 +64,7 @@ class HeadMonitor:
             does, and writes a file of its own (``heads.rank3.jsonl``). Nothing is exchanged.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module, or ``thresholds`` no `Thresholds`.
         ValueError: An argument makes no sense, or ``path`` is another kind of file.
 
     Example:
@@ -100,6 +100,10 @@ class HeadMonitor:
         self._layers = LayerSelection(layers, list(module_names(self.model).values()))
         self._sequences = sequences
         self._probe = _call_of(probe)
+        if thresholds is not None and not isinstance(thresholds, Thresholds):
+            raise TypeError(
+                f"thresholds: is {type(thresholds).__name__}; expected attncheck.monitor.Thresholds"
+            )
         self._judge = Judge(thresholds or Thresholds())
         self._file: HistoryFile | None = None
         self.history = HeadHistory(about=self._about())

@@ -44,7 +44,18 @@ def new_figure(figsize: tuple[float, float]) -> Figure:
 def folded(title: str, figure: Figure) -> str:
     """Break the lines of a title that are wider than the figure; escape what cannot be drawn."""
     width = max(20, int(figure.get_figwidth() * LETTERS_PER_INCH))
-    return "\n".join(textwrap.fill(drawable(line), width) for line in title.splitlines())
+    return "\n".join(textwrap.fill(drawable(line), width) for line in str(title).splitlines())
+
+
+def checked_axes(ax: Any) -> Axes:
+    """Return the axes to draw into.
+
+    Raises:
+        TypeError: They are none, such as the array that ``plt.subplots(1, 2)`` gives.
+    """
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax: is {type(ax).__name__}; expected one matplotlib Axes, or None")
+    return ax
 
 
 def root_figure(ax: Axes) -> Figure:

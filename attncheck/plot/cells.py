@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from attncheck.attention import AttentionMaps, LayerAttention, head_name
+from attncheck.attention.arguments import whole_numbers
 
 __all__ = ["Cells", "cells_of", "select_batch", "select_head", "select_layers"]
 
@@ -65,6 +66,8 @@ def select_batch(layers: Iterable[LayerAttention], batch: int | None) -> tuple[i
         ValueError: There are several and none was chosen, or there is no such one.
     """
     chosen = []
+    if batch is not None:
+        batch = whole_numbers([batch], "batch", "the number of a sequence")[0]
     for layer in layers:
         if batch is None and layer.batch > 1:
             raise ValueError(

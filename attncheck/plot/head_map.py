@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from attncheck.attention import AttentionLike
 from attncheck.patterns import HeadLabel, HeadLabels, classify_heads
-from attncheck.plot.canvas import folded, new_figure, root_figure, save_figure
+from attncheck.plot.canvas import checked_axes, folded, new_figure, root_figure, save_figure
 from attncheck.plot.labels import LITERAL
 from attncheck.plot.palette import PATTERN_STYLES, ink_on, style_of
 
@@ -65,6 +65,7 @@ def plot_head_map(
     present = [name for name in PATTERN_STYLES if any(label.label == name for label in labels)]
     present += sorted({label.label for label in labels} - set(present))
     colours = [style_of(name)[0] for name in present]
+    ax = checked_axes(ax)
     codes = np.full((len(layers), len(numbers)), np.nan)
     for label in labels:
         row, column = layers.index(label.layer), numbers.index(label.head)

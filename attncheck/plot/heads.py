@@ -143,14 +143,19 @@ def _titles(
     maps: AttentionMaps,
     layers: Sequence[LayerAttention],
     elements: Sequence[int],
-    labels: Sequence[HeadLabel] | None,
+    labels: Any,
 ) -> list[str]:
     """Name each head, with its pattern where there is one."""
     names = [head_name(held.index, number) for held in layers for number in held.heads]
     if labels is None:
         labels = classify_heads(_drawn(maps, layers, elements))
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TypeError(f"labels: is {type(labels).__name__}; expected a list of HeadLabel")
     if not labels:
         return names
+    for label in labels:
+        if not hasattr(label, "label"):
+            raise TypeError(f"labels: {label!r} is {type(label).__name__}; expected HeadLabel")
     if len(labels) != len(names):
         raise ValueError(f"labels: {len(labels)} labels for {len(names)} heads")
     short = len(names) > 24

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 import matplotlib
@@ -12,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from attncheck.attention import AttentionLike, LayerAttention, as_attention, head_name
-from attncheck.plot.canvas import folded, new_figure, root_figure, save_figure
+from attncheck.attention.arguments import number_within
+from attncheck.plot.canvas import checked_axes, folded, new_figure, root_figure, save_figure
 from attncheck.plot.cells import Cells, cells_of, select_batch, select_head, starts_of
 from attncheck.plot.labels import LITERAL, label_axis
 from attncheck.plot.palette import ink_on
@@ -80,7 +82,8 @@ def plot_attention_heatmap(  # noqa: PLR0913 - the classic's seven, others by ke
         The axes; their figure is ``ax.figure``. Nothing is shown, no global state is touched.
 
     Raises:
-        TypeError: ``attention`` is nothing that holds attention.
+        TypeError: ``attention`` is nothing that holds attention, or another argument is of
+            another kind.
         ValueError: Not attention weights, several heads and none chosen, tokens of another
             length, or too many cells to write values into.
 
@@ -104,6 +107,7 @@ def plot_attention_heatmap(  # noqa: PLR0913 - the classic's seven, others by ke
     if ax is None:
         figsize = figsize or _figsize(cells, show_values)
         ax = new_figure(figsize).add_subplot()
+    ax = checked_axes(ax)
     image = draw_cells(ax, cells, cmap=cmap, vmin=vmin, vmax=vmax)
     _name_axes(ax, cells, x_tokens, y_tokens, chosen.weights.shape[2:])
     if show_values:
@@ -121,6 +125,9 @@ def draw_cells(
     ax: Axes, cells: Cells, *, cmap: str, vmin: float | None, vmax: float | None
 ) -> AxesImage:
     """Paint the cells, without ticks or labels, as squares where that leaves them visible."""
+    for name, bound in (("vmin", vmin), ("vmax", vmax)):
+        if bound is not None:
+            number_within(bound, name, -math.inf, math.inf, "a weight")
     colours = matplotlib.colormaps.get_cmap(cmap).with_extremes(bad=HIDDEN_COLOUR)
     rows, columns = cells.values.shape
     aspect: Literal["equal", "auto"] = (
@@ -138,9 +145,9 @@ def _tokens(
     layer: LayerAttention, x: Tokens | None, y: Tokens | None, carried: Tokens | None
 ) -> tuple[Tokens | None, Tokens | None]:
     """Settle what stands on both axes, and check that it fits."""
-    x = carried if x is None else _listed(x)
+    x = carried if x is None else _listed(x, "x_tokens")
     if y is not None:
-        y = _listed(y)
+        y = _listed(y, "y_tokens")
     elif x is not None and layer.positional and len(x) == layer.n_key:
         y = [x[place] for place in layer.query_positions().tolist()]
     for name, tokens, expected, what in (
@@ -152,10 +159,13 @@ def _tokens(
     return x, y
 
 
-def _listed(tokens: Any) -> Tokens:
+def _listed(tokens: Any, name: str) -> Tokens:
     if isinstance(tokens, str):
-        raise ValueError(f"tokens: got one string {tokens[:20]!r}; expected a list of tokens")
-    return list(tokens.tolist() if hasattr(tokens, "tolist") else tokens)
+        raise ValueError(f"{name}: got one string {tokens[:20]!r}; expected a list of tokens")
+    held = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(held, Iterable):
+        raise TypeError(f"{name}: got {type(tokens).__name__}; expected a list of tokens")
+    return list(held)
 
 
 def _figsize(cells: Cells, show_values: bool) -> tuple[float, float]:

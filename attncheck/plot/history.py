@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from attncheck.attention.arguments import words
 from attncheck.monitor import HeadAlert, HeadHistory, units
 from attncheck.plot.canvas import new_figure, save_figure
 from attncheck.plot.labels import LITERAL
@@ -61,6 +62,7 @@ def plot_history(
         save_path: Write the figure there (png, svg, pdf).
 
     Raises:
+        TypeError: ``history`` is none, or ``measures`` holds no names.
         ValueError: The history is empty, or holds none of the measures.
 
     Example:
@@ -73,6 +75,12 @@ def plot_history(
         >>> len(figure.axes), len(figure.axes[0].lines)
         (1, 4)
     """
+    if not isinstance(history, HeadHistory):
+        raise TypeError(
+            f"history: is {type(history).__name__}; expected the history of a HeadMonitor, or "
+            "HeadHistory.load(path)"
+        )
+    measures = words(measures, "measures", "names such as 'entropy'")
     if not len(history):
         raise ValueError("history: holds no samples")
     seen = [MEASURE_OF[alert.kind] for alert in history.alerts if alert.kind in MEASURE_OF]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import matplotlib
@@ -56,7 +56,7 @@ def plot_statistics(
         The figure, one axes per measure first, then their colour bars.
 
     Raises:
-        TypeError: ``attention`` is nothing that holds attention.
+        TypeError: ``attention`` is nothing that holds attention, or ``measures`` no names.
         ValueError: No measure, one that the profile has not, or not attention weights.
 
     Example:
@@ -67,6 +67,10 @@ def plot_statistics(
     """
     if isinstance(measures, str):
         measures = [measures]
+    measures = list(measures) if isinstance(measures, Iterable) else [measures]
+    for name in measures:
+        if not isinstance(name, str):
+            raise TypeError(f"measures: {name!r} is {type(name).__name__}; expected names")
     if not measures:
         raise ValueError("measures: empty; pass names such as 'entropy' or 'sink_mass'")
     profile = (

@@ -62,7 +62,7 @@ def open_capture(
 
     Raises:
         TypeError: ``attention`` is of no accepted kind.
-        ValueError: Not attention, two runs only, or runs of different heads.
+        ValueError: Not attention, two runs only, runs of different heads, or ``device`` is none.
     """
     if runs is not None and not isinstance(runs, Sequence):
         raise TypeError(f"runs: got {type(runs).__name__}; expected a list of captures")
@@ -85,10 +85,21 @@ def open_capture(
     return Capture(
         maps=first,
         records=records_of(profiles),
-        environment=environment_of(profiles[0], torch.device(device or _device(first) or fallback)),
+        environment=environment_of(profiles[0], _named(device or _device(first) or fallback)),
         input=input_hash(first),
         runs=len(profiles),
     )
+
+
+def _named(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device: {device!r} is no device ({reason}); expected what the model ran on, such as "
+            "'cuda:0', or None"
+        ) from None
 
 
 def _device(maps: AttentionMaps | None) -> str | None:

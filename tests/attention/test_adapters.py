@@ -120,6 +120,8 @@ def test_to_bertviz_chooses_a_kind() -> None:
         maps.to_bertviz(kind="causal")
     with pytest.raises(ValueError, match="no sequence 2 in a batch of 2"):
         maps.to_bertviz(kind="self", element=2)
+    with pytest.raises(TypeError, match="element: 'x' is str; expected the number of a sequence"):
+        maps.to_bertviz(kind="self", element="x")  # type: ignore[arg-type]
 
 
 def test_arguments_of_bertviz() -> None:

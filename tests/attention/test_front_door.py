@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +122,33 @@ def test_the_error_names_the_layer_and_the_argument() -> None:
     good = LayerAttention(uniform(1, 1, 3, 3), name="decoder.1.attn")
     with pytest.raises(ValueError, match=r"^weights\[decoder.2.attn\]: rows do not sum"):
         as_attention(AttentionMaps([good, bad]), name="weights")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((0, 2, 3, 3), "has no sequences: (batch, head, query, key) = (0, 2, 3, 3)"),
+        ((1, 0, 3, 3), "has no heads: "),
+        ((1, 2, 0, 3), "has no queries: "),
+        ((1, 2, 3, 0), "has no keys: "),
+        ((1, 2, 0, 0), "has no queries, no keys: (batch, head, query, key) = (1, 2, 0, 0)"),
+    ],
+)
+@pytest.mark.parametrize("require", ["weights", "shape"])
+def test_an_axis_without_entries_is_named(shape: tuple[int, ...], words: str, require: Any) -> None:
+    weights = torch.zeros(shape)
+    layer = LayerAttention(weights, name="attn")
+    for held in (weights, layer, AttentionMaps([layer]), {"attentions": (weights,)}):
+        with pytest.raises(ValueError, match=re.escape(words)) as caught:
+            as_attention(held, require=require)
+        assert str(caught.value).startswith("attention")
+
+
+def test_an_empty_layer_among_others_is_named() -> None:
+    layers = [LayerAttention(uniform(1, 2, 3, n), name=f"memory.{n}") for n in (3, 2)]
+    layers.append(LayerAttention(torch.zeros(1, 2, 3, 0), name="memory.0"))
+    with pytest.raises(ValueError, match=r"^attention\[memory\.0\]: empty, has no keys"):
+        as_attention(AttentionMaps(layers))
 
 
 def test_shape_only_leaves_values_to_the_caller() -> None:

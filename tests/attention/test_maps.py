@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,8 +41,28 @@ def test_is_a_sequence_of_tensors() -> None:
     assert repr(maps) == "AttentionMaps(2 layers, 6 heads, float16/float32)"
     with pytest.raises(KeyError, match=r"no layer named 'x'; the layers are layers\.0\.attn"):
         maps["x"]
-    with pytest.raises(IndexError):
-        maps[2]
+    for number in (2, -3):
+        with pytest.raises(IndexError, match=rf"no layer {number}; .* 0 to 1: layers\.0\.attn, la"):
+            maps[number]
+    with pytest.raises(IndexError, match="no layer 0; there are 0"):
+        AttentionMaps([])[0]
+
+
+def test_numbers_of_any_library_choose_a_layer_and_nothing_else_does() -> None:
+    maps = make_maps()
+    assert maps[np.int64(1)] is maps[torch.tensor(1)] is maps[1]  # type: ignore[call-overload]
+    for wrong in (None, 1.0, True, (0, 1), torch.tensor([1])):
+        with pytest.raises(TypeError, match="expected a number, name or slice"):
+            maps[wrong]  # type: ignore[call-overload]
+
+
+def test_layers_are_shown_without_their_numbers() -> None:
+    first, second = make_maps().layers
+    assert (
+        repr(first)
+        == "LayerAttention('layers.0.attn', (2, 4, 3, 3) float32, unknown, given, causal)"
+    )
+    assert repr(second).endswith("(2, 2, 3, 3) float16, self, sdpa, unfaithful)")
 
 
 def test_a_layer_knows_its_shape_and_fills_its_defaults() -> None:
@@ -123,3 +144,22 @@ def test_other_weights_in_a_layer_are_other_queries() -> None:
     layer = replace(LayerAttention(torch.eye(3)[None, None]), weights=torch.eye(5)[None, None])
     assert layer.query_positions().tolist() == [0, 1, 2, 3, 4]
     assert layer.positional
+
+
+def test_what_is_no_layer_is_named() -> None:
+    for wrong in (None, torch.eye(3), [torch.eye(3)]):
+        with pytest.raises(TypeError, match=r"layers: one is .*; expected LayerAttention; as_at"):
+            AttentionMaps([wrong])  # type: ignore[list-item]
+    with pytest.raises(
+        ValueError, match=r"weights: has shape \(3, 3\); expected \(batch, head, qu"
+    ):
+        LayerAttention(torch.eye(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="weights: is list; expected a tensor or a QueryKey"):
+        LayerAttention([[1.0]])  # type: ignore[arg-type]
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a file that"):
+        AttentionMaps.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*nowhere to write a"):
+        make_maps().save(tmp_path / "nowhere" / "a.safetensors")

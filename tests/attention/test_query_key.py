@@ -178,3 +178,15 @@ def test_the_front_door_leaves_a_record_a_record() -> None:
     layer = LayerAttention(PLAIN)
     opened = as_attention(layer, mask=[1, 1, 1, 1, 1, 0], causal=False, require="shape")
     assert opened.layers[0].query_key is PLAIN
+
+
+def test_a_record_is_shown_by_its_shapes_and_makes_no_weights() -> None:
+    whole = RECORDS["all"]
+    assert repr(whole) == (
+        "QueryKey(query (2, 4, 5, 3) float32, key (2, 1, 6, 3) float32, bias (1, 4, 5, 6) float32, "
+        "mask (1, 1, 5, 6) float32, rows (5,) int64, sinks (1, 4, 1, 1) float32, scale 1.3, "
+        "softcap 1.5, causal)"
+    )
+    layer = LayerAttention(replace(PLAIN, lasting=False), name="attn")  # type: ignore[arg-type]
+    assert repr(layer) == "LayerAttention('attn', (2, 4, 5, 6) float32, unknown, given)"
+    assert layer.query_key is not None

@@ -70,11 +70,33 @@ def test_the_reference_may_be_the_faulty_one(monkeypatch: pytest.MonkeyPatch) ->
     assert comparison.first.future_in_reference > 0.5
 
 
-def test_padding_rows_do_not_count() -> None:
+@pytest.mark.parametrize("padding", [slice(0, 5), slice(8, None), slice(None)])
+@pytest.mark.parametrize("backends", [["eager", "sdpa"], ["sdpa", "eager"]])
+def test_padding_rows_do_not_count(padding: slice, backends: list[str]) -> None:
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[0, padding] = 0
+    comparison = compare_backends(
+        llama(), IDS.expand(2, -1), attention_mask=mask, backends=backends
+    )
+    assert comparison.agree
+    assert all(layer.output < 1e-5 for layer in comparison.layers)
+
+
+def test_outputs_that_differ_are_told_beside_padding() -> None:
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[0, :5] = 0
-    comparison = compare_backends(llama(), IDS.expand(2, -1), attention_mask=mask)
-    assert comparison.agree
+    model = llama()
+
+    def disturb(module: nn.Module, _: Any, output: Any) -> Any:
+        if model.config._attn_implementation == "sdpa":
+            output[0][1, 3] += output[0].abs().max()
+        return output
+
+    handle = model.layers[2].self_attn.register_forward_hook(disturb)
+    comparison = compare_backends(model, IDS.expand(2, -1), attention_mask=mask)
+    handle.remove()
+    assert comparison.layers[2].output > 0.5
+    assert all(layer.output < 1e-5 for layer in comparison.layers[:2])
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -118,3 +140,19 @@ def test_what_cannot_be_compared_is_said() -> None:
         compare_backends(llama(), IDS, backends=["sdpa", "sdpa"])
     with pytest.raises(ValueError, match="takes no 'nonsense'"):
         compare_backends(llama(), IDS, backends=["sdpa", "nonsense"])
+    for backends, words in (
+        ("sdpa", "'sdpa' is str; expected two names or more"),
+        (3, "3 is int; expected two names or more"),
+        (["sdpa", None], "None is NoneType; expected names"),
+    ):
+        with pytest.raises(TypeError, match=f"^backends: {words}"):
+            compare_backends(llama(), IDS, backends=backends)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("atol", "error"),
+    [("x", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)],
+)
+def test_a_tolerance_that_is_none_is_named(atol: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^atol: got .*; expected a"):
+        compare_backends(llama(), IDS, atol=atol)

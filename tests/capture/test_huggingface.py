@@ -76,6 +76,41 @@ def test_what_does_not_exist(folder: Path) -> None:
         extract_huggingface_attention(model, "the cat", head_idx=2, tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"text": None}, "text: is NoneType; expected one string"),
+        ({"text": ["the cat", "sat"]}, "text: is list"),
+        ({"layer_idx": "last"}, "layer_idx: 'last' is str; expected the number of a layer"),
+        ({"layer_idx": None}, "layer_idx: None"),
+        ({"head_idx": [0, 1]}, "head_idx: .* is list; expected the number of a head"),
+        ({"head_idx": 1.0}, "head_idx: 1.0 is float"),
+        ({"tokenizer": "bert"}, "tokenizer: is str; expected a tokenizer"),
+        ({"model_name": 3, "tokenizer": None}, "model_name: is int; expected a name .*, a folder"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(
+    folder: Path, arguments: dict[str, Any], words: str
+) -> None:
+    model, tokenizer = load(folder)
+    given = {"model_name": model, "text": "the cat", "tokenizer": tokenizer, **arguments}
+    with pytest.raises(TypeError, match=f"^{words}"):
+        extract_huggingface_attention(**given)
+
+
+def test_a_text_without_tokens(folder: Path) -> None:
+    model, tokenizer = load(folder)
+
+    class Bare:
+        def __call__(self, text: str, **options: Any) -> Any:
+            return tokenizer(text, add_special_tokens=False, **options)
+
+        convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+
+    with pytest.raises(ValueError, match=r"^text: '' has no tokens"):
+        extract_huggingface_attention(model, "", tokenizer=Bare())
+
+
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match=r"cannot load .*HF_HUB_OFFLINE"):

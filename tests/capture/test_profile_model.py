@@ -139,3 +139,48 @@ def test_nan_weights_are_told() -> None:
     lines = {line[:4]: line for line in profile.table().splitlines()}
     assert lines["L1H1"].split()[1:] == ["nan"] * 5
     assert "nan" not in lines["L1H0"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((0, 5, 16), "no sequences"), ((2, 0, 16), "no queries, no keys")]
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_an_input_without_tokens_or_sequences_is_said(
+    shape: tuple[int, ...], words: str, own: bool
+) -> None:
+    model = stack(by_hand if own else attend, 1)
+    with pytest.raises(ValueError, match=rf"^layer 0, 0: empty, has {words}: \(batch, head"):
+        profile_model(model, torch.zeros(shape))
+    extractor = AttentionExtractor(model, store="profile")
+    with pytest.raises(ValueError, match=f"has {words}"):
+        extractor.watch(torch.zeros(shape))
+    for store in ("weights", "qk"):
+        maps = AttentionExtractor(model, store=store).get_attention(torch.zeros(shape))
+        assert maps[0].shape == (shape[0], 4, shape[1], shape[1])
+        with pytest.raises(ValueError, match=f"has {words}"):
+            profile_attention(maps)
+
+
+def by_hand(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
+def test_no_tokens_under_a_mask_are_captured_too() -> None:
+    def masked(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.zeros(1, 1, q.shape[2], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    model = stack(masked, 1)
+    assert AttentionExtractor(model).get_attention(X[:, :0])[0].shape == (2, 4, 0, 0)
+    with pytest.raises(ValueError, match="queries: the layer has no queries to choose from"):
+        AttentionExtractor(model, queries=-1).get_attention(X[:, :0])
+
+
+def test_what_is_no_evaluator_is_named() -> None:
+    model = stack(attend, 1)
+    with pytest.raises(TypeError, match=r"^evaluator: 3; expected a function \(layer, tokens\)"):
+        profile_model(model, X, evaluator=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^evaluator: 'dense'; expected"):
+        AttentionExtractor(model, evaluator="dense")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="evaluator: returned NoneType for layer 0; expected"):
+        profile_model(model, X, evaluator=lambda layer, tokens: None)  # type: ignore[arg-type, return-value]

@@ -187,3 +187,16 @@ def test_bounds_of_a_slice_are_integers(argument: str) -> None:
         AttentionExtractor(stack(attend), **{argument: slice(0.5, 2)})
     span = slice(np.int64(1), None)
     assert len(AttentionExtractor(stack(attend), **{argument: span}).get_attention(X)) > 0
+
+
+def test_what_hooks_are_registered_for() -> None:
+    model = stack(attend, 2)
+    extractor = AttentionExtractor(model)
+    extractor.register_hooks("1")
+    model(X)
+    assert extractor.maps.names == ("1",)
+    extractor.clear_hooks()
+    with pytest.raises(TypeError, match=r"^layer_names: 3; expected module paths"):
+        extractor.register_hooks(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^on_layer: 'print'; expected a function of a layer"):
+        AttentionExtractor(model, on_layer="print")  # type: ignore[arg-type]

@@ -187,6 +187,7 @@ def test_layers_may_be_named_cross_attention() -> None:
     ("kinds", "error", "says"),
     [
         ("cross", TypeError, "kinds: 'cross'; expected a mapping"),
+        ({0: "cross"}, TypeError, "kinds: 0 is int; expected names of layers"),
         ({"Reader": "both"}, ValueError, "kinds: 'Reader' is 'both'; expected one of 'self'"),
         ({"decoder": "cross"}, ValueError, "kinds: no layer fits 'decoder'; there are Reader"),
     ],

@@ -181,3 +181,7 @@ def test_distinct_arguments() -> None:
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match="min_distance: got"):
             assert_heads_distinct(random_weights(2, 4, 4), min_distance=wrong)
+    with pytest.raises(TypeError, match="min_distance: is None"):
+        assert_heads_distinct(random_weights(2, 4, 4), min_distance=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="across_layers: got str; expected True or False"):
+        assert_heads_distinct(random_weights(2, 4, 4), across_layers="all")  # type: ignore[arg-type]

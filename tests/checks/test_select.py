@@ -83,3 +83,9 @@ def test_mask_and_sink_go_with_the_head() -> None:
     shared = narrow(LayerAttention(torch.ones(1, 2, 1, 3), mask=mask[:, :1]), [1])
     assert shared.mask is not None
     assert shared.mask.shape == (1, 1, 1, 3)
+
+
+@pytest.mark.parametrize("heads", [torch.tensor(1.0), [torch.tensor(1.0)], np.array(None)])
+def test_a_number_that_is_not_whole_is_named(heads: Any) -> None:
+    with pytest.raises(TypeError, match=r"heads: cannot read .*; expected"):
+        select_heads(LAYERS, heads)

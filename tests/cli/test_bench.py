@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from attncheck.cli import main
+from attncheck.cli import bench, main
+from attncheck.cli.problem import CommandError
 
 HERE = "tests.cli.factories"
 Capture = pytest.CaptureFixture[str]
@@ -51,6 +52,33 @@ def test_lengths_beyond_the_model_are_left_out(capsys: Capture) -> None:
     held = bench_json(capsys, "--lengths", "16,64")
     assert held["left_out"] == [{"way": "", "length": 64, "reason": "the model takes 32 tokens"}]
     assert {cost["length"] for cost in held["costs"]} == {16}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--lengths", "5", "9"],
+        ["--lengths", "5,9"],
+        ["--lengths", "5, 9"],
+        ["--lengths", "5,", "9", f"{HERE}:encoder"],
+        ["--lengths", "5,9", f"{HERE}:encoder"],
+        [f"{HERE}:encoder", "--lengths", "5", "9"],
+    ],
+)
+def test_lengths_with_commas_or_without(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    seen: list[tuple[str | None, list[int]]] = []
+
+    def measured(subject: Any, args: Any, progress: Any) -> Any:
+        seen.append((subject.name, args.lengths))
+        raise CommandError("seen")
+
+    monkeypatch.setattr(bench, "_measured", measured)
+    assert main(["bench", *arguments]) == 2
+    [(name, lengths)] = seen
+    assert lengths == [5, 9]
+    assert ("encoder" in (name or "")) == (f"{HERE}:encoder" in arguments)
 
 
 def test_a_factory_whose_inputs_are_no_ids(capsys: Capture) -> None:
@@ -120,6 +148,7 @@ def test_an_interrupt_keeps_what_is_done(capsys: Capture) -> None:
         (["--device", "cuda:77"], "--device cuda:77: not available here"),
         (["nowhere.at:all"], "cannot import nowhere.at"),
         (["--tokens", "x"], "--tokens: 'x'; expected token ids"),
+        (["--lengths", "8", "a", "--quick", "b"], "MODEL: both 'a' and 'b'; expected one"),
     ],
 )
 def test_wrong_use_is_one_line(capsys: Capture, arguments: list[str], message: str) -> None:
@@ -134,4 +163,4 @@ def test_lengths_must_be_numbers(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--lengths", "128,x"])
     assert stopped.value.code == 2
-    assert "'x' is no positive number" in capsys.readouterr().err
+    assert "'x' is no positive number; expected lengths such as" in capsys.readouterr().err

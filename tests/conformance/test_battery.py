@@ -354,3 +354,28 @@ def test_threads_are_left_as_they_were() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"select": 3}, "select: 3 is int; expected ids, families or tags"),
+        ({"select": [1]}, "select: 1 is int"),
+        ({"expected_failures": ["scale"]}, "expected_failures: is list; expected a mapping"),
+        ({"capabilities": {"gqa": False}}, "capabilities: is dict; expected attncheck.Capab"),
+        ({"capabilities": ()}, "capabilities: is tuple"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=f"^{words}"):
+        check_attention(einsum_attention, effort="quick", **arguments)
+    with pytest.raises(TypeError, match=f"^{words}"):
+        attncheck.parametrize_with_checks([einsum_attention], **arguments)
+
+
+def test_lists_that_are_none_are_named() -> None:
+    with pytest.raises(TypeError, match="functions: expected a list of callables, got int"):
+        attncheck.parametrize_with_checks(3)  # type: ignore[arg-type]
+    for arguments in ({"dtypes": "float32"}, {"dtypes": 3}, {"ranks": 4}):
+        with pytest.raises(TypeError, match=r"^(dtypes|ranks): expected a list, got"):
+            Capabilities(**arguments)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import networkx
 import pytest
@@ -111,3 +112,24 @@ def test_what_it_refuses() -> None:
         attention_flow(torch.full((2, 4), 0.25))
     with pytest.raises(ValueError, match="is cross-attention"):
         attention_flow(LayerAttention(torch.eye(3)[None, None], kind="cross"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"queries": 3}, "queries: 3 is int; expected a list of positions"),
+        ({"queries": "12"}, "queries: '12' is str; expected a list"),
+        ({"queries": [1, 1.5]}, "queries: 1.5 is float; expected positions"),
+        ({"queries": [True]}, "queries: True is bool"),
+        ({"progress": True}, r"progress: True; expected a function \(done, total\)"),
+        ({"residual": None}, "residual: got NoneType; expected a share, 0 to 1"),
+    ],
+)
+def test_options_of_another_kind_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=f"^{words}"):
+        attention_flow(torch.eye(4), **options)
+
+
+def test_queries_may_be_numbers_of_any_library() -> None:
+    found = attention_flow(torch.eye(4), queries=torch.tensor([2, 0]))
+    assert_close(found, attention_flow(torch.eye(4), queries=[2, 0]))

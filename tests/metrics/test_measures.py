@@ -268,6 +268,7 @@ def test_sliding_window_rows_that_cannot_see_the_first_key_do_not_count() -> Non
     values, valid = METRICS["sink_mass"].rows(learned)
     assert valid[0, 0].tolist() == [False, True, True, True, True, True]
     assert values[0, 0, 1:].tolist() == pytest.approx([3 / 4, 2 / 3, 1 / 2, 1 / 2, 1 / 2])
+    assert METRICS["sink_mass"].summary.endswith("queries behind that key that see either")
 
 
 def test_a_learned_sink_leaves_the_shape_over_keys_alone() -> None:

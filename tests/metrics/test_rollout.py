@@ -133,6 +133,12 @@ def test_options_out_of_range() -> None:
         attention_rollout(torch.eye(3), residual=2)
     with pytest.raises(ValueError, match="head_fusion: 'sum'; expected one of mean, max, min"):
         attention_rollout(torch.eye(3), head_fusion="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="head_fusion: \\['max'\\]; expected one of"):
+        attention_rollout(torch.eye(3), head_fusion=["max"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="residual: got str; expected a share, 0 to 1"):
+        attention_rollout(torch.eye(3), residual="half")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="chance: got Tensor; expected True or False"):
+        attention_rollout(torch.eye(3), chance=torch.ones(2))  # type: ignore[arg-type]
 
 
 def test_layers_of_other_lengths() -> None:

@@ -164,3 +164,17 @@ def test_redundancy_per_layer() -> None:
 def test_redundancy_threshold_is_a_distance(threshold: float) -> None:
     with pytest.raises(ValueError, match="threshold: "):
         head_redundancy(torch.eye(3), threshold=threshold)
+
+
+def test_options_of_another_kind_are_named() -> None:
+    weights = torch.eye(3).repeat(2, 1, 1)
+    for threshold in (None, "x", [0.1], True, torch.ones(2)):
+        with pytest.raises(TypeError, match=r"^threshold: got .*; expected a distance, 0 to 1"):
+            head_redundancy(weights, threshold=threshold)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^threshold: nan; expected"):
+        head_redundancy(weights, threshold=math.nan)
+    assert head_redundancy(weights, threshold=torch.tensor(0.5)).threshold == 0.5  # type: ignore[arg-type]
+    for flag in (None, "no", torch.ones(2)):
+        with pytest.raises(TypeError, match=r"^within_layers: got .*; expected True or False"):
+            head_similarity(weights, within_layers=flag)  # type: ignore[arg-type]
+    assert head_similarity(weights, within_layers=np.True_).names  # type: ignore[arg-type]

@@ -112,3 +112,23 @@ def test_factories_make_models() -> None:
     made, check = marked.args[1][0].values
     with pytest.raises(TypeError, match=r"made dict; expected a model"):
         check(made)
+    for wrong in (dict, 3, None):
+        with pytest.raises(TypeError, match=r"factories: is .*; expected a list of functions"):
+            attncheck.parametrize_with_model_checks(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="factories: one is str; expected functions"):
+        attncheck.parametrize_with_model_checks(["gpt2"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"select": 3}, "select: 3 is int; expected ids or tags"),
+        ({"select": ["mask", None]}, "select: None is NoneType"),
+        ({"expected_failures": ["mask"]}, "expected_failures: is list; expected a mapping"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=f"^{words}"):
+        check_model(Decoder(), token_ids(), **arguments)
+    with pytest.raises(TypeError, match=f"^{words}"):
+        attncheck.parametrize_with_model_checks([Decoder], **arguments)

@@ -212,6 +212,8 @@ def test_arguments_are_checked() -> None:
         HeadMonitor(3)
     with pytest.raises(ValueError, match="every: got 0"):
         HeadMonitor(model, 0)
+    with pytest.raises(TypeError, match=r"thresholds: is dict; expected attncheck.monitor.Thr"):
+        HeadMonitor(model, thresholds={"dead": 0.1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on_alert: got 'shout'"):
         HeadMonitor(model, on_alert="shout")
     with pytest.raises(ValueError, match="layers: no module fits"):

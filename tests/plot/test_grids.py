@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,25 @@ def test_statistics_are_those_of_the_profile() -> None:
     assert figure.axes[1].images[0].get_clim() == (0, profile["effective_keys"].max())
     units = [ax.get_ylabel() for ax in figure.axes[3:]]
     assert units == ["share", "keys", "share"]
+
+
+@pytest.mark.parametrize(
+    ("plot", "arguments", "message"),
+    [
+        (plot_heads, {"labels": 3}, "labels: is int; expected a list of HeadLabel"),
+        (plot_heads, {"labels": "ab"}, "labels: is str"),
+        (plot_heads, {"labels": ["a", "b"]}, "labels: 'a' is str; expected HeadLabel"),
+        (plot_heads, {"batch": 0.5}, "batch: 0.5 is float"),
+        (plot_statistics, {"measures": 3}, "measures: 3 is int; expected names"),
+        (plot_statistics, {"measures": [None]}, "measures: None is NoneType"),
+        (plot_head_map, {"ax": "left"}, "ax: is str; expected one matplotlib Axes"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    plot: Callable[..., object], arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        plot(torch.eye(8).expand(2, 8, 8), **arguments)
 
 
 def test_statistics_name_unknown_measures() -> None:

@@ -183,6 +183,26 @@ def test_wrong_choices_say_what_to_do(
         plot_attention_heatmap(weights(*shape), **chosen)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"x_tokens": 3}, "x_tokens: got int; expected a list of tokens"),
+        ({"y_tokens": True}, "y_tokens: got bool"),
+        ({"batch": "first"}, "batch: 'first' is str; expected the number of a sequence"),
+        ({"vmin": "low"}, "vmin: got str; expected a weight"),
+        ({"vmax": [1]}, "vmax: got list"),
+        ({"ax": np.array([None])}, "ax: is ndarray; expected one matplotlib Axes"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        plot_attention_heatmap(weights(4, 4), **chosen)
+
+
+def test_a_title_may_be_anything() -> None:
+    assert plot_attention_heatmap(weights(4, 4), title=3).get_title() == "3"  # type: ignore[arg-type]
+
+
 def test_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="apply softmax"):
         plot_attention_heatmap(torch.randn(4, 4).sub(9))

@@ -57,3 +57,8 @@ def test_empty_histories_and_unknown_measures_are_refused() -> None:
         plot_history(HeadHistory())
     with pytest.raises(ValueError, match="none of speed was measured"):
         plot_history(history(steps=2), ["speed"])
+    with pytest.raises(TypeError, match="history: is list; expected the history of a HeadMonitor"):
+        plot_history([])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="measures: 3 is int; expected names"):
+        plot_history(history(), 3)  # type: ignore[arg-type]
+    assert len(plot_history(history(), "normalized_entropy").axes) == 2

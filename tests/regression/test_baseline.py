@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from attncheck import BaselineError, profile_attention
 from attncheck.regression import Baseline, HeadRecord, judge, records_of
 from attncheck.regression.baseline import WeightsFile
+from attncheck.regression.capture import open_capture
 from attncheck.regression.environment import Environment
 from attncheck.regression.variants import read_baseline
 from tests.checks.samples import causal_weights
@@ -130,3 +132,9 @@ def test_nothing_that_json_cannot_say_is_written() -> None:
     head = HeadRecord("L0H0", "uniform", {"entropy": float("nan")}, {})
     with pytest.raises(ValueError, match="nan is no number"):
         Baseline("t", HERE, (head,)).to_text()
+
+
+@pytest.mark.parametrize("device", ["gpu0", -3, 1.5])
+def test_a_device_that_is_none_is_named(device: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^device: {device!r} is no device .*; expected what"):
+        open_capture(causal_weights(heads=2, n=6, seed=0), device=device)
