@@ -131,6 +131,11 @@ class Sink(Protocol):
         """How often the model was called so far."""
         ...
 
+    @property
+    def records(self) -> int:
+        """How many calls of attention were reported so far."""
+        ...
+
     def inside(self) -> AbstractContextManager[None]:
         """Keep other recorders silent: what runs inside belongs to one call."""
         ...

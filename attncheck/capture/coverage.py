@@ -132,11 +132,12 @@ class Coverage:
             self._on_model(args, kwargs)
 
     def _on_script(self, function: Any) -> None:
-        elsewhere = threading.get_ident() != self._thread
-        if elsewhere or self._session.busy or type(function) is not torch.jit.ScriptFunction:
-            return  # methods are told by their modules
+        if threading.get_ident() != self._thread or self._session.busy:
+            return
         place = self._session.here()
-        if place is not None and scripts_attention(function):
+        if place is None or isinstance(place[0], torch.jit.ScriptModule):
+            return  # told as a module
+        if scripts_attention(function):
             self._session.unreadable(place[1], SCRIPTED_CALL, "Call it without torch.jit.script")
 
     def _on_return(self) -> None:

@@ -108,6 +108,8 @@ class Session:
         """Modules that raised the scores of some keys, and where that led is not known yet."""
         self.missed: dict[int, str] = {}
         """Modules in which such a softmax did multiply values, and was not recorded."""
+        self.records = 0
+        """How many calls of attention were reported so far."""
         self.model_calls = 0
         """How often the model was called."""
         self.names = self.modules.names
@@ -124,7 +126,6 @@ class Session:
         self._calls: Counter[str] = Counter()
         self._unsettled: dict[int, _Numbered] = {}
         """Calls that wait until batch and heads are told apart, and those behind them."""
-        self._records = 0
         self._pending: list[_Numbered] = []
         self._problem: Exception | None = None
 
@@ -157,6 +158,7 @@ class Session:
         """Number a call and keep it if it is wanted; never raises into the running model."""
         if in_backward() or self._problem is not None:
             return None
+        self.records += 1
         index = len(self._order)
         self._order.append(name)
         if len(self._order) > len(self.ran):
@@ -177,14 +179,13 @@ class Session:
         except Exception as error:
             self.unreadable(name, f"its {backend} call could not be read ({error})", REPORT)
             return None
-        self._records += 1
         layout = numbered.call.layout
         if layout is None and not self._unsettled:
             self._take(numbered)
             return None
-        self._unsettled[self._records] = numbered.secured()
+        self._unsettled[self.records] = numbered.secured()
         self._take_settled()
-        return None if layout is None else Waiting(self._records, layout)
+        return None if layout is None else Waiting(self.records, layout)
 
     def settle(self, number: int, layout: Layout | None) -> None:
         """Tell batch and heads of a call apart, and keep it with those that wait behind it."""

@@ -60,6 +60,41 @@ class Kernel(torch.autograd.Function):
         return torch.from_numpy(scores.detach().numpy()).softmax(-1)
 
 
+@torch.jit.script
+def scripted_with_sums(scores: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.softmax(scores, -1), scores.logsumexp(-1)
+
+
+@torch.jit.script
+def scripted_attention(q: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bqd,bkd->bqk", [q, v])
+    return torch.einsum("bqk,bkd->bqd", [torch.softmax(scores, -1), v])
+
+
+@torch.jit.script
+def scripted_router(x: Tensor, w: Tensor) -> Tensor:
+    return torch.softmax(torch.matmul(x, w), -1)
+
+
+@torch.jit.script
+def dropout_add(p: Tensor, bias: Tensor, residual: Tensor, prob: float) -> Tensor:
+    return p + bias * 0.0 + residual * 0.0
+
+
+class Attending(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return F.scaled_dot_product_attention(q, k, v)
+
+
+class Added(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.baddbmm(torch.zeros(1, 5, 5), x, x.mT)
+        return torch.baddbmm(torch.zeros(1, 5, WIDTH), torch.softmax(scores, -1), x)
+
+
+TRACED = torch.jit.trace(Added(), torch.randn(1, 5, WIDTH))
 SCRIPTED = torch.jit.script(nn.Softmax(-1))
 
 
@@ -78,8 +113,51 @@ def operators() -> Iterator[torch.library.Library]:
     library.impl("flash_fwd", lambda q, k, v: (q @ k.mT).sigmoid() @ v, "CPU")
     library.define("linear_form(Tensor q, Tensor k, Tensor v) -> Tensor")
     library.impl("linear_form", lambda q, k, v: q @ (k.mT @ v), "CPU")
+    for signature, implementation in KERNELS.items():
+        library.define(signature)
+        library.impl(signature.split("(")[0], implementation, "CPU")
     yield library
     library._destroy()
+
+
+def _in_place(scores: Tensor) -> None:
+    scores.copy_(scores.softmax(-1))
+
+
+def _into(out: Tensor, scores: Tensor) -> None:
+    out.copy_(scores.softmax(-1))
+
+
+def _attend_into(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    out.copy_(F.scaled_dot_product_attention(q, k, v))
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "softmax_lse(Tensor s) -> (Tensor, Tensor)": lambda s: (s.softmax(-1), s.logsumexp(-1)),
+    "softmax_dim(Tensor s, int dim) -> Tensor": lambda s, dim: s.softmax(dim),
+    "softmax_(Tensor(a!) s) -> ()": _in_place,
+    "softmax_out(Tensor(a!) o, Tensor s) -> ()": _into,
+    "softmax_sink(Tensor s) -> Tensor": lambda s: s.exp() / (1 + s.exp().sum(-1, keepdim=True)),
+    "weigh(Tensor w, Tensor v) -> Tensor": lambda w, v: w @ v,
+    "dropout_(Tensor(a!) p, Tensor mask) -> Tensor(a!)": lambda p, mask: p.mul_(mask),
+    "relu_scores(Tensor s) -> Tensor": lambda s: (s - 100).relu(),
+    "unified_attention_with_output(Tensor q, Tensor k, Tensor v, Tensor(a!) o) -> ()": _attend_into,
+    "packed(Tensor qkv) -> Tensor": lambda p: F.scaled_dot_product_attention(*p.unbind(2)),
+    "listed(Tensor[] qkv) -> Tensor": lambda p: F.scaled_dot_product_attention(*p),
+    "flash_lse(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)": lambda q, k, v: (
+        (q @ k.mT).logsumexp(-1),
+        F.scaled_dot_product_attention(q, k, v),
+    ),
+    "probabilities(Tensor q, Tensor k) -> Tensor": lambda q, k: (q @ k.mT).softmax(-1),
+    "flash_rms_norm(Tensor x, Tensor r, Tensor w) -> Tensor": lambda x, r, w: (
+        F.rms_norm(x + r, (WIDTH,)) * w
+    ),
+    "attn_gate(Tensor x, Tensor g, Tensor r) -> Tensor": lambda x, g, r: x * g.sigmoid() + r,
+    "product(Tensor a, Tensor b, Tensor c) -> Tensor": lambda a, b, c: a * b * c,
+    "pick(Tensor a, Tensor b, Tensor c) -> Tensor": lambda a, b, c: torch.where(a > 9, b, c),
+    "quantise(Tensor x, Tensor s, Tensor z) -> Tensor": lambda x, s, z: (x + z).to(torch.int8),
+    "cached(Tensor q, Tensor k, Tensor v) -> Tensor": lambda q, k, v: q.clone(),
+}
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -99,7 +177,23 @@ SOFTMAXES: dict[str, Function] = {
     "operator": lambda x: ops().normalise(x @ x.mT) @ x,
     "overload": lambda x: ops().normalise.default(ops().scale(x @ x.mT, 1.0)) @ x,
     "autograd function": lambda x: Kernel.apply(x @ x.mT) @ x,
+    "with sums": lambda x: ops().softmax_lse(x @ x.mT)[0] @ x,
+    "script with sums": lambda x: scripted_with_sums(x @ x.mT)[0] @ x,
+    "keys in front": lambda x: ops().softmax_dim(x @ x.mT, 1).mT @ x,
+    "in place": lambda x: _overwritten(x @ x.mT, ops().softmax_) @ x,
+    "into an argument": lambda x: _written(x @ x.mT) @ x,
 }
+
+
+def _overwritten(scores: Tensor, kernel: Callable[[Tensor], None]) -> Tensor:
+    kernel(scores)
+    return scores
+
+
+def _written(scores: Tensor) -> Tensor:
+    out = torch.empty_like(scores)
+    ops().softmax_out(out, scores)
+    return out
 
 
 @pytest.mark.parametrize("name", SOFTMAXES)
@@ -169,6 +263,15 @@ TOLD: dict[str, Function] = {
         ),
         x[0],
     ),
+    "weights multiplied in a kernel": lambda x: ops().weigh((x @ x.mT).softmax(-1), x),
+    "written into an argument": lambda x: _attended(x),
+    "packed": lambda x: ops().packed(torch.stack([x, x, x], 2)),
+    "in a list": lambda x: ops().listed([x, x, x]),
+    "behind its sums": lambda x: ops().flash_lse(x, x, x)[1],
+    "weights made in a kernel": lambda x: ops().probabilities(x, x) @ x,
+    "autograd function": lambda x: Attending.apply(x, x.flip(1), x),
+    "script of einsums": lambda x: scripted_attention(x, x),
+    "traced": lambda x: TRACED(x),
     "lent to another library": lambda x: (
         (torch.from_dlpack((x @ x.mT).detach()).exp().clone() / 1e3) @ x
     ),
@@ -182,10 +285,72 @@ def test_attention_that_cannot_be_captured_is_told(name: str) -> None:
         AttentionExtractor(beside(TOLD[name])).get_attention(torch.randn(1, 5, WIDTH))
 
 
-def test_a_kernel_that_is_no_attention_is_left_alone() -> None:
-    x = torch.randn(2, 5, WIDTH)
-    maps = AttentionExtractor(beside(lambda x: ops().linear_form(x, x, x))).get_attention(x)
+def _attended(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    ops().unified_attention_with_output(x, x, x, out)
+    return out
+
+
+OTHERS: dict[str, Function] = {
+    "linear attention": lambda x: ops().linear_form(x, x, x),
+    "norm": lambda x: ops().flash_rms_norm(x, x, x),
+    "gate": lambda x: ops().attn_gate(x, x, x),
+    "factor of zero": lambda x: ops().product(x, x, torch.zeros_like(x)),
+    "one position": lambda x: ops().pick(x[:, :1], x[:, :1], x[:, :1]),
+    "integers": lambda x: x + ops().quantise(x, x, x),
+    "empty cache": lambda x: ops().cached(x, x[:, :0], x[:, :0]),
+    "router in a script": lambda x: scripted_router(x, torch.ones(WIDTH, 3))[..., :1] * x,
+    "rows of zeros": lambda x: ops().relu_scores(x @ x.mT) @ x,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_kernel_that_is_no_attention_is_left_alone(name: str) -> None:
+    maps = AttentionExtractor(beside(OTHERS[name])).get_attention(torch.randn(2, 5, WIDTH))
     assert maps.names == ("0",)
+
+
+def test_a_share_of_a_sink_in_a_kernel_is_its_mass() -> None:
+    model = beside(lambda x: ops().softmax_sink(x @ x.mT) @ x)
+    layer = AttentionExtractor(model).get_attention(torch.randn(1, 5, WIDTH)).layers[1]
+    assert layer.sink_mass is not None
+    torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(1, 1, 5))
+    assert (layer.sink_mass > 0).any()
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [lambda w, mask: ops().dropout_(w, mask), lambda w, mask: dropout_add(w, mask, mask, 0.1)],
+)
+def test_arguments_of_kernels_are_not_those_of_torch(drop: Callable[..., Tensor]) -> None:
+    x = torch.randn(2, 5, WIDTH)
+    model = Beside(lambda x: drop((x @ x.mT).softmax(-1), torch.ones(2, 5, 5)) @ x)
+    (weights,) = AttentionExtractor(model).get_attention(x)
+    torch.testing.assert_close(weights[:, 0], (x @ x.mT).softmax(-1))
+
+
+def _of_name(name: str) -> Callable[[Tensor], Tensor]:
+    unit = torch.jit.CompilationUnit(f"def {name}(x):\n    return x * 1.0\n")
+    return getattr(unit, name)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["cos", "exp", "linear", "transpose", "select", "cat", "topk"])
+def test_names_of_kernels_are_not_those_of_torch(name: str) -> None:
+    function, x = _of_name(name), torch.randn(2, 5, WIDTH)
+    model = Beside(lambda x: function(x @ x.mT).softmax(-1) @ x)
+    (weights,) = AttentionExtractor(model).get_attention(x)
+    torch.testing.assert_close(weights[:, 0], (x @ x.mT).softmax(-1))
+
+
+def test_every_capture_sees_kernels_whatever_mode_lies_between() -> None:
+    def around(x: Tensor) -> Tensor:
+        with torch.device("cpu"):
+            return scripted_softmax(x @ x.mT, 1.0) @ x
+
+    model, x = beside(around), torch.randn(2, 5, WIDTH)
+    with AttentionExtractor(model) as outer, AttentionExtractor(model) as inner:
+        model(x)
+    assert outer.maps.names == inner.maps.names == ("0", "1")
 
 
 def test_kernels_are_as_they_were_when_captures_overlap() -> None:

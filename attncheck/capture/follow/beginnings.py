@@ -18,6 +18,7 @@ from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace, Traces
+from attncheck.capture.recorders.fused_kernels import tensors_in
 
 __all__ = ["Beginnings"]
 
@@ -112,14 +113,17 @@ class Beginnings:
         Returns:
             Whether it is.
         """
-        trace, out = step.trace, step.out
-        if trace.stage != "scores" or trace.edges or not isinstance(out, Tensor):
+        trace = step.trace
+        if trace.stage != "scores" or trace.edges:
             return False
-        if out.shape != step.source.shape or not out.is_floating_point() or not sums_to_one(out):
-            return False
-        hiding = (*trace.hiding, *hidden_inside(step))
-        self._weights(trace.but(hiding=hiding), -1, out)
-        return True
+        for made in (*tensors_in((step.out,)), *step.written):
+            if made.shape == step.source.shape:
+                dim, rest = _dim_of_softmax(made, trace.axes, str(step.function.__name__))
+                if dim is not None:
+                    hiding = (*trace.hiding, *hidden_inside(step, made))
+                    self._weights(trace.but(hiding=hiding, rest=rest), dim, made)
+                    return True
+        return False
 
     def _weights(self, trace: Trace, dim: int, out: Tensor) -> None:
         keys = frozenset[int]()
@@ -140,6 +144,22 @@ class Beginnings:
             over_last=dim in (-1, out.ndim - 1),
         )
         self._sink.softmax_seen(trace.product)
+
+
+def _dim_of_softmax(made: Tensor, axes: Axes | None, name: str) -> tuple[int | None, bool]:
+    """Along which dimension numbers are weights, and whether a sink has a share of them."""
+    if not bool(made.any()) or bool(made.isnan().all()):
+        return None, False
+    dims = [made.ndim - 1]
+    if axes is not None:
+        sides = [{atom.side for atom in atoms} for atoms in axes]
+        dims += [dim for dim in range(made.ndim - 1) if sides[dim] in ({"left"}, {"right"})]
+    for dim in dims:
+        if sums_to_one(made.movedim(dim, -1)):
+            return dim, False
+    sums = made.sum(-1, dtype=torch.float64)
+    shares = "softmax" in name and bool((made >= 0).all() & (sums <= 1.001).all() & sums.any())
+    return (made.ndim - 1, True) if shares else (None, False)
 
 
 def _sided(product: Product, free: list[int], out: Tensor) -> Axes:

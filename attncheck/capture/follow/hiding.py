@@ -51,11 +51,12 @@ class VisibleKeys:
         return self._known[key][1]
 
 
-def hidden_inside(step: Step) -> tuple[Hiding, ...]:
+def hidden_inside(step: Step, weights: Tensor) -> tuple[Hiding, ...]:
     """Return the masks that a kernel applied to scores itself, by the weights that it made 0.
 
     Args:
-        step: A kernel that got scores and gave weights.
+        step: A kernel that got scores.
+        weights: That it made.
     """
     shape = tuple(step.source.shape)
     found: list[Hiding] = []
@@ -63,9 +64,9 @@ def hidden_inside(step: Step) -> tuple[Hiding, ...]:
         if other.dtype not in (torch.bool, torch.uint8) or not _fits(other, step.source.shape):
             continue
         mask = other.bool()
-        if _weighs_nothing(step.out, mask):
+        if _weighs_nothing(weights, mask):
             found.append(Hiding("hidden", mask, shape, step.trace.axes))
-        elif _weighs_nothing(step.out, ~mask):
+        elif _weighs_nothing(weights, ~mask):
             found.append(Hiding("visible", mask, shape, step.trace.axes))
     return tuple(found)
 

@@ -24,15 +24,16 @@ from attncheck.capture.follow.edges import BY_INDEX
 from attncheck.capture.follow.meetings import Meetings
 from attncheck.capture.follow.orders import Orders
 from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins
+from attncheck.capture.follow.outside import Outside
 from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
-from attncheck.capture.follow.steps import Step, works_in_place
+from attncheck.capture.follow.steps import Step, version_of, works_in_place
 from attncheck.capture.follow.tiles import begins_sum
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import UnreadableError
-from attncheck.capture.recorders.fused_kernels import attends
+from attncheck.capture.recorders.fused_kernels import tensors_in
 from attncheck.capture.recorders.kernels import FOREIGN, is_custom
 
 __all__ = ["SoftmaxWatcher"]
@@ -43,11 +44,6 @@ SOFTMAXES: Final = (
 )
 
 
-SPARSE: Final = "its softmax runs over a sparse matrix, which is not supported"
-CALL_TORCH: Final = (
-    "Call torch.nn.functional.scaled_dot_product_attention where its attention is to be captured, "
-    "or pass strict=False to keep the other layers"
-)
 LEAVE_OUT: Final = "Pass strict=False to keep the other layers"
 
 
@@ -65,7 +61,7 @@ class SoftmaxWatcher:
         self._origins = Origins(sink)
         self._beginnings = Beginnings(sink, self._traces, self._origins)
         self._meetings = Meetings(sink, self._traces, self._origins, orders)
-        self._left: dict[tuple[int, ...], int] = {}
+        self._outside = Outside(sink, self._traces, self._origins)
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """Names of the functions watched; the empty name is for all others."""
@@ -81,7 +77,7 @@ class SoftmaxWatcher:
             **dict.fromkeys(("numpy", "__array__", "__dlpack__", "tolist"), self._leave),
             "linear": self._linear,
             "_sparse_softmax": self._normalise_sparse,
-            FOREIGN: self._call_foreign,
+            FOREIGN: self._call_kernel,
             "": self._follow,
         }
 
@@ -111,7 +107,7 @@ class SoftmaxWatcher:
     def _multiply(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        if not (kwargs or self._traces.under_way or self._left) and self._is_map(
+        if not (kwargs or self._traces.under_way or self._outside) and self._is_map(
             _name(function), args
         ):
             return function(*args)
@@ -144,8 +140,8 @@ class SoftmaxWatcher:
             known = [self._traces[operand] for operand in product.operands]
             if any(known) and self._continues(product, known, out):
                 return
-        if self._left:
-            self._compare_with_left(product)
+        if self._outside:
+            self._outside.compare(product)
         self._beginnings.scores(product, out)
 
     def _continues(self, product: Product, known: list[Trace | None], out: Tensor) -> bool:
@@ -186,20 +182,9 @@ class SoftmaxWatcher:
     def _leave(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Remember the shape of scores that go to another library."""
-        trace = self._traces[args[0]] if args and isinstance(args[0], Tensor) else None
-        if trace is not None and trace.stage in ("scores", "raised"):
-            self._left[tuple(args[0].shape)] = trace.product
-        elif trace is not None and trace.stage == "weights":
-            self._sink.softmax_left(trace.product)
+        if args:
+            self._outside.leave(args[0])
         return function(*args, **kwargs)
-
-    def _compare_with_left(self, product: Product) -> None:
-        """What comes back in the same shape, and multiplies an activation, may be weights."""
-        for operand in product.operands:
-            number = self._left.get(tuple(operand.shape))
-            if number is not None and not self._origins.is_static(operand):
-                self._sink.values_met(number)
 
     def _combine(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -264,24 +249,20 @@ class SoftmaxWatcher:
     def _normalise_sparse(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Tell of a softmax over the pairs that are there in a sparse matrix of scores."""
-        trace = self._traces[args[0]] if args and isinstance(args[0], Tensor) else None
-        if trace is not None and trace.stage in ("scores", "pairs"):
-            self._give_up(trace, SPARSE, LEAVE_OUT)
+        if args:
+            self._outside.normalise_sparse(args[0])
         return function(*args, **kwargs)
 
-    def _call_foreign(
+    def _call_kernel(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Follow an operator of somebody's, and tell of one that computes attention as a whole."""
-        out = self._follow(function, args, kwargs)
-        self._try(partial(self._look_into, function, (*args, *kwargs.values()), out))
+        """Follow a kernel of somebody's, and tell of one that computes attention as a whole."""
+        recorded = self._sink.records
+        out = self._follow_any(function, args, kwargs, custom=True)
+        if self._sink.records == recorded and not getattr(function, "scripted", False):
+            given = (*args, *kwargs.values())
+            self._try(partial(self._outside.look_into, function, given, out))
         return out
-
-    def _look_into(self, function: Any, given: tuple[Any, ...], out: Any) -> None:
-        name = str(function).partition("(")[0]
-        if attends(name, given, out):
-            self._give_up(None, f"calls the kernel {name}, which computes attention", CALL_TORCH)
 
     def _see(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -295,7 +276,18 @@ class SoftmaxWatcher:
     def _follow(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        name = _name(function)
+        if is_custom(function):
+            return self._call_kernel(function, args, kwargs)
+        return self._follow_any(function, args, kwargs, custom=False)
+
+    def _follow_any(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        custom: bool,
+    ) -> Any:
+        name = "" if custom else _name(function)
         if not self._traces.under_way:
             out = function(*args, **kwargs)
             self._origins.after(name, args, kwargs, out)
@@ -309,15 +301,19 @@ class SoftmaxWatcher:
         source, trace = found
         begins = trace.stage == "summed" and begins_sum(name, args, source)
         before = None
-        if trace.stage == "weights" and trace.own is None and works_in_place(name, args, kwargs):
+        overwrites = custom or works_in_place(name, args, kwargs)
+        if overwrites and trace.stage == "weights" and trace.own is None:
             before = source.detach().clone()
+        versions = [(t, version_of(t)) for t in tensors_in(given)] if custom else []
         out = function(*args, **kwargs)
-        custom = is_custom(function)
+        written = tuple(t for t, version in versions if version_of(t) != version)
+        if custom and not any(tensor is source for tensor in written):
+            before = None
         inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
         elif inside is None or inside.stage == trace.stage:  # else it was followed inside
-            step = Step(function, name, args, kwargs, source, trace, out, before, custom)
+            step = Step(function, name, args, kwargs, source, trace, out, before, custom, written)
             self._try(partial(self._after, step), trace)
         return out
 
@@ -352,6 +348,8 @@ class SoftmaxWatcher:
                     self._meetings.begin_sum(trace, step.out)
             if not stays:
                 self._sink.softmax_left(step.trace.product)
+                if step.custom:
+                    self._outside.weigh(step.trace, (*step.args, *step.kwargs.values()))
         elif stage == "sums":
             target = step.target()
             if target is not None and not step.ends() and not step.reduces():

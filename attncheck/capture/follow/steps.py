@@ -20,6 +20,7 @@ __all__ = [
     "SHUFFLES",
     "TIMES",
     "Step",
+    "version_of",
     "works_in_place",
 ]
 
@@ -72,6 +73,7 @@ class Step:
         trace: Of that.
         out: What it returned.
         before: The numbers of the traced tensor, where the function overwrote them.
+        written: Arguments that such a kernel overwrote.
         custom: It is a kernel of somebody: an `autograd.Function`, an operator, TorchScript.
     """
 
@@ -84,6 +86,7 @@ class Step:
     out: Any
     before: Tensor | None = None
     custom: bool = False
+    written: tuple[Tensor, ...] = ()
 
     def target(self) -> Tensor | None:
         """Return the tensor that holds the result."""
@@ -160,6 +163,11 @@ def _drops(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
     return bool(training) and float(share) > 0
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was overwritten; where that is not counted, never."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def works_in_place(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -38,6 +38,8 @@ def _one_after_weights(
     step: Step, target: Tensor, traces: Traces, origins: Origins
 ) -> Trace | None:
     trace, source, name = step.trace, step.source, step.name
+    if step.custom and target.shape != source.shape:
+        return None
     if name in LAYERS:
         axes = through_layer(step, target)
         return None if axes is None else _owning(step).but(axes=axes, changed="scaled")

@@ -123,13 +123,11 @@ class _Mode(TorchFunctionMode):
         """Whether it lets all functions pass."""
         return self.done or self._sink.busy
 
-    def kernel(
-        self, name: str, call: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
-    ) -> Any:
+    def kernel(self, function: Kernel, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Watch a kernel, in which torch functions are watched as well if it is in Python."""
         if self.silent or torch.compiler.is_compiling():
-            return call(*args, **kwargs)
-        return self._any_other(Kernel(name, call), args, kwargs)
+            return function(*args, **kwargs)
+        return self._any_other(function, args, kwargs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None

@@ -1,51 +1,80 @@
-"""Tell whether a kernel that gets query, key and value computes attention: by one of its rows."""
+"""Tell whether a kernel computes attention as a whole: by one row of what it returned."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["attends"]
+__all__ = ["attends", "tensors_in"]
 
-NAMES: Final = ("attn", "attention", "sdpa", "flash", "mha")
-"""What kernels of attention are called."""
+NAMED: Final = re.compile(r"attention|attn|sdpa|mha|flash", re.IGNORECASE)
+NOT_NAMED: Final = re.compile(r"norm|gate|rotary|rope|embed|quantize", re.IGNORECASE)
+"""What kernels of attention are called, and those beside them."""
 
 
-def attends(name: str, args: Sequence[Any], out: Any) -> bool:
+def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
     """Whether a kernel has the shapes of attention, and its name or a row of its result as well.
 
     The row is that of the last query, which sees all keys under a causal mask too.
 
     Args:
-        name: Of the kernel.
-        args: That it got.
-        out: What it returned.
+        name: Of the kernel, without its library's.
+        given: Its arguments.
+        returned: What it returned; where that is nothing, it wrote into an argument.
     """
-    result = out[0] if isinstance(out, tuple | list) and out else out
-    tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()][:3]
-    if len(tensors) < 3 or not isinstance(result, Tensor) or result.ndim < 2:
-        return False
-    q, k, v = tensors
-    fitting = list(_arranged(q, k, v, result))
-    if any(part in name.lower() for part in NAMES):
-        return bool(fitting)
-    scales = [arg for arg in args if isinstance(arg, float)]
+    tensors = tensors_in(given)
+    results = tensors_in((returned,)) or tensors[3:]
+    scales = [arg for arg in given if isinstance(arg, float)]
+    named = bool(NAMED.search(name)) and not NOT_NAMED.search(name)
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        return any(_is_last_row(arranged, scales) for arranged in fitting)
+        for result in results:
+            if len(tensors) == 2 and _are_weights(tensors[0], tensors[1], result, scales):
+                return True
+            for q, k, v in _parts(tensors):
+                for arranged in _arranged(q, k, v, result):
+                    if named or _is_last_row(arranged, scales):
+                        return True
+    return False
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """List the floating tensors among some values, also those in lists."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors_in(value)
+    return found
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield query, key and value: the first three, or what one tensor holds of them."""
+    if len(tensors) >= 3:
+        yield tensors[0], tensors[1], tensors[2]
+    elif len(tensors) == 1:
+        packed = tensors[0]
+        for axis in range(packed.ndim):
+            if packed.shape[axis] == 3:
+                q, k, v = packed.unbind(axis)
+                yield q, k, v
 
 
 def _arranged(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Iterator[Sequence[Tensor]]:
     """Yield the four as ``(..., length, size)``, in each layout in which their shapes fit."""
-    if not q.ndim == k.ndim == v.ndim == out.ndim:
-        return
     held = (q, k, v, out)
+    if not 1 < q.ndim == k.ndim == v.ndim == out.ndim or not all(t.numel() for t in held):
+        return
+    if k.shape[0] != q.shape[0] and q.ndim > 2:
+        return
     for tensors in (held, tuple(t.transpose(1, 2) for t in held) if q.ndim == 4 else held):
         query, key, value, result = tensors
         fits = query.shape[-1] == key.shape[-1] and key.shape[:-1] == value.shape[:-1]
-        if fits and result.shape == (*query.shape[:-1], value.shape[-1]) and result.numel():
+        if fits and result.shape == (*query.shape[:-1], value.shape[-1]):
             yield tensors
 
 
@@ -53,10 +82,30 @@ def _is_last_row(arranged: Sequence[Tensor], scales: Sequence[float]) -> bool:
     q, k, v, out = arranged
     first = (0,) * (q.ndim - 2)
     query, key, value = (tensor[first].double() for tensor in (q, k, v))
-    scores, result = key @ query[-1], out[first][-1].double()
-    close = 100 * torch.finfo(out.dtype).eps
+    if len(key) < 2:
+        return False
+    result = out[first][-1].double()
+    rows = (row @ value for row in _rows(query[-1], key, scales))
+    return any(bool(row.abs().max() > 0) and _near(row, result, out.dtype) for row in rows)
+
+
+def _are_weights(q: Tensor, k: Tensor, out: Tensor, scales: Sequence[float]) -> bool:
+    """Whether two tensors gave the weights of one for the other."""
+    if q.ndim != k.ndim or q.ndim < 2 or q.shape[-1] != k.shape[-1] or not out.numel():
+        return False
+    if out.shape != (*q.shape[:-1], k.shape[-2]) or k.shape[-2] < 2 or k.shape[:-2] != q.shape[:-2]:
+        return False
+    first = (0,) * (q.ndim - 2)
+    rows = _rows(q[first][-1].double(), k[first].double(), scales)
+    return any(_near(row, out[first][-1].double(), out.dtype) for row in rows)
+
+
+def _rows(query: Tensor, key: Tensor, scales: Sequence[float]) -> Iterator[Tensor]:
+    scores = key @ query
     for scale in (query.shape[-1] ** -0.5, 1.0, *scales):
-        row = (scores * scale).softmax(-1) @ value
-        if bool((row - result).abs().max() <= close * value.abs().max()):
-            return True
-    return False
+        yield (scores * scale).softmax(-1)
+
+
+def _near(expected: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
+    most = 100 * torch.finfo(dtype).eps * expected.abs().max()
+    return bool((expected - found).abs().max() <= most)

@@ -51,10 +51,11 @@ class Kernel:
     Args:
         name: Of it.
         call: Calls it.
+        scripted: It is TorchScript.
     """
 
-    def __init__(self, name: str, call: Callable[..., Any]) -> None:
-        self.__name__ = name
+    def __init__(self, name: str, call: Callable[..., Any], scripted: bool) -> None:
+        self.__name__, self.scripted = name, scripted
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,13 +118,28 @@ def _showing(original: Any) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self)
-        return _show(self.name, functools.partial(original, self), args, kwargs)
+        return _show(self.name, functools.partial(original, self), args, kwargs, scripted=True)
 
     return call
 
 
-def _show(name: str, call: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-    count = torch._C._len_torch_function_stack()
-    mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
-    called = getattr(mode, "kernel", None)
-    return call(*args, **kwargs) if called is None else called(name, call, args, kwargs)
+def _show(
+    name: str,
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Mapping[str, Any],
+    scripted: bool = False,
+) -> Any:
+    """Make a call that every recorder among this thread's function modes watches, innermost first.
+
+    Other modes, as ``with torch.device(...)`` is one, may lie above and between them.
+    """
+    for number in range(torch._C._len_torch_function_stack()):
+        kernel = getattr(torch._C._get_function_stack_at(number), "kernel", None)
+        if kernel is not None:
+            call = functools.partial(_watched, kernel, Kernel(name, call, scripted))
+    return call(*args, **kwargs)
+
+
+def _watched(kernel: Callable[..., Any], function: Kernel, *args: Any, **kwargs: Any) -> Any:
+    return kernel(function, args, kwargs)
