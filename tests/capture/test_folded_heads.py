@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -625,3 +626,20 @@ def test_order_is_told_under_transforms_of_functions(first: bool) -> None:
         torch.func.grad(lambda y: model(y).sum())(x)
     q = heads(x, 4)
     torch.testing.assert_close(extractor.maps[0], weights_of(q, q), rtol=0, atol=1e-6)
+
+
+def test_an_output_is_followed_no_further_than_it_has_to_be() -> None:
+    """Whoever keeps it, for a residual, would make every later function slower."""
+    kept: list[Tensor] = []
+    seen: list[int] = []
+
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        kept.append(fused(q, q, q))
+        return merged(kept[-1])
+
+    with AttentionExtractor(Written(attending)) as extractor:
+        extractor.model(torch.randn(2, 5, 16))
+        mode: Any = torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1)
+        seen.append(mode._follows(kept[0]))
+    assert seen == [False]

@@ -103,7 +103,7 @@ class Orders:
             also = tuple(t for t in others if t is not None and t.axes == trace.axes)
             self._follow(trace.but(axes=step.axes_of(out), also=(*trace.also, *also)), out)
         elif step.name in LAYERS and len(trace.shape) == 3 and len(trace.axes) == 3:
-            self._sink.settle(trace.call, None)
+            self._end(trace.call, None)
 
     def _follow(self, trace: Trace, tensor: Tensor) -> None:
         if trace.axes is None:
@@ -132,7 +132,11 @@ class Orders:
         layout = Layout(tuple(split), tuple(places.index(place) for place in heads))
         for settled in (trace, *trace.also):
             if settled.shape[:-2] == trace.shape[:-2]:
-                self._sink.settle(settled.call, layout)
+                self._end(settled.call, layout)
+
+    def _end(self, call: int, layout: Layout | None) -> None:
+        self._sink.settle(call, layout)
+        self._traces.end(call)
 
     def _reduced(self, step: Step) -> None:
         """Heads that are summed, or averaged, are heads; positions may be, and nothing is told."""
@@ -176,7 +180,7 @@ class Orders:
                 for other in known:
                     if other is not None and other.stage == "attended" and other.axes is not None:
                         # several outputs, each of one head
-                        self._sink.settle(other.call, Layout(((other.shape[0],),), ()))
+                        self._end(other.call, Layout(((other.shape[0],),), ()))
             return
         own = [t for t in known if t is not None and t.call == trace.call and t.cut is not None]
         assert trace.cut is not None
@@ -188,7 +192,7 @@ class Orders:
             self._settle(trace, parts, [atom.place])
         elif len(trace.shape) == 3 and trace.guess in (1, len(known)):
             layout = Layout(((len(known), length),), (0,))
-            self._sink.settle(trace.call, layout)
+            self._end(trace.call, layout)
 
 
 def _count_ahead(axes: Axes, query: int) -> int:

@@ -176,6 +176,13 @@ class Traces:
             if trace.softmax == softmax:
                 self.under_way.discard(id(tensor))
 
+    def end(self, call: int) -> None:
+        """Follow the output of a call no further: its heads are told."""
+        for tensor, trace in self._held.items():
+            if trace.call == call:
+                self._held.forget(tensor)
+                self.under_way.discard(id(tensor))
+
     def find(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
         """Return the traced tensor among some arguments that is farthest on its way."""
         found: tuple[Tensor, Trace] | None = None
