@@ -643,3 +643,19 @@ def test_an_output_is_followed_no_further_than_it_has_to_be() -> None:
         mode: Any = torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1)
         seen.append(mode._follows(kept[0]))
     assert seen == [False]
+
+
+@pytest.mark.parametrize("spelling", ["bhij,bjhd->bihd", "bhij,bjhd->hbid"])
+def test_an_output_with_axes_in_another_order_is_not_misread(spelling: str) -> None:
+    """As many heads as positions, and as sequences: shapes alone do not tell axes."""
+
+    def attending(x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (4, 4))
+        weights = (torch.einsum("bihd,bjhd->bhij", q, q) / 2).softmax(-1)
+        out = torch.einsum(spelling, weights, q)
+        return out.flatten(2) if spelling.endswith("bihd") else out.permute(1, 2, 0, 3).flatten(2)
+
+    x = torch.randn(4, 4, 16)
+    q = heads(x, 4)
+    layer = AttentionExtractor(Written(attending)).get_attention(x).layers[0]
+    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)

@@ -89,7 +89,8 @@ class Meetings:
             self._sink.values_met(trace.product)
         found = rows_in(meeting, self._columns)
         if found:
-            self._report_all(found, out)
+            aligned = product.out[:-1] == product.letters[number][:-1]
+            self._report_all(found, out, aligned)
         elif trace.stage == "raised" and meeting.rows is not None:
             part = Part(meeting.rows, None, trace.product, trace.storage, trace.offset)
             self._traces[out] = meeting.trace.but(stage="summed", parts=(part,))
@@ -115,14 +116,14 @@ class Meetings:
         if summed.trace is not None and target is not None:
             self._traces[target] = summed.trace
 
-    def _report_all(self, found: list[Rows], out: Tensor) -> None:
+    def _report_all(self, found: list[Rows], out: Tensor, aligned: bool = False) -> None:
         for rows in found:
             for trace in (rows.trace, *rows.trace.also):
                 self._sink.softmax_used(trace.product)
         for rows in found:
-            self._report(rows, out)
+            self._report(rows, out, aligned)
 
-    def _report(self, rows: Rows, out: Tensor) -> None:
+    def _report(self, rows: Rows, out: Tensor, aligned: bool = False) -> None:
         place = self._sink.here()
         if place is None:
             return
@@ -133,5 +134,5 @@ class Meetings:
             self._reported.add(trace.softmax)
             self._traces.settle(trace.softmax)
         module, name = place
-        build = partial(call_of, module, name, rows, out, self._visible)
+        build = partial(call_of, module, name, rows, out, self._visible, aligned)
         self._orders.begin(out, self._sink.record(name, "softmax", build))

@@ -33,6 +33,7 @@ def call_of(
     rows: Rows,
     output: Tensor,
     visible: VisibleKeys,
+    aligned: bool,
     layout: Layout | None = None,
     kind: Kind | None = None,
 ) -> AttentionCall:
@@ -44,6 +45,7 @@ def call_of(
         rows: The weights, as they lie in the module.
         output: Of attention.
         visible: Reads masks.
+        aligned: The axes of the output are those of the weights, but for the last one.
         layout: Where its heads are; None: still to be told.
         kind: Of it; None: still to be found.
     """
@@ -62,7 +64,8 @@ def call_of(
     if kind is None:
         kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
     layout = arrangement.layout
-    waits = layout is not None and not layout.told and output.shape[:-1] == as_used.shape[:-1]
+    waits = aligned and layout is not None and not layout.told
+    waits = waits and output.shape[:-1] == as_used.shape[:-1]
     if waits:
         output = output.detach().clone()
         if rows.tensor.numel() <= COPIED:
@@ -79,7 +82,7 @@ def call_of(
         sink_is_rest=trace.sliced,
         note=OWN_KEYS if beside else "",
         layout=layout if waits else None,
-        again=lambda told: call_of(module, name, rows, output, visible, told, kind),
+        again=lambda told: call_of(module, name, rows, output, visible, aligned, told, kind),
     )
 
 
