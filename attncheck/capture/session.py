@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall, Waiting
+from attncheck.capture.copies import compact_copy
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
 from attncheck.capture.plain import UnreadableError, as_plain
@@ -59,10 +60,11 @@ class _Numbered:
         """Copy what a model may overwrite while the call waits, and watch what is too large."""
         call = self.call
         held = {name: getattr(call, name) for name in ("query", "key", "value", "output", "mask")}
-        if call.weights is not None and call.weights.numel() <= COPIED:
-            held["weights"] = call.weights
+        weights = call.weights
+        if weights is not None and (weights.numel() <= COPIED or weights.is_inference()):
+            held["weights"] = weights
         if call.layout is None:
-            copies = {n: t.detach().clone() for n, t in held.items() if t is not None}
+            copies: dict[str, Any] = {n: compact_copy(t) for n, t in held.items() if t is not None}
             self.call = replace(call, **copies)
         watched = (t for t in (self.call.weights, call.mask, call.bias) if t is not None)
         self.versions = tuple((t, t._version) for t in watched if not t.is_inference())
@@ -358,8 +360,9 @@ class Session:
 def _as_read(call: AttentionCall) -> AttentionCall:
     """Settle a call of which nothing was made that tells its heads."""
     assert call.layout is not None
-    uncertain = call.layout.folded or call.shape[0] == call.shape[1] > 1
-    return replace(call, layout=None, note=AS_READ if uncertain else call.note)
+    uncertain = call.shape[0] > 1 and call.shape[1] > 1
+    notes = (call.note, AS_READ if uncertain else "")
+    return replace(call, layout=None, note="; ".join(note for note in notes if note))
 
 
 AS_READ: Final = "nothing tells batch from heads: read as (batch, head), or batch-major in one axis"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncheck import AttentionExtractor
+from attncheck.capture.copies import compact_copy
 
 LENGTH, SIZE = 7, 4
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -489,7 +490,7 @@ W = torch.nn.Parameter(torch.randn(4, 4, 16))
 ENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda out: torch.einsum("hbnd,hde->bne", out, W),
     "sum of projected heads": lambda out: (out @ W[:, None]).sum(0),
-    "mean of heads": lambda out: out.mean(0),
+    "sum of heads": lambda out: out.sum(0),
     "projected, then merged": lambda out: (out @ W[0, :, :4]).permute(1, 2, 0, 3).flatten(2),
     "first token": lambda out: out[:, :, 0].transpose(0, 1).flatten(1),
     "stacked": lambda out: torch.stack(list(out), 2).flatten(2),
@@ -509,14 +510,80 @@ def test_many_endings_tell_which_axis_was_of_heads(end: str) -> None:
     require(Written(attending, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
 
 
-def test_an_ending_that_tells_nothing_is_noted() -> None:
+@pytest.mark.parametrize("batch", [4, 2])
+@pytest.mark.parametrize("averages", [False, True])
+def test_an_ending_that_tells_nothing_is_noted(averages: bool, batch: int) -> None:
+    """Features ahead of heads, or a mean that may be over heads or over sequences."""
+
     def attending(x: Tensor) -> Tensor:
         q = heads(x, 4).transpose(0, 1)
-        return torch.cat([head.mT for head in fused(q, q, q)], 1)
+        out = fused(q, q, q)
+        return out.mean(0) if averages else torch.cat([head.mT for head in out], 1)
 
-    x = torch.randn(4, 6, 16)
-    q = heads(x, 4).transpose(0, 1)
-    require(Written(attending, declares=4), (x,), weights_of(q, q), note="nothing tells")
+    x = torch.randn(batch, 6, 16)
+    q = heads(x, 4) if batch == 2 else heads(x, 4).transpose(0, 1)  # 4 came in side by side
+    require(Written(attending), (x,), weights_of(q, q), note="nothing tells")
+
+
+@pytest.mark.parametrize("layout", ["plain", "folded", "heads first"])
+def test_views_that_are_merged_are_no_heads(layout: str) -> None:
+    """As many heads came in side by side as a module declares: no more can be merged."""
+
+    def views(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        if layout == "folded":
+            out = fused(*[q.flatten(0, 1)] * 3).unflatten(0, (len(x), 4))
+        else:
+            first = layout == "heads first"
+            out = fused(*[q.transpose(0, 1) if first else q] * 3)
+            out = out.transpose(0, 1) if first else out
+        return out.unflatten(0, (2, -1)).permute(1, 3, 0, 2, 4).flatten(2)
+
+    x = torch.randn(4 if layout == "plain" else 2, 5, 16)
+    layer = AttentionExtractor(Written(views, declares=4)).get_attention(x).layers[0]
+    q = heads(x, 4)
+    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
+
+
+def test_an_expanded_mask_is_copied_as_small_as_it_is() -> None:
+    mask = torch.ones(1, 1, 5, 5).tril().bool().expand(3, 4, 5, 5)
+    copy = compact_copy(mask)
+    assert copy.untyped_storage().nbytes() == 25
+    assert torch.equal(copy, mask)
+    assert copy.data_ptr() != mask.data_ptr()
+
+
+def test_a_mean_over_sequences_is_none_over_heads() -> None:
+    def views(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        return fused(q, q, q).mean(0).transpose(0, 1).flatten(1)
+
+    x = torch.randn(4, 5, 16)
+    q = heads(x, 4)
+    layer = AttentionExtractor(Written(views, declares=4)).get_attention(x).layers[0]
+    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_positions_and_features_in_one_tell_nothing_yet(steps: int) -> None:
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4).flatten(0, 1)
+        out = fused(q, q, q)
+        return (out.flatten(1) if steps == 2 else out).reshape(len(x), -1)
+
+    x = torch.randn(3, 5, 16)
+    require(Written(attending, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_heads_in_pairs_that_a_kernel_attends_with_stay_heads(batch: int) -> None:
+    def differing(x: Tensor) -> Tensor:
+        q = heads(x, 8)
+        out = fused(q, q, heads(x, 4).repeat_interleave(2, 1)).unflatten(1, (4, 2))
+        return merged(out[:, :, 0] - 0.3 * out[:, :, 1])
+
+    x = torch.randn(batch, 5, 32)
+    require(Written(differing, declares=4), (x,), weights_of(heads(x, 8), heads(x, 8)))
 
 
 def test_two_outputs_that_are_subtracted_are_told_together() -> None:
@@ -531,7 +598,7 @@ def test_two_outputs_that_are_subtracted_are_told_together() -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("order", [(0, 3, 1, 2, 4), (3, 0, 1, 2, 4), (0, 1, 3, 2, 4)])
 def test_rows_of_an_image_are_no_heads(order: tuple[int, ...], batch: int, rows: int) -> None:
     def axial(x: Tensor) -> Tensor:
@@ -659,3 +726,17 @@ def test_an_output_with_axes_in_another_order_is_not_misread(spelling: str) -> N
     q = heads(x, 4)
     layer = AttentionExtractor(Written(attending)).get_attention(x).layers[0]
     torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_mask_of_ones_own_that_is_overwritten_is_kept(first: bool) -> None:
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4).transpose(0, 1) if first else heads(x, 4)
+        later = torch.ones(5, 5).triu(2).bool()
+        out = (q @ q.mT / 2).masked_fill(later, -torch.inf).softmax(-1) @ q
+        later.zero_()
+        return merged(out.transpose(0, 1) if first else out)
+
+    model = Written(attending, declares=4)
+    layer = AttentionExtractor(model).get_attention(torch.randn(4, 5, 16)).layers[0]
+    assert torch.equal(layer.visible()[0, 0], torch.ones(5, 5).tril(1).bool())

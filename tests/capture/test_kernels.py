@@ -295,6 +295,7 @@ OTHERS: dict[str, Function] = {
     "linear attention": lambda x: ops().linear_form(x, x, x),
     "norm": lambda x: ops().flash_rms_norm(x, x, x),
     "gate": lambda x: ops().attn_gate(x, x, x),
+    "rows that are alike": lambda x: ops().product(x * 0 + 1, x, torch.ones_like(x) * 0 + x[:, :1]),
     "factor of zero": lambda x: ops().product(x, x, torch.zeros_like(x)),
     "one position": lambda x: ops().pick(x[:, :1], x[:, :1], x[:, :1]),
     "integers": lambda x: x + ops().quantise(x, x, x),

@@ -116,14 +116,18 @@ class Beginnings:
         trace = step.trace
         if trace.stage != "scores" or trace.edges:
             return False
+        found = False
+        several = isinstance(step.out, tuple | list)
         for made in (*tensors_in((step.out,)), *step.written):
             if made.shape == step.source.shape:
                 dim, rest = _dim_of_softmax(made, trace.axes, str(step.function.__name__))
                 if dim is not None:
                     hiding = (*trace.hiding, *hidden_inside(step, made))
                     self._weights(trace.but(hiding=hiding, rest=rest), dim, made)
-                    return True
-        return False
+                elif several:
+                    self._traces[made] = trace
+                found |= dim is not None or several
+        return found
 
     def _weights(self, trace: Trace, dim: int, out: Tensor) -> None:
         keys = frozenset[int]()

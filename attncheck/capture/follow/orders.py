@@ -7,6 +7,7 @@ the features, or summed, is that of the heads.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 from torch import Tensor
@@ -52,7 +53,7 @@ class Orders:
             call=waiting.number,
             shape=shape,
             guess=layout.n_heads,
-            sure=layout.counted,
+            counted=layout.counted,
         )
 
     def after(self, step: Step) -> None:
@@ -114,8 +115,9 @@ class Orders:
             if len(numbers) < 2 or feature not in numbers:
                 continue
             heads = [atom.place for atom in atoms if atom.number < feature - 1]
-            if feature - 1 in numbers and len(heads) == _count_ahead(trace.axes, feature - 1):
-                return  # all in one: nothing is told
+            whole = any(atom.place == (feature - 1,) for atom in atoms)
+            if whole and len(heads) in (0, _count_ahead(trace.axes, feature - 1)):
+                break  # positions and features in one, or all: nothing is told
             self._settle(trace, _parts_of(trace.axes), heads)
             return
         self._traces[tensor] = trace
@@ -125,11 +127,16 @@ class Orders:
         split: list[tuple[int, ...]] = []
         places: list[Place] = []
         for axis, size in enumerate(trace.shape[:-2]):
-            known = parts.get(axis, {(axis,): size})
+            known = parts.get(axis, {})
+            if math.prod(known.values()) != size:  # some of it was cut off
+                heads = list(dict.fromkeys((axis,) if p[0] == axis else p for p in heads))
+                known = {(axis,): size}
             order = sorted(known)
             split.append(tuple(known[place] for place in order))
             places += order
         layout = Layout(tuple(split), tuple(places.index(place) for place in heads))
+        if trace.counted not in (None, layout.n_heads):
+            return  # something else than heads was merged
         for settled in (trace, *trace.also):
             if settled.shape[:-2] == trace.shape[:-2]:
                 self._end(settled.call, layout)
@@ -139,7 +146,7 @@ class Orders:
         self._traces.end(call)
 
     def _reduced(self, step: Step) -> None:
-        """Heads that are summed, or averaged, are heads; positions may be, and nothing is told."""
+        """What is summed are heads; of positions, and of whatever is averaged, nothing is told."""
         trace, dims = step.trace, step.reduced_dims()
         if trace.axes is None or dims is None:
             return
@@ -148,7 +155,11 @@ class Orders:
         if all(atom.number == feature - 1 for atom in gone):
             axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
             self._follow(trace.but(axes=axes), step.out)
-        elif all(atom.number < feature - 1 for atom in gone) and len(trace.shape) > 3:
+        elif (
+            all(atom.number < feature - 1 for atom in gone)
+            and len(trace.shape) > 3
+            and (step.name == "sum")
+        ):
             self._settle(trace, _parts_of(trace.axes), [atom.place for atom in gone])
 
     def _cut(self, step: Step) -> None:
@@ -166,7 +177,8 @@ class Orders:
         elif cut.number < feature - 1:
             for piece in pieces:
                 length = piece.shape[axis] if piece.ndim == step.source.ndim else 1
-                self._traces[piece] = trace.but(axes=None, cut=(cut, length, _parts_of(axes)))
+                cuts = (cut, length, _parts_of(axes))
+                self._traces[piece] = trace.but(axes=step.axes_of(piece), cut=cuts)
 
     def _joined(self, step: Step) -> None:
         trace, out = step.trace, step.out
@@ -174,16 +186,16 @@ class Orders:
         if not isinstance(out, Tensor) or not isinstance(dim, int):
             return
         known = [self._traces[part] for part in step.args[0]]
-        if trace.axes is not None:
-            whole = len(trace.axes) == len(trace.shape) == 3 and len(known) > 1
-            if whole and (step.name == "stack" or dim % 3 == 2) and not trace.sure:
+        if trace.cut is None:
+            whole = trace.axes is not None and len(trace.axes) == len(trace.shape) == 3
+            whole = whole and len(known) > 1
+            if whole and (step.name == "stack" or dim % 3 == 2) and trace.counted in (1, None):
                 for other in known:
                     if other is not None and other.stage == "attended" and other.axes is not None:
                         # several outputs, each of one head
                         self._end(other.call, Layout(((other.shape[0],),), ()))
             return
         own = [t for t in known if t is not None and t.call == trace.call and t.cut is not None]
-        assert trace.cut is not None
         atom, length, parts = trace.cut
         beside = dim % out.ndim == out.ndim - (2 if step.name == "stack" else 1)
         if not beside or len(own) != len(known) or length * len(known) != atom.size:

@@ -35,6 +35,8 @@ class Outside:
     def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
         self._sink, self._traces, self._origins = sink, traces, origins
         self._left: dict[tuple[int, ...], int] = {}
+        self._others: set[tuple[Any, ...]] = set()
+        """Kernels that do something else with tensors of these shapes."""
 
     def __bool__(self) -> bool:
         """Whether scores went to another library."""
@@ -83,7 +85,12 @@ class Outside:
             out: What it returned.
         """
         name = str(getattr(function, "__name__", "")).partition(".")[0]
-        place = self._sink.here()
-        if place is not None and attends(name, given, out):
+        key = (name, *(tuple(tensor.shape) for tensor in tensors_in(given)))
+        place = None if key in self._others else self._sink.here()
+        if place is None:
+            return
+        if attends(name, given, out):
             what = f"calls the kernel {name}, which computes attention"
             self._sink.unreadable(place[1], what, CALL_TORCH)
+        else:
+            self._others.add(key)

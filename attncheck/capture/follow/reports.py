@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Kind
+from attncheck.capture.copies import compact_copy
 from attncheck.capture.follow.axes import Atom, Axes, unfolded
 from attncheck.capture.follow.hiding import VisibleKeys
 from attncheck.capture.follow.traces import Hiding
@@ -68,9 +69,11 @@ def call_of(
     waits = waits and output.shape[:-1] == as_used.shape[:-1]
     if waits:
         output = output.detach().clone()
-        if rows.tensor.numel() <= COPIED:
+        if rows.tensor.numel() <= COPIED or rows.tensor.is_inference():
             rows = replace(rows, tensor=rows.tensor.detach().clone())
             weights = arrangement.head_first(arrangement.apply(rows.tensor, rows.axes))
+        kept = (replace(h, mask=compact_copy(h.mask)) for h in rows.trace.hiding)
+        rows = replace(rows, trace=rows.trace.but(hiding=tuple(kept)))
     return AttentionCall(
         name=name,
         backend="softmax",

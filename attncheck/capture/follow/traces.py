@@ -102,7 +102,7 @@ class Trace:
         call: Number of the call that an ``"attended"`` tensor is the output of, see `Orders`.
         shape: Of that output.
         guess: Heads that the call is read to have.
-        sure: That number is what was counted as well.
+        counted: Heads that came in side by side; None: not known.
         cut: The axis that an ``"attended"`` piece was cut out of, how long the piece is, and the
             parts of all axes.
     """
@@ -137,7 +137,7 @@ class Trace:
     call: int = -1
     shape: tuple[int, ...] = ()
     guess: int = 1
-    sure: bool = False
+    counted: int | None = None
     cut: tuple[Atom, int, dict[int, dict[tuple[int, ...], int]]] | None = None
 
     def but(self, **changes: Any) -> Trace:

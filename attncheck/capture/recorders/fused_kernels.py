@@ -11,9 +11,11 @@ from torch import Tensor
 
 __all__ = ["attends", "tensors_in"]
 
-NAMED: Final = re.compile(r"attention|attn|sdpa|mha|flash", re.IGNORECASE)
-NOT_NAMED: Final = re.compile(r"norm|gate|rotary|rope|embed|quantize", re.IGNORECASE)
-"""What kernels of attention are called, and those beside them."""
+NAMED: Final = re.compile(r"attention|attn|sdpa|(^|_)mha(_|$)|flash_(fwd|forward)", re.IGNORECASE)
+BESIDE: Final = frozenset(
+    {"norm", "gate", "rotary", "dropout", "add", "residual", "scale", "bias", "embed", "mask"}
+)
+"""What kernels of attention are called, and words in the names of those beside them."""
 
 
 def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
@@ -29,7 +31,7 @@ def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
     tensors = tensors_in(given)
     results = tensors_in((returned,)) or tensors[3:]
     scales = [arg for arg in given if isinstance(arg, float)]
-    named = bool(NAMED.search(name)) and not NOT_NAMED.search(name)
+    named = bool(NAMED.search(name)) and BESIDE.isdisjoint(name.lower().split("_"))
     with torch.no_grad(), torch._C.DisableTorchFunction():
         for result in results:
             if len(tensors) == 2 and _are_weights(tensors[0], tensors[1], result, scales):
@@ -53,9 +55,14 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def _parts(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield query, key and value: the first three, or what one tensor holds of them."""
+    """Yield query, key and value: the first three, or what one or two tensors hold of them."""
     if len(tensors) >= 3:
         yield tensors[0], tensors[1], tensors[2]
+    elif len(tensors) == 2 and tensors[1].ndim == tensors[0].ndim + 1:
+        for axis, size in enumerate(tensors[1].shape):
+            if size == 2:
+                k, v = tensors[1].unbind(axis)
+                yield tensors[0], k, v
     elif len(tensors) == 1:
         packed = tensors[0]
         for axis in range(packed.ndim):
@@ -82,7 +89,7 @@ def _is_last_row(arranged: Sequence[Tensor], scales: Sequence[float]) -> bool:
     q, k, v, out = arranged
     first = (0,) * (q.ndim - 2)
     query, key, value = (tensor[first].double() for tensor in (q, k, v))
-    if len(key) < 2:
+    if len(key) < 2 or not bool((value != value[0]).any()):
         return False
     result = out[first][-1].double()
     rows = (row @ value for row in _rows(query[-1], key, scales))
@@ -107,5 +114,5 @@ def _rows(query: Tensor, key: Tensor, scales: Sequence[float]) -> Iterator[Tenso
 
 
 def _near(expected: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
-    most = 100 * torch.finfo(dtype).eps * expected.abs().max()
+    most = max(8 * torch.finfo(dtype).eps, 1e-5) * expected.abs().max()
     return bool((expected - found).abs().max() <= most)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Kind, Sink
+from attncheck.capture.copies import compact_copy
 from attncheck.capture.follow.orders import Orders
 from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
@@ -87,7 +88,7 @@ class SdpaWatcher:
 def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
     """Copy query, key and value, which a model may overwrite while their call waits."""
     held = {name: options.get(name) for name in ("query", "key", "value", "attn_mask")}
-    copies = {name: t.detach().clone() for name, t in held.items() if isinstance(t, Tensor)}
+    copies = {name: compact_copy(t) for name, t in held.items() if isinstance(t, Tensor)}
     return {**options, **copies}
 
 

@@ -21,13 +21,13 @@ class Layout:
             has two.
         heads: Numbers of the parts that are heads, counted over all axes.
         told: Nothing else is possible; otherwise what becomes of the output tells.
-        counted: As many heads as there are queries for each position that came in.
+        counted: Heads that came in side by side, in the features of a sequence; None: not known.
     """
 
     split: tuple[tuple[int, ...], ...]
     heads: tuple[int, ...]
     told: bool = True
-    counted: bool = False
+    counted: int | None = None
 
     @classmethod
     def of(cls, module: nn.Module, tensor: Tensor, size: int) -> Layout:
@@ -55,10 +55,14 @@ class Layout:
             if not found and leading[-1] * leading[-2] in declared:
                 return cls(split, (last - 1, last))
             found = [axis for axis in found if axis] or found  # the batch leads, as a rule
-        told = leading[0] == 1 or (found == [last] and leading.count(leading[last]) == 1)
-        if last in found or len(found) != 1:
-            return cls(split, (last,), told)
-        return cls(split, (found[0],), told=False)
+        told = found == [last] and leading.count(leading[last]) == 1
+        if told or leading == (1, 1):
+            return cls(split, (last,))
+        count = HeadCount.of(module, leading, length, size)
+        counted = count.counted if count.whole else None
+        alike = [axis for axis, held in enumerate(leading) if held == counted]
+        axis = alike[0] if len(alike) == 1 else found[0] if len(found) == 1 else last
+        return cls(split, (axis,), told=False, counted=counted)
 
     @property
     def plain(self) -> bool:
@@ -105,9 +109,8 @@ class Layout:
 
 def _of_one_axis(held: int, count: HeadCount) -> Layout:
     """Read an axis that may hold sequences and heads."""
-    heads = count.in_one_axis(held)
-    counted = heads == count.counted and count.whole
-    if held == 1 or (heads == held and counted and count.batch == 1):
+    heads, counted = count.in_one_axis(held), count.counted if count.whole else None
+    if held == 1 or (heads == held == counted and count.batch == 1):
         return Layout(((held,),), (0,))
     if heads in (1, held):
         return Layout(((held,),), (0,) if heads > 1 else (), told=False, counted=counted)
