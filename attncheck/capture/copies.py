@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor
 
-__all__ = ["compact_copy"]
+__all__ = ["compact_copy", "version_of", "worth_copying"]
+
+MOST: Final = 1 << 22
+"""Numbers up to which weights are copied; larger ones are watched."""
+
+
+def worth_copying(weights: Tensor) -> bool:
+    """Whether weights are copied: they are small, or nothing tells when they are overwritten."""
+    return weights.numel() <= MOST or weights.is_inference()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was overwritten; where that is not counted, never."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def compact_copy(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attncheck.attention.maps import Tokens
 from attncheck.capture.follow.origins import storage_of
-from attncheck.capture.whereabouts import running_modules
+from attncheck.capture.whereabouts import arguments_of, running_modules
 
 __all__ = ["Sequences"]
 
@@ -94,8 +94,7 @@ class Sequences:
         for _, code, local in running_modules():
             if code.co_name != "forward":
                 continue
-            names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-            given = {name: local.get(name) for name in names}
+            given = arguments_of(code, local)
             for name, held in given.items():
                 ids = _ids(held)
                 if ids is not None and (name in IDS or _same(ids, self._ids)):

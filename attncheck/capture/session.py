@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall, Waiting
-from attncheck.capture.copies import compact_copy
+from attncheck.capture.copies import compact_copy, version_of, worth_copying
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
 from attncheck.capture.plain import UnreadableError, as_plain
@@ -44,9 +44,6 @@ class Failure:
 UNSETTLED: Final = 4
 """How many calls may wait to be settled, or behind one, with all that they hold."""
 
-COPIED: Final = 1 << 22
-"""Numbers of weights up to which those of a call that waits are copied."""
-
 
 @dataclass(eq=False)
 class _Numbered:
@@ -61,18 +58,18 @@ class _Numbered:
         call = self.call
         held = {name: getattr(call, name) for name in ("query", "key", "value", "output", "mask")}
         weights = call.weights
-        if weights is not None and (weights.numel() <= COPIED or weights.is_inference()):
+        if weights is not None and worth_copying(weights):
             held["weights"] = weights
         if call.layout is None:
             copies: dict[str, Any] = {n: compact_copy(t) for n, t in held.items() if t is not None}
             self.call = replace(call, **copies)
         watched = (t for t in (self.call.weights, call.mask, call.bias) if t is not None)
-        self.versions = tuple((t, t._version) for t in watched if not t.is_inference())
+        self.versions = tuple((t, version_of(t)) for t in watched)
         return self
 
     def changed(self) -> bool:
         """Whether it was overwritten."""
-        return any(tensor._version != version for tensor, version in self.versions)
+        return any(version_of(tensor) != version for tensor, version in self.versions)
 
 
 class Session:

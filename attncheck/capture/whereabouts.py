@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Kind
 
-__all__ = ["innermost", "is_running", "kind_of", "running_modules"]
+__all__ = ["arguments_of", "innermost", "is_running", "kind_of", "running_modules"]
 
 OTHER_SEQUENCE: Final = frozenset(
     {
@@ -63,10 +63,9 @@ def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: b
     for running, code, local in running_modules():
         if running is not module or code.co_name != "forward":
             continue
-        parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-        first = local.get(parameters[0]) if parameters else None
-        for parameter in parameters:
-            given = local.get(parameter)
+        arguments = arguments_of(code, local)
+        first = next(iter(arguments.values()), None)
+        for parameter, given in arguments.items():
             if parameter in OTHER_SEQUENCE and given is not first and isinstance(given, Tensor):
                 return "cross"
         break
@@ -76,6 +75,17 @@ def kind_of(module: nn.Module, name: str, n_query: int, n_key: int, *, causal: b
 def _named_cross(module: nn.Module, name: str) -> bool:
     own = name.rpartition(".")[2].lower()
     return "cross" in type(module).__name__.lower() or own in {"crossattention", "cross_attn"}
+
+
+def arguments_of(code: CodeType, local: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a running method but its first, as they are bound now; None: unbound.
+
+    Args:
+        code: Of the method.
+        local: Its variables.
+    """
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return {name: local.get(name) for name in names}
 
 
 def running_modules() -> Iterator[tuple[nn.Module, CodeType, Mapping[str, Any]]]:

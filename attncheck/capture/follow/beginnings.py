@@ -18,7 +18,7 @@ from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace, Traces
-from attncheck.capture.recorders.fused_kernels import tensors_in
+from attncheck.capture.recorders.fused_kernels import floats_in
 
 __all__ = ["Beginnings"]
 
@@ -118,7 +118,7 @@ class Beginnings:
             return False
         found = False
         several = isinstance(step.out, tuple | list)
-        for made in (*tensors_in((step.out,)), *step.written):
+        for made in (*floats_in((step.out,)), *step.written):
             if made.shape == step.source.shape:
                 dim, rest = _dim_of_softmax(made, trace.axes, str(step.function.__name__))
                 if dim is not None:

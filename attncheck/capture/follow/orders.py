@@ -158,7 +158,7 @@ class Orders:
         elif (
             all(atom.number < feature - 1 for atom in gone)
             and len(trace.shape) > 3
-            and (step.name == "sum")
+            and step.name == "sum"
         ):
             self._settle(trace, _parts_of(trace.axes), [atom.place for atom in gone])
 

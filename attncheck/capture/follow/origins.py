@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attncheck.capture.call import Sink
 from attncheck.capture.follow.noted import Noted
 
-__all__ = ["CREATIONS", "DRAWS", "Origins", "storage_of"]
+__all__ = ["CREATIONS", "DRAWS", "Origins", "storage_of", "tensors_in"]
 
 DRAWS: Final = frozenset(
     {"rand", "randn", "rand_like", "randn_like", "bernoulli", "bernoulli_", "uniform_", "normal_"}
@@ -113,8 +113,8 @@ class Origins:
         if name in LAYERS:
             return
         target = args[0] if name == "__setitem__" else out
-        made = _tensors(target if isinstance(target, tuple | list) else (target,))
-        tensors = _tensors((*args, *kwargs.values())) if made else []
+        made = tensors_in(target if isinstance(target, tuple | list) else (target,))
+        tensors = tensors_in((*args, *kwargs.values())) if made else []
         if not tensors:
             return
         if all(map(self._is_constant, tensors)):
@@ -172,11 +172,16 @@ def storage_of(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    """List the tensors among some values, also those in lists.
+
+    Args:
+        values: Of any kind.
+    """
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, tuple | list):
-            found += _tensors(value)
+            found += tensors_in(value)
     return found

@@ -11,7 +11,7 @@ from attncheck.capture.call import Sink
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.traces import Trace, Traces
-from attncheck.capture.recorders.fused_kernels import attends, tensors_in
+from attncheck.capture.recorders.fused_kernels import attends, floats_in
 
 __all__ = ["Outside"]
 
@@ -72,7 +72,7 @@ class Outside:
             trace: Of the weights.
             given: All arguments of the kernel.
         """
-        others = [t for t in tensors_in(given) if self._traces[t] is not trace]
+        others = [t for t in floats_in(given) if self._traces[t] is not trace]
         if any(not self._origins.is_static(other) for other in others):
             self._sink.values_met(trace.product)
 
@@ -85,7 +85,7 @@ class Outside:
             out: What it returned.
         """
         name = str(getattr(function, "__name__", "")).partition(".")[0]
-        key = (name, *(tuple(tensor.shape) for tensor in tensors_in(given)))
+        key = (name, *(tuple(tensor.shape) for tensor in floats_in(given)))
         place = None if key in self._others else self._sink.here()
         if place is None:
             return

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Kind
-from attncheck.capture.copies import compact_copy
+from attncheck.capture.copies import compact_copy, worth_copying
 from attncheck.capture.follow.axes import Atom, Axes, unfolded
 from attncheck.capture.follow.hiding import VisibleKeys
 from attncheck.capture.follow.traces import Hiding
@@ -21,9 +21,6 @@ from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
 
 __all__ = ["call_of"]
-
-COPIED: Final = 1 << 22
-"""Numbers of weights up to which those of a call that waits are copied."""
 
 OWN_KEYS: Final = "every query has keys of its own: numbers of keys are no positions"
 
@@ -69,7 +66,7 @@ def call_of(
     waits = waits and output.shape[:-1] == as_used.shape[:-1]
     if waits:
         output = output.detach().clone()
-        if rows.tensor.numel() <= COPIED or rows.tensor.is_inference():
+        if worth_copying(rows.tensor):
             rows = replace(rows, tensor=rows.tensor.detach().clone())
             weights = arrangement.head_first(arrangement.apply(rows.tensor, rows.axes))
         kept = (replace(h, mask=compact_copy(h.mask)) for h in rows.trace.hiding)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
+from attncheck.capture.copies import version_of
 from attncheck.capture.follow.axes import JOINS, Axes
 from attncheck.capture.follow.beginnings import Beginnings
 from attncheck.capture.follow.edges import BY_INDEX
@@ -28,13 +29,13 @@ from attncheck.capture.follow.outside import Outside
 from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
-from attncheck.capture.follow.steps import Step, version_of, works_in_place
+from attncheck.capture.follow.steps import Step, works_in_place
 from attncheck.capture.follow.tiles import begins_sum
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import UnreadableError
-from attncheck.capture.recorders.fused_kernels import tensors_in
-from attncheck.capture.recorders.kernels import FOREIGN, is_custom
+from attncheck.capture.recorders.fused_kernels import floats_in
+from attncheck.capture.recorders.kernels import FOREIGN
 
 __all__ = ["SoftmaxWatcher"]
 
@@ -258,7 +259,7 @@ class SoftmaxWatcher:
     ) -> Any:
         """Follow a kernel of somebody's, and tell of one that computes attention as a whole."""
         recorded = self._sink.records
-        out = self._follow_any(function, args, kwargs, custom=True)
+        out = self._follow(function, args, kwargs, custom=True)
         if self._sink.records == recorded and not getattr(function, "scripted", False):
             given = (*args, *kwargs.values())
             self._try(partial(self._outside.look_into, function, given, out))
@@ -274,18 +275,11 @@ class SoftmaxWatcher:
         return self._follow(function, args, kwargs)
 
     def _follow(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        if is_custom(function):
-            return self._call_kernel(function, args, kwargs)
-        return self._follow_any(function, args, kwargs, custom=False)
-
-    def _follow_any(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        custom: bool,
+        custom: bool = False,
     ) -> Any:
         name = "" if custom else _name(function)
         if not self._traces.under_way:
@@ -304,7 +298,7 @@ class SoftmaxWatcher:
         overwrites = custom or works_in_place(name, args, kwargs)
         if overwrites and trace.stage == "weights" and trace.own is None:
             before = source.detach().clone()
-        versions = [(t, version_of(t)) for t in tensors_in(given)] if custom else []
+        versions = [(t, version_of(t)) for t in floats_in(given)] if custom else []
         out = function(*args, **kwargs)
         written = tuple(t for t, version in versions if version_of(t) != version)
         if custom and not any(tensor is source for tensor in written):

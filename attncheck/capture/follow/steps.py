@@ -20,7 +20,6 @@ __all__ = [
     "SHUFFLES",
     "TIMES",
     "Step",
-    "version_of",
     "works_in_place",
 ]
 
@@ -163,11 +162,6 @@ def _drops(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
     return bool(training) and float(share) > 0
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was overwritten; where that is not counted, never."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def works_in_place(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -56,7 +56,9 @@ class Watcher(Protocol):
     """Sees calls of some torch functions and what they returned."""
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
-        """Names of torch functions, each with what runs in its place; "" stands for all others.
+        """Names of torch functions, each with what runs in its place.
+
+        "" stands for all others, `FOREIGN` for kernels of somebody's, whatever their names.
 
         The replacement is called as ``replacement(function, args, kwargs)``, with all function
         modes off, and returns what ``function(*args, **kwargs)`` returns.
@@ -127,7 +129,8 @@ class _Mode(TorchFunctionMode):
         """Watch a kernel, in which torch functions are watched as well if it is in Python."""
         if self.silent or torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        return self._any_other(function, args, kwargs)
+        replacement: Callable[..., Any] = self._replacements.get(FOREIGN, _call)
+        return replacement(function, args, kwargs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None

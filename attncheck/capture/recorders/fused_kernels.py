@@ -9,7 +9,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-__all__ = ["attends", "tensors_in"]
+from attncheck.capture.follow.origins import tensors_in
+
+__all__ = ["attends", "floats_in"]
 
 NAMED: Final = re.compile(r"attention|attn|sdpa|(^|_)mha(_|$)|flash_(fwd|forward)", re.IGNORECASE)
 BESIDE: Final = frozenset(
@@ -28,8 +30,8 @@ def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
         given: Its arguments.
         returned: What it returned; where that is nothing, it wrote into an argument.
     """
-    tensors = tensors_in(given)
-    results = tensors_in((returned,)) or tensors[3:]
+    tensors = floats_in(given)
+    results = floats_in((returned,)) or tensors[3:]
     scales = [arg for arg in given if isinstance(arg, float)]
     named = bool(NAMED.search(name)) and BESIDE.isdisjoint(name.lower().split("_"))
     with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -43,15 +45,9 @@ def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
     return False
 
 
-def tensors_in(values: Any) -> list[Tensor]:
+def floats_in(values: Any) -> list[Tensor]:
     """List the floating tensors among some values, also those in lists."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += tensors_in(value)
-    return found
+    return [tensor for tensor in tensors_in(values) if tensor.is_floating_point()]
 
 
 def _parts(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

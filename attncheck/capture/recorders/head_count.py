@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.whereabouts import running_modules
+from attncheck.capture.whereabouts import arguments_of, running_modules
 
 __all__ = ["HeadCount", "declared_heads"]
 
@@ -134,8 +134,7 @@ def _sequences(module: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
         asked += 1
         if asked > OUTWARD:
             return
-        names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-        every: list[Any] = [local.get(name) for name in names]
+        every = arguments_of(code, local).values()
         given = [t for t in every if isinstance(t, Tensor) and _may_be_sequence(t)]
         if given:
             yield running, given

@@ -22,7 +22,6 @@ __all__ = [
     "KERNELS",
     "OPERATORS",
     "Kernel",
-    "is_custom",
     "is_foreign",
     "scripts_called",
 ]
@@ -34,7 +33,7 @@ NAMESPACES: Final = frozenset({"aten", "prim", "prims", "profiler", "inductor", 
 """Those of torch's own operators."""
 
 FOREIGN: Final = "::"
-"""Name under which operators of others go to watchers."""
+"""Name under which all of these go to watchers."""
 
 SCRIPTED: Final[tuple[Any, ...]] = (torch.jit.ScriptFunction, torch._C.ScriptMethod)
 """Functions and methods in TorchScript."""
@@ -61,11 +60,6 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it."""
         return self._call(*args, **kwargs)
-
-
-def is_custom(function: Callable[..., Any]) -> bool:
-    """Whether a function is a kernel of somebody."""
-    return type(function) is Kernel or (type(function) in OPERATORS and is_foreign(function))
 
 
 def is_foreign(operator: Any) -> bool:
