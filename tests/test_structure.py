@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "attncheck"
 
 TIERS = (
-    ("compiled", "errors", "progress", "tolerances"),
+    ("compiled", "errors", "kernels", "progress", "tolerances"),
     ("attention",),
     ("metrics",),
     ("patterns",),
@@ -40,6 +40,7 @@ ONLY_IN = {
     "hypothesis": {"strategies", "conformance"},
     "numba": {"compiled"},
     "llvmlite": {"compiled"},
+    "triton": {"kernels"},
     "pytest": {"pytest_plugin", "conformance", "model_checks"},
 }
 

@@ -12,6 +12,7 @@ from attncheck.attention.quiet import quiet
 from attncheck.evaluate.assemble import assemble
 from attncheck.evaluate.fused import sequences_together, walk_fused
 from attncheck.evaluate.reach import Reach, reach_of
+from attncheck.evaluate.tiles import tiled_sequences, walk_tiles
 from attncheck.evaluate.walk import chunks, walk
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
@@ -37,8 +38,8 @@ def profile_blocked(
         tokens: Strings or ids, ``(key,)`` or ``(batch, key)``; see `profile_layer`.
         segment_ids: Segment of each key, ``(key,)`` or ``(batch, key)``.
         delimiters: Tokens that count as delimiters; default: punctuation and separators.
-        fused: Read each block of scores in compiled loops, where every row sees one stretch of
-            keys; see `attncheck.evaluate.fused`.
+        fused: Read each block of scores in compiled loops, or on a GPU in kernels, where every
+            row sees one stretch of keys; see `attncheck.evaluate.fused` and `.tiles`.
 
     Raises:
         ValueError: The layer holds weights, or tokens or segments are of the wrong length.
@@ -60,12 +61,14 @@ def profile_blocked(
     with quiet(layer.device.type):
         reach = reach_of(layer)
         valid = valid_rows(layer, reach)
-        fits = fused and reach.mask is None
+        walk_of, parts = walk, chunks
+        if fused and reach.mask is None:
+            on_cpu = layer.device.type == "cpu"
+            walk_of = walk_fused if on_cpu else walk_tiles
+            parts = sequences_together if on_cpu else tiled_sequences
         tallies = (
-            (walk_fused if fits else walk)(
-                layer, reach.part(batch), marks.part(batch), valid[batch], batch
-            )
-            for batch in (sequences_together(layer) if fits else chunks(layer))
+            walk_of(layer, reach.part(batch), marks.part(batch), valid[batch], batch)
+            for batch in parts(layer)
         )
         return assemble(layer, tallies)
 

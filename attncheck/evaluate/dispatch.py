@@ -3,8 +3,9 @@
 =========  ================================================  =========================
 evaluator  chosen where                                      largest thing it holds
 =========  ================================================  =========================
-fused      query and key of the whole call are held on a     a block of 64 query rows
-           CPU, the layer is large, numba is installed       of one head
+fused      query and key of the whole call are held, the     a block of 64 query rows
+           layer is large, numba is installed on a CPU,      of one head; on a GPU a tile
+           triton on a GPU                                   in registers
 blocked    query and key of the whole call are held          a block of 64 query rows
 dense      only weights are held, queries were left out, or  the weights themselves,
            a measure is asked for that sorts whole rows      ``query x key`` a head
@@ -25,6 +26,8 @@ from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.fused import unfit
 from attncheck.evaluate.given import profile_given
+from attncheck.evaluate.tiles import unfit_for_tiles
+from attncheck.kernels.launch import KernelError
 from attncheck.profile import LayerProfile
 
 __all__ = ["Choice", "choose", "profile_layer"]
@@ -60,7 +63,8 @@ def choose(layer: LayerAttention, also: Any = ()) -> Choice:
     """
     if also:
         return Choice("dense", f"{', '.join(also)}: sorts whole rows of weights")
-    why_not = "the layer is small" if prod(layer.shape) < SMALL else unfit(layer)
+    fit = unfit_for_tiles if layer.device.type == "cuda" else unfit
+    why_not = "the layer is small" if prod(layer.shape) < SMALL else fit(layer)
     if layer.query_key is None:
         if why_not is None:
             return Choice("fused", "weights are held; each is read once")
@@ -103,7 +107,11 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         options.pop("also", None)
         fused = choice.evaluator == "fused"
         if layer.query_key is not None:
-            found = profile_blocked(layer, tokens, fused=fused, **options)
+            try:
+                found = profile_blocked(layer, tokens, fused=fused, **options)
+            except KernelError as error:
+                choice = Choice("blocked", f"query and key are held; not fused: {error}")
+                found = profile_blocked(layer, tokens, **options)
         else:
             found = profile_given(layer, tokens, **options)
             if found is None:

@@ -1,8 +1,11 @@
-"""The measures of large layers, all in one read of the weights, where compiled loops are there."""
+"""The measures of large layers, all in one read of the weights: by compiled loops on a CPU, by a
+kernel on a GPU, where they are there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +15,10 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.attention.reading import read_heads, worth_compiled
+from attncheck.compiled import SMALL
 from attncheck.compiled.ledger import ramp_of
 from attncheck.compiled.threads import on_one_thread
+from attncheck.kernels import missing
 
 __all__ = ["measure_rapidly"]
 
@@ -39,22 +44,56 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
 
     Returns:
         Values and which of them count, by name; None where another way is needed: a mask, queries
-        left out, a GPU, float64, few weights, a measure that sorts, no numba, or weights that are
-        negative, not finite or on hidden keys.
+        left out, float64, few weights, a measure that sorts, no numba (no triton on a GPU), or
+        weights that are negative, not finite or on hidden keys.
     """
     whole = layer.mask is None and layer.sighted is None and not layer.queries
-    if not (whole and set(wanted) <= KNOWN and worth_compiled(layer)):
+    on_gpu = _worth_kernel(layer)
+    if not (whole and set(wanted) <= KNOWN and (on_gpu or worth_compiled(layer))):
         return None
-    with quiet("cpu"), on_one_thread():
-        counts = torch.full((layer.n_query,), layer.n_key)
+    position = layer.n_key - layer.n_query
+    with quiet(layer.device.type), on_one_thread():
+        counts = torch.full((layer.n_query,), layer.n_key, device=layer.device)
         if layer.causal:
             counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
-        position, counted = int(layer.query_positions()[0]), counts.numpy()
-    held = _read(layer, position, counted)
+        held = _read_on_gpu(layer) if on_gpu else None
+    held = held if on_gpu else _read(layer, position, counts.numpy())
     if held is None:
         return None
-    with quiet("cpu"), on_one_thread():
+    with quiet(layer.device.type), on_one_thread():
         return _measures(layer, counts, held, wanted)
+
+
+def _worth_kernel(layer: LayerAttention) -> bool:
+    """Whether a kernel may read a layer's weights: many, on a GPU, no float64, with triton."""
+    if layer.device.type != "cuda" or layer.dtype == torch.float64:
+        return False
+    return prod(layer.shape) >= SMALL and missing() is None
+
+
+def _read_on_gpu(layer: LayerAttention) -> Tensor | None:
+    """Numbers of each row, as `_read` has them."""
+    from attncheck.kernels.launch import KernelError, launch, next_power
+    from attncheck.kernels.weights import measure_rows
+
+    weights = layer.weights.detach()
+    if weights.stride(-1) != 1 or weights.stride(0) != weights.stride(1) * layer.n_heads:
+        weights = weights.contiguous()
+    batch, heads, n_query, n_key = weights.shape
+    n_lines = batch * heads * n_query
+    found = torch.empty(NUMBERS, n_lines, dtype=torch.float64, device=weights.device)
+    wrong = torch.zeros(1, dtype=torch.int32, device=weights.device)
+    keys = min(1024, next_power(n_key))
+    rows = max(1, 4096 // keys)
+    try:
+        launch(
+            measure_rows, (-(-n_lines // rows),), weights, found, wrong, n_query, n_key, n_lines,
+            weights.stride(1), weights.stride(2), n_lines, n_key - n_query, CAUSAL=layer.causal,
+            POSITIONAL=layer.positional, ROWS=rows, KEYS=keys, num_warps=8,
+        )  # fmt: skip
+    except KernelError:
+        return None
+    return None if bool(wrong) else found.view(NUMBERS, batch, heads, n_query)
 
 
 def _read(layer: LayerAttention, position: int, counts: Any) -> Tensor | None:

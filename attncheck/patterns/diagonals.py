@@ -26,9 +26,9 @@ def sum_diagonals(matrix: Tensor, causal: bool) -> Tensor:
     If nothing lies ahead of the queries, what stands before a row in memory is the zeros at the
     end of the row above, and the diagonals are read in place.
     """
-    if not causal:
-        return by_offset(matrix).sum(-2)
     n_query, n_key = matrix.shape[-2:]
+    if not causal or n_query > n_key:
+        return by_offset(matrix).sum(-2)
     matrix, shift = matrix.contiguous(), n_key - n_query
     top = F.pad(matrix[..., 0, : shift + 1].flip(-1), (n_query - 1, n_query - 1))
     if n_query == 1:

@@ -13,7 +13,7 @@ from attncheck.patterns.segments import find_segments
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("n_query", "n_key"), [(1, 1), (1, 5), (2, 5), (5, 5), (4, 11)])
+@pytest.mark.parametrize(("n_query", "n_key"), [(1, 1), (1, 5), (2, 5), (5, 5), (4, 11), (7, 3)])
 def test_diagonals_are_summed_as_by_a_loop(n_query: int, n_key: int, causal: bool) -> None:
     matrix = torch.rand(2, 3, n_query, n_key, dtype=torch.float64)
     if causal:

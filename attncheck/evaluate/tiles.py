@@ -1,0 +1,399 @@
+"""The fused evaluator on a GPU: Triton kernels that leave behind the `Tally` of the blocked walk.
+
+See `attncheck.kernels` for what they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attncheck.attention import LayerAttention, QueryKey
+from attncheck.evaluate.reach import Reach
+from attncheck.evaluate.scores import Scores, added
+from attncheck.evaluate.tally import Tally
+from attncheck.evaluate.targets import Targets
+from attncheck.evaluate.trial import departure
+from attncheck.kernels import missing
+from attncheck.patterns.grid import Marks
+
+if TYPE_CHECKING:
+    from attncheck.kernels.launch import Tiles
+
+__all__ = ["tiled_sequences", "unfit_for_tiles", "walk_tiles"]
+
+NUMBERS: Final = 1 << 26
+"""Numbers of rows that are held together, unless one sequence has more."""
+
+LARGEST: Final = 256
+"""Size of the largest heads."""
+
+LOG2E: Final = 1.4426950408889634
+
+_TRIED: Final[set[tuple[Any, ...]]] = set()
+"""Forms of kernels that found what torch finds."""
+
+TARGETS: Final = {
+    "DUPLICATE": "duplicate_token",
+    "INDUCTION": "induction",
+    "DELIMITER": "delimiter",
+    "BLOCK": "block",
+}
+"""What kernels call the patterns of tokens and segments."""
+
+
+def unfit_for_tiles(layer: LayerAttention) -> str | None:
+    """Say why the kernels can't read a layer on a GPU; None if they may be tried.
+
+    A mask with holes is found only by reading it: `walk_tiles` refuses it.
+    """
+    record = layer.query_key
+    if record is None:
+        return "kernels multiply query and key, and weights are held"
+    if record.computed_in == torch.float64:
+        return "kernels are float32, not float64"
+    if len(list(added(record))) > 1:
+        return "kernels add one bias to scores, not a bias and a mask"
+    if record.scale <= 0:
+        return f"kernels need a scale above 0, not {record.scale}"
+    if record.query.shape[-1] > LARGEST:
+        return f"heads of {record.query.shape[-1]}: kernels take up to {LARGEST}"
+    return missing()
+
+
+def tiled_sequences(layer: LayerAttention) -> Iterator[slice]:
+    """Yield the sequences that are read together."""
+    batch, heads, n_query, n_key = layer.shape
+    step = max(1, NUMBERS // (24 * heads * max(1, n_query + n_key)))
+    for start in range(0, batch, step):
+        yield slice(start, min(start + step, batch))
+
+
+def walk_tiles(
+    layer: LayerAttention, reach: Reach, marks: Marks, valid: Tensor, batch: slice
+) -> Tally:
+    """Read some sequences; arguments and result are those of the blocked `walk`.
+
+    Raises:
+        ValueError: Rows have hidden keys between visible ones.
+        KernelError: The kernels can't be built for this device.
+    """
+    from attncheck.kernels.launch import KernelError, tiles_for
+
+    if reach.mask is not None:
+        raise ValueError("reach: kernels read rows that see one stretch of keys")
+    record = layer.query_key
+    assert record is not None
+    scores = Scores.of(record, batch)
+    targets = Targets(marks, reach, layer.positional)
+    usable = valid & (reach.seen >= 2)
+    tally = Tally.empty(scores, targets, valid, usable, torch.float32)
+    if not valid.numel() or not reach.n_key:
+        return tally
+    products = _Products.of(record, scores, batch)
+    *larger, smallest = tiles_for(products.query.shape[-1], products.query.dtype)
+    for tiles in larger:
+        with suppress(KernelError):
+            _Reading(tally, products, tiles, layer.causal).run(record, batch)
+            return tally
+    _Reading(tally, products, smallest, layer.causal).run(record, batch)
+    return tally
+
+
+@lru_cache(maxsize=64)
+def _on(device: torch.device, numbers: tuple[int, ...]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Products:
+    """What scores are made of.
+
+    Attributes:
+        query: ``(batch, head, query, size)``.
+        key: ``(batch, key-value head, key, size)``, of one dtype with the query.
+        key_heads: The key-value head of each head, int32.
+        scale: Factor on products.
+        scores: What else makes the scores: a cap, a bias, learned sinks.
+    """
+
+    query: Tensor
+    key: Tensor
+    key_heads: Tensor
+    scale: float
+    scores: Scores
+
+    @classmethod
+    def of(cls, record: QueryKey, scores: Scores, batch: slice) -> _Products:
+        """Take some sequences of a layer."""
+        sides = [
+            held.expand(record.shape[0], -1, -1, -1)[batch] for held in (record.query, record.key)
+        ]
+        half = {held.dtype for held in sides} in ({torch.float16}, {torch.bfloat16})
+        query, key = (
+            held if held.stride(-1) == 1 else held.contiguous()
+            for held in (sides if half else [held.to(torch.float32) for held in sides])
+        )
+        return cls(query, key, _on(query.device, tuple(record.key_heads)), record.scale, scores)
+
+    @property
+    def units(self) -> tuple[float, float]:
+        """Factor on products and cap of scores, in units of log 2; see `shape_scores`."""
+        softcap = self.scores.softcap
+        if softcap is None:
+            return self.scale * LOG2E, 0.0
+        return 2 * self.scale / softcap * LOG2E, softcap * LOG2E
+
+    @property
+    def bias(self) -> tuple[Tensor, tuple[int, ...]]:
+        """What is added to scores, and its strides; those of what broadcasts are 0."""
+        for held in self.scores.added:
+            strides = zip(held.shape, held.stride(), strict=True)
+            return held, tuple(0 if size == 1 else stride for size, stride in strides)
+        return self.query, (0, 0, 0, 0)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of query, key and bias."""
+        return *self.query.stride()[:3], *self.key.stride()[:3], *self.bias[1]
+
+    @property
+    def compiled_for(self) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        from attncheck.kernels.launch import next_power
+
+        size = self.query.shape[-1]
+        return {
+            "SIZE": size,
+            "WIDTH": max(16, next_power(size)),
+            "SOFTCAP": self.scores.softcap is not None,
+            "BIAS": bool(self.scores.added),
+            "PRECISION": "ieee",
+        }
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A reading of some sequences by kernels.
+
+    Attributes:
+        tally: Where to write.
+        products: What scores are made of.
+        tiles: How they are cut.
+        causal: Whether no query sees a later key.
+    """
+
+    tally: Tally
+    products: _Products
+    tiles: Tiles
+    causal: bool
+
+    def run(self, record: QueryKey, batch: slice) -> None:
+        """Read rows, then add up by key, distance and cell.
+
+        Raises:
+            KernelError: A kernel can't be built, or does not find what torch finds.
+        """
+        peaks = self._read_rows()
+        if any(number >= 0 for number in self._asked.values()):
+            self._count_targets()
+        tops, sinks = self.tally.rows["top"], self.products.scores.sinks
+        if sinks is not None:
+            share = torch.sigmoid(self.tally.rows["peak"] - tops.log() - sinks.float())
+            self.tally.rows["share"].copy_(share)
+            tops = tops * share
+        self._add_up(peaks.masked_fill_(~self.tally.usable, 1e30), tops.contiguous())
+        if self._form not in _TRIED:
+            self._try(record, batch)
+
+    @property
+    def _form(self) -> tuple[Any, ...]:
+        """What kernels were compiled for."""
+        tally, products = self.tally, self.products
+        forms = (products.query.device, products.query.dtype, self.tiles, self.causal)
+        asked = tuple(number >= 0 for number in self._asked.values())
+        more = (tally.offsets is None, tally.grid.step, *asked)
+        return *forms, *products.compiled_for.values(), *more
+
+    def _try(self, record: QueryKey, batch: slice) -> None:
+        """Hold what was found against torch, the first time that kernels run in this form."""
+        from attncheck.kernels.launch import KernelError
+
+        differs = departure(self.tally, record, batch)
+        if differs is not None:
+            raise KernelError(f"on this device the kernels find another {differs} than torch")
+        _TRIED.add(self._form)
+
+    @cached_property
+    def _stretches(self) -> tuple[Tensor, Tensor]:
+        """First visible key of each row, and one behind the last, int32."""
+        reach = self.tally.reach
+        return reach.low.to(torch.int32).contiguous(), reach.high.to(torch.int32).contiguous()
+
+    @cached_property
+    def _edges(self) -> Tensor:
+        return _edges(self.tally.reach, self.tiles.rows)
+
+    @cached_property
+    def _steps(self) -> tuple[int, int]:
+        """From sequence to sequence and from head to head of `_stretches`, in rows of them."""
+        batch, heads = self.tally.reach.low.shape[:2]
+        return 0 if batch == 1 else heads, 0 if heads == 1 else 1
+
+    @cached_property
+    def _asked(self) -> dict[str, int]:
+        """Where in the table a kernel writes what tokens and segments select; -1: nowhere."""
+        places = {name: number for number, name in enumerate(self.tally.rows)}
+        return {word: places.get(name, -1) for word, name in TARGETS.items()}
+
+    @cached_property
+    def _marks(self) -> tuple[list[Tensor], list[int]]:
+        """Tokens, segments and delimiters, and the steps from sequence to sequence."""
+        marks = self.tally.targets.marks
+        every = (
+            (marks.tokens, torch.int32),
+            (marks.segments, torch.int32),
+            (marks.delimiters, torch.uint8),
+        )
+        nothing = self._stretches[0]
+        return (
+            [nothing if held is None else held.to(kind).contiguous() for held, kind in every],
+            [0 if held is None or len(held) == 1 else held.shape[1] for held, _ in every],
+        )
+
+    def _read_rows(self) -> Tensor:
+        """Run the first pass; return the largest score of each row in units of log 2."""
+        from attncheck.kernels.launch import launch
+        from attncheck.kernels.rows import read_rows
+
+        tally, products = self.tally, self.products
+        (low, high), (of_keys, steps_of_keys), edges = self._stretches, self._marks, self._edges
+        batch, heads, n_query, _ = products.query.shape
+        n_blocks = edges.shape[-1]
+        first = tally.first.to(torch.int32).expand(low.shape[:2]).contiguous()
+        counts = tally.valid.contiguous().view(torch.uint8)
+        peaks = torch.empty_like(tally.rows["peak"])
+        launch(
+            read_rows,
+            (n_blocks, batch * heads),
+            *(products.query, products.key, products.key_heads, low, high, edges, first, counts),
+            *of_keys,
+            *(products.bias[0], tally.table, peaks),
+            *products.units,
+            *(heads, n_query, tally.reach.n_key, n_blocks),
+            *products.strides,
+            *self._steps,
+            *(edges.stride(0), tally.table.stride(0)),
+            *steps_of_keys,
+            DISTANCES=tally.offsets is not None,
+            CAUSAL=self.causal,
+            **self._asked,
+            **products.compiled_for,
+            **self.tiles.options,
+        )
+        return peaks
+
+    def _count_targets(self) -> None:
+        """Count targets once for all heads that see the same."""
+        from attncheck.kernels.counts import count_targets
+        from attncheck.kernels.launch import launch
+
+        tally, (low, high), (of_keys, steps_of_keys) = self.tally, self._stretches, self._marks
+        tokens = [len(held) for held, step in zip(of_keys, steps_of_keys, strict=True) if step]
+        batch, heads = max([len(low), *tokens]), low.shape[1]
+        n_query = tally.reach.n_query
+        found = torch.zeros(len(TARGETS), batch, heads, n_query, device=low.device)
+        places = {word: n if self._asked[word] >= 0 else -1 for n, word in enumerate(TARGETS)}
+        launch(
+            count_targets,
+            (-(-n_query // 64), batch * heads),
+            *(low, high, *of_keys, found),
+            *(heads, n_query, tally.reach.n_key),
+            *self._steps,
+            found.stride(0),
+            *steps_of_keys,
+            ROWS=64,
+            KEYS=128,
+            **places,
+        )
+        for name, counts in zip(TARGETS.values(), found, strict=True):
+            if name in tally.targets.names:
+                tally.rows[f"{name} keys"].copy_(counts.expand(tally.valid.shape))
+
+    def _add_up(self, peaks: Tensor, tops: Tensor) -> None:
+        """Run the second pass.
+
+        Args:
+            peaks: Largest score of each row in units of log 2, 1e30 where it does not count.
+            tops: Largest weight of each row, as a share of all that softmax ran over.
+        """
+        from attncheck.kernels.launch import launch, next_power
+        from attncheck.kernels.sums import ONE, add_up
+
+        tally, products, grid, tiles = self.tally, self.products, self.tally.grid, self.tiles
+        (low, high), edges, reach = self._stretches, self._edges, self.tally.reach
+        batch, heads, n_query, _ = products.query.shape
+        n_key, n_blocks = reach.n_key, edges.shape[-1]
+
+        def room(*size: int) -> Tensor:
+            return torch.zeros(batch, heads, *size, dtype=torch.int64, device=peaks.device)
+
+        columns, offsets, overlap = room(n_key), room(n_key + n_query - 1), room(n_query)
+        cells = room(grid.n_rows, grid.n_keys)
+        even = (1 / reach.seen.clamp(min=1).to(torch.float32)).contiguous()
+        # Diagonals of tiles, numbered by the tile of keys that they meet beside the first rows.
+        last = (n_key - 1 + grid.lead) // tiles.keys
+        if self.causal:
+            last = min(last, (tiles.rows - 1 + n_key - n_query + grid.lead) // tiles.keys)
+        n_diagonals = last + (n_blocks - 1) * (tiles.rows // tiles.keys) + 1
+        launch(
+            add_up,
+            (n_diagonals, batch * heads),
+            *(products.query, products.key, products.key_heads, low, high, edges, even),
+            *(peaks, tops, columns, offsets, overlap, cells, products.bias[0]),
+            *products.units,
+            *(heads, n_query, n_key, n_blocks, grid.lead, grid.n_keys, last),
+            *products.strides,
+            *self._steps,
+            *(edges.stride(0), grid.n_rows * grid.n_keys),
+            STEP=grid.step,
+            POSITIONAL=tally.offsets is not None,
+            BLOCKS=max(64, next_power(n_blocks)),
+            **products.compiled_for,
+            **tiles.options,
+        )
+        tally.columns.copy_(columns).div_(ONE)
+        tally.rows["overlap"].copy_(overlap.double() / ONE)
+        if tally.offsets is not None and tally.cells is not None:
+            tally.offsets.copy_(offsets).div_(ONE)
+            tally.cells.copy_(cells.double() / ONE)
+
+
+def _edges(reach: Reach, rows: int) -> Tensor:
+    """Least and largest ``low``, least and largest ``high`` of blocks of rows.
+
+    Rows that see nothing don't count; a block of such rows has edges that hold nothing.
+
+    Returns:
+        int32 ``(4, batch or 1, head or 1, block)``.
+    """
+    sees, n_key, beyond = reach.seen > 0, reach.n_key, -reach.n_query % rows
+
+    def by_block(held: Tensor, other: int) -> Tensor:
+        held = F.pad(torch.where(sees, held, other), (0, beyond), value=other)
+        return held.view(*held.shape[:-1], -1, rows)
+
+    sides = (
+        by_block(reach.low, n_key).amin(-1),
+        by_block(reach.low, 0).amax(-1),
+        by_block(reach.high, n_key).amin(-1),
+        by_block(reach.high, 0).amax(-1),
+    )
+    return torch.stack(sides).to(torch.int32)

@@ -1,0 +1,90 @@
+"""What the kernels share: a tile of products, and which of its pairs are visible."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["HIDDEN", "NOTHING", "load_query", "products", "shape_scores"]
+
+HIDDEN = tl.constexpr(-1e30)
+"""Score of a hidden key: finite, so that 0 times it is 0."""
+
+NOTHING = tl.constexpr(-1e29)
+"""Largest score of a row of which nothing was read: makes no weight of a hidden key."""
+
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_query(
+    query,
+    stride,
+    row,
+    counts,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Load the queries of a tile: ``(row, WIDTH)``; 0 in rows that don't count."""
+    size = tl.arange(0, WIDTH)
+    at = query + row.to(tl.int64)[:, None] * stride + size[None, :]
+    kept = counts[:, None]
+    if SIZE != WIDTH:
+        kept = kept & (size < SIZE)[None, :]
+    return tl.load(at, mask=kept, other=0.0)
+
+
+@triton.jit
+def products(
+    query,
+    key,
+    stride,
+    start,
+    n_key,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Multiply queries with the keys from ``start`` on: ``(row, KEYS)``, float32.
+
+    The stride is int64: a place may lie beyond 2**31 numbers.
+    """
+    place, size = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    at = key + start * stride + place[None, :] * stride + size[:, None]
+    if WHOLE and SIZE == WIDTH:
+        held = tl.load(at)
+    else:
+        there = ((start + place >= 0) & (start + place < n_key))[None, :] & (size < SIZE)[:, None]
+        held = tl.load(at, mask=there, other=0.0)
+    return tl.dot(query, held, input_precision=PRECISION)
+
+
+@triton.jit
+def shape_scores(
+    held,
+    factor,
+    softcap,
+    bias,
+    there,
+    SOFTCAP: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """Make scores of products, in units of log 2: scaled, capped, and with what is added.
+
+    Args:
+        held: Products of query and key.
+        factor: Scale, in units of log 2; where scores are capped, of twice the score over the cap.
+        softcap: The cap, in units of log 2.
+        bias: Where what is added lies.
+        there: Of which places something is to be loaded.
+    """
+    scores = held * factor
+    if SOFTCAP:
+        scores = softcap - 2 * softcap / (tl.exp2(scores) + 1)
+    if BIAS:
+        added = tl.load(bias, mask=there, other=0.0).to(tl.float32)
+        scores = tl.maximum(scores + added * LOG2E, HIDDEN)
+    return scores
