@@ -8,6 +8,7 @@ One causal layer, heads of 64. Ways, each ``(batch, head, key)``:
   row; the second has keys as queries, ``-lse`` as a bias, and its own log-sum-exp is the logarithm
   of the column sums. On a CPU the bias travels as one more dimension of the flash kernel; on CUDA
   ``flex_attention``, compiled, adds it, so that half precision loses nothing;
+* ``attncheck column sums``: `attncheck.evaluate.column_sums`;
 * ``attncheck profile``: every measure of the layer, column sums among them;
 * ``flash-colreduce``: on CUDA, where that package is installed.
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention, QueryKey
 from attncheck.capture.memory import free_memory
-from attncheck.evaluate import profile_layer
+from attncheck.evaluate import column_sums, profile_layer
 from benchmarks._measure import (
     cuda_available,
     interleave,
@@ -100,9 +101,17 @@ def later_queries(n: int, device: str) -> Any:
     return create_block_mask(later, None, None, n, n, device=device)
 
 
-def profile(query: Tensor, key: Tensor) -> object:
+def layer_of(query: Tensor, key: Tensor) -> LayerAttention:
     record = QueryKey(query, key, tuple(range(HEADS)), SCALE, causal=True)
-    return profile_layer(LayerAttention(record, kind="self", causal=True))
+    return LayerAttention(record, kind="self", causal=True)
+
+
+def own(query: Tensor, key: Tensor) -> Tensor:
+    return column_sums(layer_of(query, key))
+
+
+def profile(query: Tensor, key: Tensor) -> object:
+    return profile_layer(layer_of(query, key))
 
 
 def ways(device: str) -> dict[str, Callable[[Tensor, Tensor], object]]:
@@ -112,6 +121,7 @@ def ways(device: str) -> dict[str, Callable[[Tensor, Tensor], object]]:
         found["stock kernels"] = stock_on_cpu
     elif device.startswith("cuda"):
         found["stock kernels"] = stock_on_cuda
+    found["attncheck column sums"] = own
     found["attncheck profile"] = profile
     if not device.startswith("cuda"):
         print("flash-colreduce: left out, runs on CUDA only")
@@ -181,12 +191,12 @@ def main() -> None:
             for name, found in data["lengths"][str(n)]["ways"].items():
                 error = found["largest error by dense"]
                 print(
-                    f"{n:7}  {name:18}{1e3 * found['seconds']:10.2f} ms{found['ratio']:8.2f} x"
+                    f"{n:7}  {name:22}{1e3 * found['seconds']:10.2f} ms{found['ratio']:8.2f} x"
                     + ("" if error is None else f"   error {error:.1e}"),
                     flush=True,
                 )
             for name, why in data["lengths"][str(n)]["left out"].items():
-                print(f"{n:7}  {name:18}left out: {why}")
+                print(f"{n:7}  {name:22}left out: {why}")
             if not options.quick:
                 write_results(result_name("column_sums", options.device), data)
 

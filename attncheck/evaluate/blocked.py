@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +12,13 @@ from attncheck.attention.quiet import quiet
 from attncheck.evaluate.assemble import assemble
 from attncheck.evaluate.fused import sequences_together, walk_fused
 from attncheck.evaluate.reach import Reach, reach_of
+from attncheck.evaluate.tally import Tally
 from attncheck.evaluate.tiles import tiled_sequences, walk_tiles
 from attncheck.evaluate.walk import chunks, walk
-from attncheck.patterns.grid import read_marks
+from attncheck.patterns.grid import Marks, read_marks
 from attncheck.profile import LayerProfile
 
-__all__ = ["profile_blocked", "valid_rows"]
+__all__ = ["profile_blocked", "tallies_of", "valid_rows"]
 
 
 def profile_blocked(
@@ -59,18 +60,26 @@ def profile_blocked(
         layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
     )
     with quiet(layer.device.type):
-        reach = reach_of(layer)
-        valid = valid_rows(layer, reach)
-        walk_of, parts = walk, chunks
-        if fused and reach.mask is None:
-            on_cpu = layer.device.type == "cpu"
-            walk_of = walk_fused if on_cpu else walk_tiles
-            parts = sequences_together if on_cpu else tiled_sequences
-        tallies = (
-            walk_of(layer, reach.part(batch), marks.part(batch), valid[batch], batch)
-            for batch in parts(layer)
-        )
-        return assemble(layer, tallies)
+        return assemble(layer, tallies_of(layer, marks, fused=fused))
+
+
+def tallies_of(layer: LayerAttention, marks: Marks, *, fused: bool) -> Iterator[Tally]:
+    """Walk a layer, some sequences at a time.
+
+    Args:
+        layer: A layer that holds query and key of a whole call.
+        marks: What is known of its keys.
+        fused: Whether compiled loops or kernels read it, if every row sees one stretch of keys.
+    """
+    reach = reach_of(layer)
+    valid = valid_rows(layer, reach)
+    walk_of, parts = walk, chunks
+    if fused and reach.mask is None:
+        on_cpu = layer.device.type == "cpu"
+        walk_of = walk_fused if on_cpu else walk_tiles
+        parts = sequences_together if on_cpu else tiled_sequences
+    for batch in parts(layer):
+        yield walk_of(layer, reach.part(batch), marks.part(batch), valid[batch], batch)
 
 
 def valid_rows(layer: LayerAttention, reach: Reach) -> Tensor:

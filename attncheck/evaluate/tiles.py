@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attncheck.attention import LayerAttention, QueryKey
+from attncheck.evaluate.operands import Operands
 from attncheck.evaluate.reach import Reach
 from attncheck.evaluate.scores import Scores, added
 from attncheck.evaluate.tally import Tally
@@ -32,10 +33,11 @@ __all__ = ["tiled_sequences", "unfit_for_tiles", "walk_tiles"]
 NUMBERS: Final = 1 << 26
 """Numbers of rows that are held together, unless one sequence has more."""
 
+PROGRAMS: Final = (1 << 16) - 1
+"""Heads of all sequences that a launch takes."""
+
 LARGEST: Final = 256
 """Size of the largest heads."""
-
-LOG2E: Final = 1.4426950408889634
 
 _TRIED: Final[set[tuple[Any, ...]]] = set()
 """Forms of kernels that found what torch finds."""
@@ -71,7 +73,8 @@ def unfit_for_tiles(layer: LayerAttention) -> str | None:
 def tiled_sequences(layer: LayerAttention) -> Iterator[slice]:
     """Yield the sequences that are read together."""
     batch, heads, n_query, n_key = layer.shape
-    step = max(1, NUMBERS // (24 * heads * max(1, n_query + n_key)))
+    step = min(NUMBERS // (24 * heads * max(1, n_query + n_key)), PROGRAMS // heads)
+    step = max(1, step)
     for start in range(0, batch, step):
         yield slice(start, min(start + step, batch))
 
@@ -97,86 +100,14 @@ def walk_tiles(
     tally = Tally.empty(scores, targets, valid, usable, torch.float32)
     if not valid.numel() or not reach.n_key:
         return tally
-    products = _Products.of(record, scores, batch)
-    *larger, smallest = tiles_for(products.query.shape[-1], products.query.dtype)
+    operands = Operands.of(record, scores, batch)
+    *larger, smallest = tiles_for(operands.query.shape[-1], operands.query.dtype)
     for tiles in larger:
         with suppress(KernelError):
-            _Reading(tally, products, tiles, layer.causal).run(record, batch)
+            _Reading(tally, operands, tiles, layer.causal).run(record, batch)
             return tally
-    _Reading(tally, products, smallest, layer.causal).run(record, batch)
+    _Reading(tally, operands, smallest, layer.causal).run(record, batch)
     return tally
-
-
-@lru_cache(maxsize=64)
-def _on(device: torch.device, numbers: tuple[int, ...]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int32, device=device)
-
-
-@dataclass(frozen=True, eq=False)
-class _Products:
-    """What scores are made of.
-
-    Attributes:
-        query: ``(batch, head, query, size)``.
-        key: ``(batch, key-value head, key, size)``, of one dtype with the query.
-        key_heads: The key-value head of each head, int32.
-        scale: Factor on products.
-        scores: What else makes the scores: a cap, a bias, learned sinks.
-    """
-
-    query: Tensor
-    key: Tensor
-    key_heads: Tensor
-    scale: float
-    scores: Scores
-
-    @classmethod
-    def of(cls, record: QueryKey, scores: Scores, batch: slice) -> _Products:
-        """Take some sequences of a layer."""
-        sides = [
-            held.expand(record.shape[0], -1, -1, -1)[batch] for held in (record.query, record.key)
-        ]
-        half = {held.dtype for held in sides} in ({torch.float16}, {torch.bfloat16})
-        query, key = (
-            held if held.stride(-1) == 1 else held.contiguous()
-            for held in (sides if half else [held.to(torch.float32) for held in sides])
-        )
-        return cls(query, key, _on(query.device, tuple(record.key_heads)), record.scale, scores)
-
-    @property
-    def units(self) -> tuple[float, float]:
-        """Factor on products and cap of scores, in units of log 2; see `shape_scores`."""
-        softcap = self.scores.softcap
-        if softcap is None:
-            return self.scale * LOG2E, 0.0
-        return 2 * self.scale / softcap * LOG2E, softcap * LOG2E
-
-    @property
-    def bias(self) -> tuple[Tensor, tuple[int, ...]]:
-        """What is added to scores, and its strides; those of what broadcasts are 0."""
-        for held in self.scores.added:
-            strides = zip(held.shape, held.stride(), strict=True)
-            return held, tuple(0 if size == 1 else stride for size, stride in strides)
-        return self.query, (0, 0, 0, 0)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Strides of query, key and bias."""
-        return *self.query.stride()[:3], *self.key.stride()[:3], *self.bias[1]
-
-    @property
-    def compiled_for(self) -> dict[str, Any]:
-        """What a kernel is compiled for."""
-        from attncheck.kernels.launch import next_power
-
-        size = self.query.shape[-1]
-        return {
-            "SIZE": size,
-            "WIDTH": max(16, next_power(size)),
-            "SOFTCAP": self.scores.softcap is not None,
-            "BIAS": bool(self.scores.added),
-            "PRECISION": "ieee",
-        }
 
 
 @dataclass(frozen=True)
@@ -185,13 +116,13 @@ class _Reading:
 
     Attributes:
         tally: Where to write.
-        products: What scores are made of.
+        operands: What scores are made of.
         tiles: How they are cut.
         causal: Whether no query sees a later key.
     """
 
     tally: Tally
-    products: _Products
+    operands: Operands
     tiles: Tiles
     causal: bool
 
@@ -204,7 +135,7 @@ class _Reading:
         peaks = self._read_rows()
         if any(number >= 0 for number in self._asked.values()):
             self._count_targets()
-        tops, sinks = self.tally.rows["top"], self.products.scores.sinks
+        tops, sinks = self.tally.rows["top"], self.operands.scores.sinks
         if sinks is not None:
             share = torch.sigmoid(self.tally.rows["peak"] - tops.log() - sinks.float())
             self.tally.rows["share"].copy_(share)
@@ -216,11 +147,11 @@ class _Reading:
     @property
     def _form(self) -> tuple[Any, ...]:
         """What kernels were compiled for."""
-        tally, products = self.tally, self.products
-        forms = (products.query.device, products.query.dtype, self.tiles, self.causal)
+        tally, operands = self.tally, self.operands
+        forms = (operands.query.device, operands.query.dtype, self.tiles, self.causal)
         asked = tuple(number >= 0 for number in self._asked.values())
         more = (tally.offsets is None, tally.grid.step, *asked)
-        return *forms, *products.compiled_for.values(), *more
+        return *forms, *operands.compiled_for.values(), *more
 
     def _try(self, record: QueryKey, batch: slice) -> None:
         """Hold what was found against torch, the first time that kernels run in this form."""
@@ -273,9 +204,9 @@ class _Reading:
         from attncheck.kernels.launch import launch
         from attncheck.kernels.rows import read_rows
 
-        tally, products = self.tally, self.products
+        tally, operands = self.tally, self.operands
         (low, high), (of_keys, steps_of_keys), edges = self._stretches, self._marks, self._edges
-        batch, heads, n_query, _ = products.query.shape
+        batch, heads, n_query, _ = operands.query.shape
         n_blocks = edges.shape[-1]
         first = tally.first.to(torch.int32).expand(low.shape[:2]).contiguous()
         counts = tally.valid.contiguous().view(torch.uint8)
@@ -283,19 +214,19 @@ class _Reading:
         launch(
             read_rows,
             (n_blocks, batch * heads),
-            *(products.query, products.key, products.key_heads, low, high, edges, first, counts),
+            *(operands.query, operands.key, operands.key_heads, low, high, edges, first, counts),
             *of_keys,
-            *(products.bias[0], tally.table, peaks),
-            *products.units,
+            *(operands.bias[0], tally.table, peaks),
+            *operands.units,
             *(heads, n_query, tally.reach.n_key, n_blocks),
-            *products.strides,
+            *operands.strides,
             *self._steps,
             *(edges.stride(0), tally.table.stride(0)),
             *steps_of_keys,
             DISTANCES=tally.offsets is not None,
             CAUSAL=self.causal,
             **self._asked,
-            **products.compiled_for,
+            **operands.compiled_for,
             **self.tiles.options,
         )
         return peaks
@@ -337,9 +268,9 @@ class _Reading:
         from attncheck.kernels.launch import launch, next_power
         from attncheck.kernels.sums import ONE, add_up
 
-        tally, products, grid, tiles = self.tally, self.products, self.tally.grid, self.tiles
+        tally, operands, grid, tiles = self.tally, self.operands, self.tally.grid, self.tiles
         (low, high), edges, reach = self._stretches, self._edges, self.tally.reach
-        batch, heads, n_query, _ = products.query.shape
+        batch, heads, n_query, _ = operands.query.shape
         n_key, n_blocks = reach.n_key, edges.shape[-1]
 
         def room(*size: int) -> Tensor:
@@ -356,17 +287,17 @@ class _Reading:
         launch(
             add_up,
             (n_diagonals, batch * heads),
-            *(products.query, products.key, products.key_heads, low, high, edges, even),
-            *(peaks, tops, columns, offsets, overlap, cells, products.bias[0]),
-            *products.units,
+            *(operands.query, operands.key, operands.key_heads, low, high, edges, even),
+            *(peaks, tops, columns, offsets, overlap, cells, operands.bias[0]),
+            *operands.units,
             *(heads, n_query, n_key, n_blocks, grid.lead, grid.n_keys, last),
-            *products.strides,
+            *operands.strides,
             *self._steps,
             *(edges.stride(0), grid.n_rows * grid.n_keys),
             STEP=grid.step,
             POSITIONAL=tally.offsets is not None,
             BLOCKS=max(64, next_power(n_blocks)),
-            **products.compiled_for,
+            **operands.compiled_for,
             **tiles.options,
         )
         tally.columns.copy_(columns).div_(ONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +21,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     Args:
         kernel: What ``triton.jit`` made.
         grid: How many programs run.
-        args: Tensors and numbers.
+        args: Tensors, all on one device, and numbers.
         options: What it is compiled for.
 
     Raises:
         KernelError: It can't run here.
     """
-    from triton.errors import TritonError
-
+    device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
     try:
-        kernel[grid](*args, enable_fp_fusion=True, **options)
-    except (TritonError, NotImplementedError) as error:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[grid](*args, enable_fp_fusion=True, **options)
+    except Exception as error:  # of a compiler, an assembler, a linker or a driver
         lines = str(error).strip().splitlines() or [""]
         raise KernelError(f"{type(error).__name__}: {lines[-1].strip()[:200]}") from error
 

@@ -48,7 +48,7 @@ def test_what_fails_or_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         "dense": "its matrix does not fit",
         "stock kernels": "RuntimeError: no such kernel",
     }
-    assert set(found["ways"]) == {"attention", "attncheck profile"}
+    assert set(found["ways"]) == {"attention", "attncheck column sums", "attncheck profile"}
 
 
 def test_each_length_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

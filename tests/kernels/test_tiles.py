@@ -10,13 +10,13 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 
 from attncheck.attention import LayerAttention, QueryKey
-from attncheck.evaluate import blocked, dispatch, tiles
+from attncheck.evaluate import blocked, dispatch, operands, tiles
 from attncheck.evaluate.assemble import assemble
 from attncheck.evaluate.blocked import valid_rows
 from attncheck.evaluate.reach import reach_of
 from attncheck.evaluate.tiles import tiled_sequences, unfit_for_tiles, walk_tiles
 from attncheck.evaluate.trial import departure
-from attncheck.kernels.launch import KernelError
+from attncheck.kernels.launch import KernelError, launch
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
 from tests.evaluate.agreement import Drawn, assert_agree, layers
@@ -173,7 +173,7 @@ def test_kernels_that_do_not_find_what_torch_finds_are_refused(
 ) -> None:
     layer = _layer(100, 100)
     monkeypatch.setattr(tiles, "_TRIED", set())
-    monkeypatch.setattr(tiles, "LOG2E", 1.5)
+    monkeypatch.setattr(operands, "LOG2E", 1.5)
     with pytest.raises(KernelError, match="find another largest weight than torch"):
         _tiled(layer)
 
@@ -209,3 +209,22 @@ def test_a_layer_is_measured_block_by_block_where_kernels_fail(
         "blocked: query and key are held; not fused: OutOfResources: shared memory"
     )
     assert_agree(found, Drawn(layer).reference(), layer)
+
+
+def test_what_a_compiler_cannot_do_is_one_error() -> None:
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return self.fail
+
+        def fail(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("building the launcher:\nFailed to find C compiler.")
+
+    with pytest.raises(KernelError, match=r"^RuntimeError: Failed to find C compiler\.$"):
+        launch(Kernel(), (1,), torch.zeros(1))
+
+
+def test_short_sequences_are_launched_in_parts() -> None:
+    record = QueryKey(torch.zeros(9000, 8, 2, 1), torch.zeros(9000, 1, 2, 1), (0,) * 8, 1.0)
+    parts = list(tiled_sequences(LayerAttention(record)))
+    assert parts[0].stop * 8 < 1 << 16
+    assert [part.start for part in parts] == [0, 8191]
