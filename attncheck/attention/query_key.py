@@ -49,7 +49,8 @@ class QueryKey:
             floating and added (as given: ``-inf``, ``finfo.min`` or any finite value).
         causal: The kernel hides keys with ``j > rows[i]``, beside what `mask` hides. Counted from
             the first key (top-left), as ``scaled_dot_product_attention(is_causal=True)`` does.
-            `LayerAttention.causal` may be True without it: then `mask` says the same.
+            `LayerAttention.causal` may be True without it: then a `mask` of every query says the
+            same, or the layer adds it.
         rows: ``(query,)``, int64: number of each held query in the call; None: 0, 1, 2, ...
         sinks: ``(batch or 1, head, query or 1, 1)`` or None: score of a learned sink.
         dtype: Of weights that are made; None: as computed.

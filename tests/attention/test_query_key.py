@@ -123,7 +123,7 @@ def test_a_block_of_queries_is_the_same_block_of_all(case: str, queries: slice |
 
 
 def test_a_layer_makes_its_weights_when_they_are_read() -> None:
-    layer = LayerAttention(replace(PLAIN, lasting=False), causal=True)
+    layer = LayerAttention(replace(PLAIN, lasting=False))
     assert layer.shape == (2, HEADS, N_QUERY, N_KEY)
     assert layer.query_key is not None
     layer.visible(), layer.query_positions(), repr(AttentionMaps([layer]))
@@ -190,3 +190,15 @@ def test_a_record_is_shown_by_its_shapes_and_makes_no_weights() -> None:
     layer = LayerAttention(replace(PLAIN, lasting=False), name="attn")  # type: ignore[arg-type]
     assert repr(layer) == "LayerAttention('attn', (2, 4, 5, 6) float32, unknown, given)"
     assert layer.query_key is not None
+
+
+@pytest.mark.parametrize(("n_query", "n_key"), [(6, 6), (3, 6), (1, 6)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_causal_layer_makes_causal_weights(n_query: int, n_key: int, padded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 2, n_query, 4, generator=generator)
+    key = torch.randn(1, 2, n_key, 4, generator=generator)
+    mask = torch.tensor([True] * 5 + [False])[None, None, None] if padded else None
+    layer = LayerAttention(QueryKey(query, key, (0, 1), 0.5, mask=mask), mask=mask, causal=True)
+    scores = (0.5 * query @ key.mT).masked_fill(~layer.visible(), -torch.inf)
+    torch.testing.assert_close(layer.weights, torch.softmax(scores, -1))
