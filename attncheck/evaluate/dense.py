@@ -50,7 +50,7 @@ def profile_layer(
         segment_ids=None if crosses else segment_ids,
         delimiters=delimiters,
     )
-    return describe(layer, {name: Totals.of(*rows) for name, rows in measured.items()}, evidence)
+    return describe(layer, Totals.of_all(measured), evidence)
 
 
 def _chosen(also: Collection[str]) -> list[Metric]:

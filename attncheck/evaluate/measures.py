@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import TypeAlias
@@ -27,17 +28,26 @@ class Totals:
     maxima: Array
 
     @classmethod
-    def of(cls, values: Tensor, counted: Tensor) -> Totals:
-        """Reduce ``(batch, head, query)`` over the rows that count."""
-        left_out = ~counted
-        summed = most = values
-        if bool(left_out.any()):
-            summed, most = values.masked_fill(left_out, 0), values.masked_fill(left_out, -torch.inf)
-        return cls(
-            summed.sum((0, 2)).cpu().numpy(),
-            counted.sum((0, 2)).cpu().numpy(),
-            most.amax((0, 2)).cpu().numpy(),
-        )
+    def of_all(cls, found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Totals]:
+        """Reduce values ``(batch, head, query)`` over the rows that count, measure by measure.
+
+        What was found leaves the device once, for all of them.
+
+        Args:
+            found: Values and which of them count, by name.
+        """
+        masks = {id(counted): counted for _, counted in found.values()}
+        some = {number for number, counted in masks.items() if not bool(counted.all())}
+        counts = {number: counted.sum((0, 2)) for number, counted in masks.items()}
+        sums, most = [], []
+        for values, counted in found.values():
+            left_out = ~counted if id(counted) in some else None
+            sums.append(_without(values, left_out, 0).sum((0, 2)))
+            most.append(_without(values, left_out, -torch.inf).amax((0, 2)))
+        each = torch.stack([counts[id(counted)] for _, counted in found.values()])
+        every = (torch.stack(sums), each, torch.stack(most))
+        parts = zip(*(held.cpu().numpy() for held in every), strict=True)
+        return {name: cls(*part) for name, part in zip(found, parts, strict=True)}
 
     def merge(self, other: Totals) -> Totals:
         """Add the rows of other sequences."""
@@ -46,6 +56,10 @@ class Totals:
             self.counts + other.counts,
             np.maximum(self.maxima, other.maxima),
         )
+
+
+def _without(values: Tensor, left_out: Tensor | None, instead: float) -> Tensor:
+    return values if left_out is None else values.masked_fill(left_out, instead)
 
 
 def measures_of(tally: Tally) -> dict[str, Totals]:
@@ -68,7 +82,7 @@ def measures_of(tally: Tally) -> dict[str, Totals]:
         "sink_mass": (held["first"] * share + sink, _behind_first(tally)),
         "future_mass": (rows["later"].double() * share, distant),
     }
-    return {name: Totals.of(*measured) for name, measured in found.items()}
+    return Totals.of_all(found)
 
 
 def _behind_first(tally: Tally) -> Tensor:
