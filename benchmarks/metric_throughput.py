@@ -47,9 +47,13 @@ from benchmarks._measure import (
 MODELS = ((1, 4, 512), (4, 9, 512), (12, 12, 512))
 """Layers, heads, positions: from 4 heads to those of a small language model, 144."""
 
+LARGE = (12, 12, 2048)
+"""Also on a GPU: 2.4 GB, beside which a launch counts for little; no loops over heads."""
+
 SUM = "weights.sum()"
 """One pass over memory, the least that any measure can cost."""
 
+CLASSIC_STATISTICS = "classic statistics, loop over heads"
 CLASSIC = "classic statistics and names, loop over heads"
 
 FLOOR = "floor: one read, one logarithm of visible keys"
@@ -187,7 +191,7 @@ def model_functions(model: list[Tensor]) -> Functions:
 
     return {
         SUM: lambda: [layer.sum() for layer in model],
-        "classic statistics, loop over heads": lambda: classic_loop(model),
+        CLASSIC_STATISTICS: lambda: classic_loop(model),
         CLASSIC: lambda: classic_functions(model),
         **({FLOOR: lambda: least_work(model)} if model[0].device.type == "cpu" else {}),
         "compute_attention_statistics": lambda: compute_attention_statistics(model),
@@ -203,16 +207,18 @@ def model_functions(model: list[Tensor]) -> Functions:
 
 def measure_models(quick: bool, rounds: int) -> dict[str, Any]:
     results = {}
-    for layers, heads, n in ((2, 4, 128),) if quick else MODELS:
-        for device in ("cpu", "cuda") if cuda_available() else ("cpu",):
-            model = random_model(layers, heads, n, device)
-            results[f"{layers * heads} heads of {n}x{n}, {device}"] = compare(
-                f"{layers * heads} heads of {n} x {n}",
-                model_functions(model),
-                "classic statistics, loop over heads",
-                rounds,
-                device,
-            )
+    cases = [(case, "cpu") for case in (((2, 4, 128),) if quick else MODELS)]
+    if cuda_available():
+        cases += [(case, "cuda") for case, _ in cases] + ([] if quick else [(LARGE, "cuda")])
+    for (layers, heads, n), device in cases:
+        functions = model_functions(random_model(layers, heads, n, device))
+        reference = CLASSIC_STATISTICS
+        if (layers, heads, n) == LARGE:
+            reference, slow = SUM, (CLASSIC_STATISTICS, CLASSIC)
+            functions = {name: run for name, run in functions.items() if name not in slow}
+        results[f"{layers * heads} heads of {n}x{n}, {device}"] = compare(
+            f"{layers * heads} heads of {n} x {n}", functions, reference, rounds, device
+        )
     return results
 
 
