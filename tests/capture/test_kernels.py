@@ -134,6 +134,7 @@ def _attend_into(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "softmax_lse(Tensor s) -> (Tensor, Tensor)": lambda s: (s.softmax(-1), s.logsumexp(-1)),
+    "softmaxes(Tensor[] s) -> Tensor[]": lambda s: [each.softmax(-1) for each in s],
     "softmax_dim(Tensor s, int dim) -> Tensor": lambda s, dim: s.softmax(dim),
     "softmax_(Tensor(a!) s) -> ()": _in_place,
     "softmax_out(Tensor(a!) o, Tensor s) -> ()": _into,
@@ -179,6 +180,7 @@ SOFTMAXES: dict[str, Function] = {
     "autograd function": lambda x: Kernel.apply(x @ x.mT) @ x,
     "with sums": lambda x: ops().softmax_lse(x @ x.mT)[0] @ x,
     "script with sums": lambda x: scripted_with_sums(x @ x.mT)[0] @ x,
+    "in a list": lambda x: ops().softmaxes([x @ x.mT])[0] @ x,
     "keys in front": lambda x: ops().softmax_dim(x @ x.mT, 1).mT @ x,
     "in place": lambda x: _overwritten(x @ x.mT, ops().softmax_) @ x,
     "into an argument": lambda x: _written(x @ x.mT) @ x,
@@ -204,6 +206,20 @@ def test_a_softmax_in_a_kernel_is_captured(name: str) -> None:
     y = layers[0].weights[:, 0] @ x
     torch.testing.assert_close(layers[1].weights[:, 0], (y @ y.mT).softmax(-1))
     assert layers[1].status == "exact"
+
+
+def test_each_of_some_scores_in_a_list_keeps_its_own_mask() -> None:
+    past, ahead = torch.ones(5, 5).tril().bool(), torch.ones(5, 5).triu().bool()
+
+    def both(x: Tensor) -> Tensor:
+        masked = [(x @ x.mT).masked_fill(~shown, -torch.inf) for shown in (past, ahead)]
+        first, second = ops().softmaxes(masked)
+        return first @ x + second @ x
+
+    layers = AttentionExtractor(beside(both)).get_attention(torch.randn(1, 5, WIDTH)).layers
+    assert [layer.name for layer in layers] == ["0", "1", "1"]
+    for layer, shown in zip(layers[1:], (past, ahead), strict=True):
+        assert torch.equal(layer.visible()[0, 0], shown)
 
 
 @pytest.mark.parametrize("hides", [True, False])

@@ -24,7 +24,7 @@ from attncheck.capture.follow.beginnings import Beginnings
 from attncheck.capture.follow.edges import BY_INDEX
 from attncheck.capture.follow.meetings import Meetings
 from attncheck.capture.follow.orders import Orders
-from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins
+from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins, tensors_in
 from attncheck.capture.follow.outside import Outside
 from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
@@ -206,6 +206,7 @@ class SoftmaxWatcher:
     def _join(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
+        args, kwargs = _first_ahead(args, kwargs, "tensors")
         out = self._see(function, args, kwargs)
         if self._beginnings.edge and args and isinstance(args[0], tuple | list):
             self._beginnings.edges(args[0], out)
@@ -287,6 +288,8 @@ class SoftmaxWatcher:
             self._origins.after(name, args, kwargs, out)
             return out
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
+        if custom:
+            given = tensors_in(given)
         found = self._traces.find(given)
         if found is None:
             out = function(*args, **kwargs)
@@ -307,7 +310,8 @@ class SoftmaxWatcher:
         if begins:
             self._traces[args[0]] = trace
         elif inside is None or inside.stage == trace.stage:  # else it was followed inside
-            step = Step(function, name, args, kwargs, source, trace, out, before, custom, written)
+            named = _first_ahead(args, kwargs, "condition" if name == "where" else "input")
+            step = Step(function, name, *named, source, trace, out, before, custom, written)
             self._try(partial(self._after, step), trace)
         return out
 
@@ -381,6 +385,15 @@ def _name(function: Callable[..., Any]) -> str:
     """Name of a function, without the overload that ``torch.ops`` writes behind it."""
     name = str(getattr(function, "__name__", ""))
     return name.partition(".")[0] if "." in name else name
+
+
+def _first_ahead(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], first: str
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return arguments with the first one in front, where all were given by name."""
+    if args or first not in kwargs:
+        return args, kwargs
+    return (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}
 
 
 def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:

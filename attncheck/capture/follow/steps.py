@@ -133,7 +133,8 @@ class Step:
 
     def others(self) -> list[Tensor]:
         """List the other tensors that it got."""
-        return [arg for arg in self.args if isinstance(arg, Tensor) and arg is not self.source]
+        given = (*self.args, *self.kwargs.values())
+        return [arg for arg in given if isinstance(arg, Tensor) and arg is not self.source]
 
     def raises(self) -> bool:
         """Whether it takes the exponential of the traced tensor."""
