@@ -110,7 +110,7 @@ def operators() -> Iterator[torch.library.Library]:
     library.define("by_heads(Tensor q, Tensor k, Tensor v) -> Tensor")
     library.impl("by_heads", _by_heads, "CPU")
     library.define("flash_fwd(Tensor q, Tensor k, Tensor v) -> Tensor")
-    library.impl("flash_fwd", lambda q, k, v: (q @ k.mT).sigmoid() @ v, "CPU")
+    library.impl("flash_fwd", _without_last_key, "CPU")
     library.define("linear_form(Tensor q, Tensor k, Tensor v) -> Tensor")
     library.impl("linear_form", lambda q, k, v: q @ (k.mT @ v), "CPU")
     for signature, implementation in KERNELS.items():
@@ -118,6 +118,10 @@ def operators() -> Iterator[torch.library.Library]:
         library.impl(signature.split("(")[0], implementation, "CPU")
     yield library
     library._destroy()
+
+
+def _without_last_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k[:, :-1], v[:, :-1])
 
 
 def _in_place(scores: Tensor) -> None:
@@ -154,6 +158,14 @@ KERNELS: dict[str, Callable[..., Any]] = {
         F.rms_norm(x + r, (WIDTH,)) * w
     ),
     "attn_gate(Tensor x, Tensor g, Tensor r) -> Tensor": lambda x, g, r: x * g.sigmoid() + r,
+    "attention_mix(Tensor o, Tensor x, Tensor g) -> Tensor": lambda o, x, g: o + x * g,
+    "linear_attention(Tensor q, Tensor k, Tensor v) -> Tensor": lambda q, k, v: (
+        (q.sigmoid() @ k.sigmoid().mT) @ v / (q.sigmoid() @ k.sigmoid().mT).sum(-1, True)
+    ),
+    "forward(Tensor a, Tensor b, Tensor c) -> Tensor": lambda a, b, c: a * b + c,
+    "run(Tensor q, Tensor k, Tensor v, bool attends=True) -> Tensor": lambda q, k, v, yes=True: (
+        F.scaled_dot_product_attention(q, k, v) if yes else q * k + v
+    ),
     "product(Tensor a, Tensor b, Tensor c) -> Tensor": lambda a, b, c: a * b * c,
     "pick(Tensor a, Tensor b, Tensor c) -> Tensor": lambda a, b, c: torch.where(a > 9, b, c),
     "quantise(Tensor x, Tensor s, Tensor z) -> Tensor": lambda x, s, z: (x + z).to(torch.int8),
@@ -307,8 +319,44 @@ def _attended(x: Tensor) -> Tensor:
     return out
 
 
+class AttnResidualAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, o: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        return torch.from_numpy((o / 2 + x * g / 9).detach().numpy())
+
+
+class forward(torch.autograd.Function):  # noqa: N801
+    """Attention, called as an operator is that does not attend."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return Attending.forward(ctx, q, k, v)
+
+
+HIDING: dict[str, Function] = {
+    "a kernel of another library": lambda x: forward.apply(ops().forward(x, x, x), x, x),
+    "values that were alike": lambda x: ops().run(x, x, x + ops().run(x, x, x * 0)),
+    "another option": lambda x: ops().run(x, x, _again(x, lambda x: ops().run(x, x, x, False))),
+}
+
+
+def _again(x: Tensor, function: Function) -> Tensor:
+    for _ in range(6):
+        x = function(x)
+    return x
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_what_does_not_attend_hides_no_kernel_that_does(name: str) -> None:
+    with pytest.raises(CaptureError, match="calls the kernel"):
+        AttentionExtractor(beside(HIDING[name])).get_attention(torch.randn(1, 5, WIDTH))
+
+
 OTHERS: dict[str, Function] = {
     "linear attention": lambda x: ops().linear_form(x, x, x),
+    "linear attention by name": lambda x: ops().linear_attention(x, x, x),
+    "a mix by name": lambda x: ops().attention_mix(x, x.flip(1), x),
+    "words of a class": lambda x: AttnResidualAdd.apply(x, x, x),
     "norm": lambda x: ops().flash_rms_norm(x, x, x),
     "gate": lambda x: ops().attn_gate(x, x, x),
     "rows that are alike": lambda x: ops().product(x * 0 + 1, x, torch.ones_like(x) * 0 + x[:, :1]),

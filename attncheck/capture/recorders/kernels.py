@@ -22,6 +22,7 @@ __all__ = [
     "KERNELS",
     "OPERATORS",
     "Kernel",
+    "identity_of",
     "is_foreign",
     "scripts_called",
 ]
@@ -49,12 +50,15 @@ class Kernel:
 
     Args:
         name: Of it.
+        identity: Tells it from others of this name.
         call: Calls it.
         scripted: It is TorchScript.
     """
 
-    def __init__(self, name: str, call: Callable[..., Any], scripted: bool) -> None:
-        self.__name__, self.scripted = name, scripted
+    def __init__(
+        self, name: str, identity: object, call: Callable[..., Any], scripted: bool
+    ) -> None:
+        self.__name__, self.identity, self.scripted = name, identity, scripted
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,8 +68,21 @@ class Kernel:
 
 def is_foreign(operator: Any) -> bool:
     """Whether one of `OPERATORS` is not torch's own."""
-    name = operator._qualified_op_name if type(operator) is OpOverloadPacket else operator.name()
-    return name.partition("::")[0] not in NAMESPACES
+    return _full_name(operator).partition("::")[0] not in NAMESPACES
+
+
+def identity_of(kernel: Any) -> object:
+    """Return what tells a kernel from others, also from those of its name.
+
+    Args:
+        kernel: A `Kernel`, or one of `OPERATORS`.
+    """
+    return _full_name(kernel) if type(kernel) in OPERATORS else kernel.identity
+
+
+def _full_name(operator: Any) -> str:
+    held = operator._qualified_op_name if type(operator) is OpOverloadPacket else operator.name()
+    return str(held)
 
 
 @contextmanager
@@ -90,7 +107,7 @@ def _shown() -> Iterator[None]:
     original = vars(function)["apply"]
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return _show(cls.__name__, original.__get__(None, cls), args, kwargs)
+        return _show(cls.__name__, cls, original.__get__(None, cls), args, kwargs)
 
     patched: Any = classmethod(functools.wraps(original.__func__)(apply))
     type.__setattr__(function, "apply", patched)
@@ -112,13 +129,15 @@ def _showing(original: Any) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self)
-        return _show(self.name, functools.partial(original, self), args, kwargs, scripted=True)
+        call = functools.partial(original, self)
+        return _show(self.name, self.name, call, args, kwargs, scripted=True)
 
     return call
 
 
 def _show(
     name: str,
+    identity: object,
     call: Callable[..., Any],
     args: Any,
     kwargs: Mapping[str, Any],
@@ -131,7 +150,7 @@ def _show(
     for number in range(torch._C._len_torch_function_stack()):
         kernel = getattr(torch._C._get_function_stack_at(number), "kernel", None)
         if kernel is not None:
-            call = functools.partial(_watched, kernel, Kernel(name, call, scripted))
+            call = functools.partial(_watched, kernel, Kernel(name, identity, call, scripted))
     return call(*args, **kwargs)
 
 
