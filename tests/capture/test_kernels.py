@@ -394,6 +394,35 @@ def test_arguments_of_kernels_are_not_those_of_torch(drop: Callable[..., Tensor]
     torch.testing.assert_close(weights[:, 0], (x @ x.mT).softmax(-1))
 
 
+class Normalise(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+class Mix(Normalise):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, c: Tensor) -> Tensor:  # type: ignore[override]
+        return a * b + c
+
+
+def test_a_softmax_in_a_kernel_under_vmap_is_refused_as_any_other() -> None:
+    model = beside(torch.vmap(lambda x: Normalise.apply(x @ x.mT) @ x))
+    with pytest.raises(CaptureError, match=r"1: it runs under torch\.vmap"):
+        AttentionExtractor(model).get_attention(torch.randn(2, 5, WIDTH))
+
+
+def test_a_kernel_under_vmap_that_is_no_attention_is_left_alone() -> None:
+    model = beside(torch.vmap(lambda x: Mix.apply(x, x.flip(0), x)))
+    assert AttentionExtractor(model).get_attention(torch.randn(2, 5, WIDTH)).names == ("0",)
+
+
 def _of_name(name: str) -> Callable[[Tensor], Tensor]:
     unit = torch.jit.CompilationUnit(f"def {name}(x):\n    return x * 1.0\n")
     return getattr(unit, name)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace, Traces
+from attncheck.capture.plain import numbers_of
 from attncheck.capture.recorders.fused_kernels import floats_in
 
 __all__ = ["Beginnings"]
@@ -161,6 +162,7 @@ class Beginnings:
 
 def _dim_of_softmax(made: Tensor, axes: Axes | None, name: str) -> tuple[int | None, bool]:
     """Along which dimension numbers are weights, and whether a sink has a share of them."""
+    made = numbers_of(made)
     if not bool(made.any()) or bool(made.isnan().all()):
         return None, False
     dims = [made.ndim - 1]

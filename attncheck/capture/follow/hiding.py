@@ -13,6 +13,7 @@ from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.follow.axes import Axes
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace
+from attncheck.capture.plain import numbers_of
 from attncheck.capture.rebuild import contents
 
 __all__ = ["VisibleKeys", "hidden_inside", "hiding_in", "visible_keys"]
@@ -72,6 +73,7 @@ def hidden_inside(step: Step, weights: Tensor) -> tuple[Hiding, ...]:
 
 
 def _weighs_nothing(weights: Tensor, where: Tensor) -> bool:
+    weights, where = numbers_of(weights), numbers_of(where)
     return bool(where.any()) and not bool((weights * where).any())
 
 

@@ -96,6 +96,8 @@ def sums_to_one(weights: Tensor, *, sliced: bool = False) -> bool:
         sliced: A sink may have a share.
     """
     weights = held_here(weights)
+    if not weights.is_floating_point():
+        return False
     with torch.no_grad(), torch._C.DisableTorchFunction():
         if weights.ndim > 1:
             rows = compared_rows(weights.shape[-2], weights.device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.follow.origins import tensors_in
+from attncheck.capture.plain import numbers_of
 
 __all__ = ["attends", "floats_in"]
 
@@ -44,8 +45,8 @@ def attends(name: str, given: Sequence[Any], returned: Any) -> bool | None:
     Returns:
         None: with these numbers nothing tells, as where all values are alike.
     """
-    tensors = floats_in(given)
-    results = floats_in((returned,)) or tensors[3:]
+    tensors = [numbers_of(tensor) for tensor in floats_in(given)]
+    results = [numbers_of(tensor) for tensor in floats_in((returned,))] or tensors[3:]
     scales = [arg for arg in given if isinstance(arg, float)]
     named = _is_named(name)
     told: bool | None = False

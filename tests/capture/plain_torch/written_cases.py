@@ -99,6 +99,11 @@ def joined_by_name(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+def complex_values(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = _scores(q, k).softmax(-1).to(torch.complex64)
+    return (weights @ torch.complex(v, v)).real
+
+
 def baddbmm(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))
     empty = torch.empty(q.shape[0], q.shape[1], k.shape[1])
@@ -221,7 +226,7 @@ WRITTEN: dict[str, Case] = {
     for function in (
         *(matmul, operators, query_scaled, as_module, einsum, einsum_dots, einsum_lists),
         *(einsum_implicit, length_first, bmm, baddbmm, exp_and_sum, exp_divided_late, log_softmax),
-        *(by_name, bmm_by_name, exp_and_sum_by_name, joined_by_name),
+        *(complex_values, by_name, bmm_by_name, exp_and_sum_by_name, joined_by_name),
         *(logsumexp, half_softmax, key_major, weights_transposed),
     )
 } | {
