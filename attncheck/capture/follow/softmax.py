@@ -29,7 +29,7 @@ from attncheck.capture.follow.outside import Outside
 from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
-from attncheck.capture.follow.steps import Step, works_in_place
+from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
 from attncheck.capture.follow.tiles import begins_sum
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.follow.weights import after_weights
@@ -92,7 +92,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        self._origins.after(_name(function), args, kwargs, out)
+        self._origins.after(name_of(function), args, kwargs, out)
         return out
 
     def _linear(
@@ -109,7 +109,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         if not (kwargs or self._traces.under_way or self._outside) and self._is_map(
-            _name(function), args
+            name_of(function), args
         ):
             return function(*args)
         out = function(*args, **kwargs)
@@ -133,7 +133,7 @@ class SoftmaxWatcher:
         kwargs: Mapping[str, Any],
         out: Tensor,
     ) -> None:
-        product = as_product(_name(function), args, kwargs)
+        product = as_product(name_of(function), args, kwargs)
         if product is None:
             return
         self._note(function, args, kwargs, out)
@@ -200,13 +200,13 @@ class SoftmaxWatcher:
             return out
         if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
             return out
-        self._try(partial(self._beginnings.pairs, _name(function), left, right, out))
+        self._try(partial(self._beginnings.pairs, name_of(function), left, right, out))
         return out
 
     def _join(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        args, kwargs = _first_ahead(args, kwargs, "tensors")
+        args, kwargs = first_ahead(args, kwargs, "tensors")
         out = self._see(function, args, kwargs)
         if self._beginnings.edge and args and isinstance(args[0], tuple | list):
             self._beginnings.edges(args[0], out)
@@ -244,7 +244,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        self._try(partial(self._beginnings.softmax, _name(function), args, kwargs, out))
+        self._try(partial(self._beginnings.softmax, name_of(function), args, kwargs, out))
         self._note(function, args, kwargs, out)
         return out
 
@@ -282,7 +282,7 @@ class SoftmaxWatcher:
         kwargs: Mapping[str, Any],
         custom: bool = False,
     ) -> Any:
-        name = "" if custom else _name(function)
+        name = "" if custom else name_of(function)
         if not self._traces.under_way:
             out = function(*args, **kwargs)
             self._origins.after(name, args, kwargs, out)
@@ -310,7 +310,7 @@ class SoftmaxWatcher:
         if begins:
             self._traces[args[0]] = trace
         elif inside is None or inside.stage == trace.stage:  # else it was followed inside
-            named = _first_ahead(args, kwargs, "condition" if name == "where" else "input")
+            named = first_ahead(args, kwargs, "condition" if name == "where" else "input")
             step = Step(function, name, *named, source, trace, out, before, custom, written)
             self._try(partial(self._after, step), trace)
         return out
@@ -326,7 +326,7 @@ class SoftmaxWatcher:
         first = args[0] if args else None
         if type(first) is Tensor and not self._origins.may_be_static(first):
             return
-        self._origins.after(_name(function), args, kwargs, out)
+        self._origins.after(name_of(function), args, kwargs, out)
 
     def _after(self, step: Step) -> None:
         stage = step.trace.stage
@@ -379,21 +379,6 @@ class SoftmaxWatcher:
             if trace is not None:
                 self._sink.softmax_used(trace.product)
             self._sink.unreadable(place[1], what, way_out)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    """Name of a function, without the overload that ``torch.ops`` writes behind it."""
-    name = str(getattr(function, "__name__", ""))
-    return name.partition(".")[0] if "." in name else name
-
-
-def _first_ahead(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], first: str
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Return arguments with the first one in front, where all were given by name."""
-    if args or first not in kwargs:
-        return args, kwargs
-    return (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}
 
 
 def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:

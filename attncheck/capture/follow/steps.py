@@ -20,6 +20,8 @@ __all__ = [
     "SHUFFLES",
     "TIMES",
     "Step",
+    "first_ahead",
+    "name_of",
     "works_in_place",
 ]
 
@@ -171,3 +173,24 @@ def works_in_place(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         in_place = name.endswith("_") or kwargs.get("inplace") or (len(args) > 3 and args[3])
         return bool(in_place) and _drops(name, args, kwargs)
     return name in WRITES or (name.endswith("_") and not name.endswith("__"))
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Name of a function, without the overload that ``torch.ops`` writes behind it."""
+    name = str(getattr(function, "__name__", ""))
+    return name.partition(".")[0] if "." in name else name
+
+
+def first_ahead(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], first: str
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return arguments with the first one in front, where all were given by name.
+
+    Args:
+        args: Given by place.
+        kwargs: Given by name.
+        first: Name of the first one.
+    """
+    if args or first not in kwargs:
+        return args, kwargs
+    return (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}
