@@ -210,10 +210,12 @@ def _written(scores: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", SOFTMAXES)
-def test_a_softmax_in_a_kernel_is_captured(name: str) -> None:
+def test_a_softmax_in_a_kernel_is_captured(name: str, around: Callable[[], Any]) -> None:
     x = torch.randn(2, 5, WIDTH)
-    layers = AttentionExtractor(beside(SOFTMAXES[name])).get_attention(x).layers
+    with around():
+        layers = AttentionExtractor(beside(SOFTMAXES[name])).get_attention(x).layers
     assert [layer.name for layer in layers] == ["0", "1"]
     y = layers[0].weights[:, 0] @ x
     torch.testing.assert_close(layers[1].weights[:, 0], (y @ y.mT).softmax(-1))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
-from attncheck.capture.copies import version_of
+from attncheck.capture.copies import Watched
 from attncheck.capture.follow.axes import JOINS, Axes
 from attncheck.capture.follow.beginnings import Beginnings
 from attncheck.capture.follow.edges import BY_INDEX
@@ -301,18 +301,15 @@ class SoftmaxWatcher:
         overwrites = custom or works_in_place(name, args, kwargs)
         if overwrites and trace.stage == "weights" and trace.own is None:
             before = source.detach().clone()
-        versions = [(t, version_of(t)) for t in floats_in(given)] if custom else []
+        watched = Watched(floats_in(given)) if custom else None
         out = function(*args, **kwargs)
-        written = tuple(t for t, version in versions if version_of(t) != version)
-        if custom and not any(tensor is source for tensor in written):
-            before = None
         inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
         elif inside is None or inside.stage == trace.stage:  # else it was followed inside
             named = first_ahead(args, kwargs, "condition" if name == "where" else "input")
-            step = Step(function, name, *named, source, trace, out, before, custom, written)
-            self._try(partial(self._after, step), trace)
+            step = Step(function, name, *named, source, trace, out, before, custom)
+            self._try(partial(self._after_kernel, step, watched), trace)
         return out
 
     def _note(
@@ -327,6 +324,9 @@ class SoftmaxWatcher:
         if type(first) is Tensor and not self._origins.may_be_static(first):
             return
         self._origins.after(name_of(function), args, kwargs, out)
+
+    def _after_kernel(self, step: Step, watched: Watched | None) -> None:
+        self._after(step if watched is None else step.having_written(watched.overwritten()))
 
     def _after(self, step: Step) -> None:
         stage = step.trace.stage

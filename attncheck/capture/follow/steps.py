@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from torch import Tensor
@@ -88,6 +88,11 @@ class Step:
     before: Tensor | None = None
     custom: bool = False
     written: tuple[Tensor, ...] = ()
+
+    def having_written(self, written: tuple[Tensor, ...]) -> Step:
+        """Return the step of a kernel that overwrote some of its arguments."""
+        before = self.before if any(tensor is self.source for tensor in written) else None
+        return replace(self, before=before, written=written)
 
     def target(self) -> Tensor | None:
         """Return the tensor that holds the result."""
