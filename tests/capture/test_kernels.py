@@ -132,6 +132,10 @@ def _into(out: Tensor, scores: Tensor) -> None:
     out.copy_(scores.softmax(-1))
 
 
+def _copy_into(o: Tensor, x: Tensor) -> None:
+    o.copy_(x)
+
+
 def _attend_into(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
     out.copy_(F.scaled_dot_product_attention(q, k, v))
 
@@ -144,6 +148,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "softmax_out(Tensor(a!) o, Tensor s) -> ()": _into,
     "softmax_sink(Tensor s) -> Tensor": lambda s: s.exp() / (1 + s.exp().sum(-1, keepdim=True)),
     "weigh(Tensor w, Tensor v) -> Tensor": lambda w, v: w @ v,
+    "copy_into(Tensor(a!) o, Tensor x) -> ()": _copy_into,
     "dropout_(Tensor(a!) p, Tensor mask) -> Tensor(a!)": lambda p, mask: p.mul_(mask),
     "relu_scores(Tensor s) -> Tensor": lambda s: (s - 100).relu(),
     "unified_attention_with_output(Tensor q, Tensor k, Tensor v, Tensor(a!) o) -> ()": _attend_into,
@@ -275,6 +280,52 @@ def test_scores_of_integers_are_scores(name: str) -> None:
     maps = AttentionExtractor(beside(INTEGERS[name])).get_attention(x)
     assert maps.names == ("0", "1")
     assert maps.layers[1].status == "exact"
+
+
+def _by_operator(x: Tensor) -> Tensor:
+    buffer = torch.empty_like(x)
+    ops().copy_into(buffer, x)
+    return buffer
+
+
+def _by_out(x: Tensor) -> Tensor:
+    buffer = torch.empty(x.shape)
+    torch.mul(x, 1.0, out=buffer)
+    return buffer
+
+
+def _by_out_of_another(x: Tensor) -> Tensor:
+    buffer = torch.empty(x.shape)
+    torch.tanh(x.atanh(), out=buffer)
+    return buffer
+
+
+def _by_product(x: Tensor) -> Tensor:
+    buffer = torch.empty(x.shape)
+    torch.matmul(x, torch.eye(WIDTH), out=buffer)
+    return buffer
+
+
+def _by_list(x: Tensor) -> Tensor:
+    buffer = torch.empty_like(x)
+    torch._foreach_copy_([buffer], [x])
+    return buffer
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("which", ["k", "v", "qk", "qkv"])
+@pytest.mark.parametrize("fill", [_by_operator, _by_out, _by_out_of_another, _by_product, _by_list])
+def test_what_is_written_into_a_buffer_depends_on_the_input(
+    fill: Function, which: str, around: Callable[[], Any]
+) -> None:
+    def attend(x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        q, k, v = (fill(x) if name in which else x for name in "qkv")
+        return (q @ k.mT).softmax(-1) @ v
+
+    with around():
+        maps = AttentionExtractor(beside(attend)).get_attention(torch.randn(2, 5, WIDTH))
+    assert maps.names == ("0", "1")
 
 
 TOLD: dict[str, Function] = {

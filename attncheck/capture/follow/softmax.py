@@ -260,9 +260,13 @@ class SoftmaxWatcher:
     ) -> Any:
         """Follow a kernel of somebody's, and tell of one that computes attention as a whole."""
         recorded = self._sink.records
+        given = (*args, *kwargs.values())
+        held = [tensor for tensor in tensors_in(given) if self._origins.computed(tensor)]
+        watched = Watched(held)
         out = self._follow(function, args, kwargs, custom=True)
+        if held and not all(map(self._origins.is_static, tensors_in(given))):
+            self._try(lambda: self._origins.forget(watched.overwritten()))
         if self._sink.records == recorded and not getattr(function, "scripted", False):
-            given = (*args, *kwargs.values())
             self._try(partial(self._outside.look_into, function, given, out))
         return out
 
@@ -271,7 +275,7 @@ class SoftmaxWatcher:
     ) -> Any:
         """Do what is done for all other functions."""
         first = args[0] if args else None
-        if type(first) is Tensor and not self.follows(first):
+        if type(first) is Tensor and "out" not in kwargs and not self.follows(first):
             return function(*args, **kwargs)
         return self._follow(function, args, kwargs)
 
@@ -303,6 +307,8 @@ class SoftmaxWatcher:
             before = source.detach().clone()
         watched = Watched(floats_in(given)) if custom else None
         out = function(*args, **kwargs)
+        if not custom:
+            self._note(function, args, kwargs, out)
         inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
@@ -320,7 +326,7 @@ class SoftmaxWatcher:
         out: Any,
     ) -> None:
         """Note what does not depend on the input; nearly all else is told by its first argument."""
-        first = args[0] if args else None
+        first = args[0] if args and "out" not in kwargs else None
         if type(first) is Tensor and not self._origins.may_be_static(first):
             return
         self._origins.after(name_of(function), args, kwargs, out)
