@@ -34,7 +34,7 @@ def cut(step: Step) -> Iterator[tuple[Tensor, Trace]]:
     """Yield every part that a function of `CUTS` cut out of weights, with its trace."""
     held = step.out if isinstance(step.out, tuple | list) else (step.out,)
     for part in held:
-        if isinstance(part, Tensor) and part.is_floating_point():
+        if step.keeps(part):
             yield part, _part(step, part)
 
 

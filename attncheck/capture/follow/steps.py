@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
+import torch
 from torch import Tensor
 
 from attncheck.capture.follow.axes import MOVES, Axes, after
@@ -55,6 +56,18 @@ QUOTIENTS: Final = ("div", "div_", "divide", "true_divide", "__truediv__", "__it
 TIMES: Final = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
 DIFFERENCES: Final = ("sub", "sub_", "subtract", "__sub__", "__isub__")
 UNCHANGED: Final = ("contiguous", "clone", "detach", "requires_grad_", "cpu", "cuda", "alias")
+WHOLE: Final = frozenset(
+    {"int", "long", "short", "byte", "char", "to", "type", "type_as", "_to_copy"}
+    | {"quantize_per_tensor", "quantize_per_channel"}
+)
+"""Functions that may make whole numbers of others."""
+
+LOOKUPS: Final = frozenset(
+    {"__getitem__", "gather", "index_select", "take_along_dim", "take", "scatter", "scatter_add"}
+    | {"index_add", "embedding", "one_hot"}
+)
+"""Functions in which whole numbers may be places in something else."""
+
 CASTS: Final = frozenset(
     {"to", "type", "type_as", "float", "double", "half", "bfloat16", "nan_to_num", "nan_to_num_"}
 )
@@ -99,12 +112,21 @@ class Step:
         target = self.args[0] if self.name == "__setitem__" else self.out
         if isinstance(target, tuple | list) and target and self.name == "native_dropout":
             target = target[0]
-        if isinstance(target, Tensor) and (target.is_floating_point() or target.is_complex()):
-            return target
-        return None
+        return target if self.keeps(target) else None
+
+    def keeps(self, part: Any) -> TypeGuard[Tensor]:
+        """Whether something that it returned may hold numbers of the source: whole, or not."""
+        if not isinstance(part, Tensor):
+            return False
+        if part.is_floating_point() or part.is_complex():
+            return True
+        return part.dtype != torch.bool and (_is_whole(self.source) or self.name in WHOLE)
 
     def ends(self) -> bool:
         """Whether the result is nothing of the kind that the source was."""
+        if self.name in LOOKUPS and _is_whole(self.source):
+            first = self.args[0] if self.args else None
+            return first is not self.source or self.name == "one_hot"
         return self.name in ENDS
 
     def reduces(self) -> bool:
@@ -162,6 +184,10 @@ class Step:
         if self.custom:
             return isinstance(self.out, Tensor) and self.out.shape == self.source.shape
         return _drops(self.name, self.args, self.kwargs)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _drops(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
