@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -86,6 +87,9 @@ class Attending(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
             return F.scaled_dot_product_attention(q, k, v)
+
+
+normalise, attend = Kernel.apply, Attending.apply
 
 
 class Added(nn.Module):
@@ -195,6 +199,7 @@ SOFTMAXES: dict[str, Function] = {
     "operator": lambda x: ops().normalise(x @ x.mT) @ x,
     "overload": lambda x: ops().normalise.default(ops().scale(x @ x.mT, 1.0)) @ x,
     "autograd function": lambda x: Kernel.apply(x @ x.mT) @ x,
+    "autograd function under another name": lambda x: normalise(x @ x.mT) @ x,
     "with sums": lambda x: ops().softmax_lse(x @ x.mT)[0] @ x,
     "script with sums": lambda x: scripted_with_sums(x @ x.mT)[0] @ x,
     "in a list": lambda x: ops().softmaxes([x @ x.mT])[0] @ x,
@@ -381,6 +386,7 @@ TOLD: dict[str, Function] = {
     "behind its sums": lambda x: ops().flash_lse(x, x, x)[1],
     "weights made in a kernel": lambda x: ops().probabilities(x, x) @ x,
     "autograd function": lambda x: Attending.apply(x, x.flip(1), x),
+    "autograd function under another name": lambda x: attend(x, x.flip(1), x),
     "script of einsums": lambda x: scripted_attention(x, x),
     "traced": lambda x: TRACED(x),
     "lent to another library": lambda x: (
@@ -406,6 +412,37 @@ class AttnResidualAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, o: Tensor, x: Tensor, g: Tensor) -> Tensor:
         return torch.from_numpy((o / 2 + x * g / 9).detach().numpy())
+
+
+class Cubed(torch.autograd.Function):
+    """Has a gradient, defaults, and a class of its own between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, times: float = 1.0) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3 * times
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grads[0], None
+
+
+def test_functions_and_their_gradients_are_what_they_were() -> None:
+    class Deeper(Cubed):
+        @classmethod
+        def apply(cls, *args: Any, **kwargs: Any) -> Any:
+            return super().apply(*args, **kwargs) + 1
+
+    bound = Cubed.apply
+    model = Beside(lambda x: (x @ x.mT).softmax(-1) @ bound(x) + Deeper.apply(x, 2.0))
+    x = torch.randn(1, 5, WIDTH, requires_grad=True)
+    found = []
+    for around in (nullcontext(), AttentionExtractor(model)):
+        with around:
+            out = model(x)
+        found.append((out.detach(), *torch.autograd.grad(out.sum(), x)))
+    assert all(map(torch.equal, *found))
 
 
 class forward(torch.autograd.Function):  # noqa: N801
@@ -533,6 +570,7 @@ def test_every_capture_sees_kernels_whatever_mode_lies_between() -> None:
 def test_kernels_are_as_they_were_when_captures_overlap() -> None:
     before = torch.jit.ScriptFunction.__call__, torch._C.ScriptMethod.__call__
     apply = vars(torch.autograd.Function)["apply"]
+    code = apply.__func__.__code__
     first, second = AttentionExtractor(Plain()), AttentionExtractor(Plain())
     x = torch.randn(1, 5, WIDTH)
     first.register_hooks()
@@ -546,3 +584,4 @@ def test_kernels_are_as_they_were_when_captures_overlap() -> None:
     second.maps, second.clear_hooks()
     assert before == (torch.jit.ScriptFunction.__call__, torch._C.ScriptMethod.__call__)
     assert vars(torch.autograd.Function)["apply"] is apply
+    assert apply.__func__.__code__ is code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -100,24 +101,48 @@ def scripts_called(listen: Listener) -> Iterator[None]:
             _LISTENERS.remove(listen)
 
 
+_APPLY: Final[FunctionType] = vars(torch.autograd.Function)["apply"].__func__
+"""What ``apply`` of every `autograd.Function` calls, also where it was bound to a name before."""
+
+_UNSHOWN: Final = FunctionType(
+    _APPLY.__code__, _APPLY.__globals__, "apply", _APPLY.__defaults__, _APPLY.__closure__
+)
+"""The same as torch has it."""
+
+
+class _Shown:
+    """Lends its code to `_APPLY`: ``attention = Attention.apply`` keeps that function for good."""
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        from attncheck.capture.recorders.kernels import applied  # the globals here are torch's
+
+        super()  # as the code has it in whose place this is put: both need the same closure
+        return applied(cls, args, kwargs)
+
+
+def applied(cls: type, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Show a call of an `autograd.Function`.
+
+    Args:
+        cls: Of it.
+        args: For it.
+        kwargs: For it.
+    """
+    return _show(cls.__name__, cls, functools.partial(_UNSHOWN, cls), args, kwargs)
+
+
 @contextmanager
 def _shown() -> Iterator[None]:
     """Show calls of kernels to this thread's innermost function mode, if it has ``kernel``."""
-    function = torch.autograd.Function
-    original = vars(function)["apply"]
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return _show(cls.__name__, cls, original.__get__(None, cls), args, kwargs)
-
-    patched: Any = classmethod(functools.wraps(original.__func__)(apply))
-    type.__setattr__(function, "apply", patched)
+    _APPLY.__code__ = _Shown.apply.__func__.__code__  # type: ignore[attr-defined]
     scripted = {kind: kind.__call__ for kind in SCRIPTED}
     for kind, call in scripted.items():
         kind.__call__ = _showing(call)
     try:
         yield
     finally:
-        type.__setattr__(function, "apply", original)
+        _APPLY.__code__ = _UNSHOWN.__code__
         for kind, call in scripted.items():
             kind.__call__ = call
 
