@@ -50,8 +50,7 @@ class LayerAttention:
         backend: What computed it: ``"sdpa"``, ``"eager"``, ... or ``"given"`` for bare tensors.
         n_key_value_heads: Heads of key and value (fewer than query heads under GQA and MQA).
         mask: Bool, True where the key is visible, broadcastable to ``weights``; None: no mask.
-        causal: Query ``i`` sees no key behind position ``i + n_key - n_query``; of query and key
-            whose record says nothing of it, weights are made accordingly.
+        causal: Query ``i`` sees no key behind position ``i + n_key - n_query``; made weights too.
         heads: The model's numbers of the heads held here.
         sink_mass: ``(batch, head, query)``: mass on a learned sink that is not a key
             (``row sum + sink mass = 1``); None where the layer has none.
@@ -101,10 +100,8 @@ class LayerAttention:
         if not self.n_key_value_heads:
             object.__setattr__(self, "n_key_value_heads", len(self.heads))
         record = self.query_key
-        if self.causal and record is not None and _looks_ahead(record):
-            here = self.n_query == self.n_key and not self.queries
-            rows = None if here else self.query_positions()
-            object.__setattr__(self, "weights", replace(record, causal=True, rows=rows))
+        if self.causal and record is not None and record.looks_ahead:
+            vars(self)["weights"] = replace(record, causal=True, rows=self.query_positions())
 
     def __getstate__(self) -> dict[str, Any]:
         return state_of(self)
@@ -259,12 +256,6 @@ class LayerAttention:
         highest, lowest = extremes or (self.weights.amax(-1), self.weights.amin(-1))
         valid = self.sighted_rows() & ((highest != 0) | (lowest != 0))
         return valid.expand(self.shape[:3])
-
-
-def _looks_ahead(record: QueryKey) -> bool:
-    """Whether a record of several queries says nothing by which they could see no later key."""
-    bare = record.mask is None or record.mask.shape[2] == 1
-    return bare and not record.causal and record.query.shape[2] > 1
 
 
 class AttentionMaps(Sequence[Tensor]):

@@ -110,6 +110,12 @@ class QueryKey:
         return sum(part.nbytes for part in (self.query, self.key, *own))
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether it says nothing by which one of several queries could see no later key."""
+        bare = self.mask is None or self.mask.shape[2] == 1
+        return bare and not self.causal and self.query.shape[2] > 1
+
+    @property
     def computed_in(self) -> torch.dtype:
         """dtype of the scores: float32 at least."""
         wider = torch.promote_types(self.query.dtype, self.key.dtype)

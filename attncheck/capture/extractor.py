@@ -23,7 +23,7 @@ from attncheck.capture.keeping import (
     checked_store,
 )
 from attncheck.capture.memory import SHARE, checked_limit
-from attncheck.capture.modules import ModuleTable, module_names
+from attncheck.capture.modules import ModuleTable, module_names, require_module
 from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.capture.recorders import RECORDERS
 from attncheck.capture.select import HeadChoice, LayerChoice, LayerSelection, checked
@@ -105,8 +105,7 @@ class AttentionExtractor:
         on_layer: Callable[[LayerAttention], object] | None = None,
         evaluator: Evaluator = profile_layer,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: is {type(model).__name__}; expected a torch.nn.Module")
+        require_module(model)
         self.model = model
         self.strict = strict
         self._store = checked_store(store)

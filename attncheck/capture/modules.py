@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-__all__ = ["ModuleTable", "module_names"]
+__all__ = ["ModuleTable", "module_names", "require_module"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +52,13 @@ class ModuleTable:
 def module_names(model: nn.Module) -> dict[int, str]:
     """Path of every module by id; a model that is one module goes by its class name."""
     return ModuleTable.of(model).names
+
+
+def require_module(model: Any) -> None:
+    """Require a module where a model is expected.
+
+    Raises:
+        TypeError: ``model`` is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: is {type(model).__name__}; expected a torch.nn.Module")

@@ -10,7 +10,7 @@ from torch._C import _functorch
 
 from attncheck.capture.call import AttentionCall
 
-__all__ = ["UnreadableError", "as_plain", "require_numbers"]
+__all__ = ["UnreadableError", "as_plain", "numbers_of", "require_numbers"]
 
 BATCHED: Final = (
     "it runs under torch.vmap, where a tensor stands for many",
@@ -41,10 +41,26 @@ def require_numbers(tensor: Tensor) -> Tensor:
     Raises:
         UnreadableError: It stands for many, or holds no numbers.
     """
-    while _functorch.is_functorch_wrapped_tensor(tensor):
-        if _functorch.is_batchedtensor(tensor):
+    wrapped = tensor
+    while _functorch.is_functorch_wrapped_tensor(wrapped):
+        if _functorch.is_batchedtensor(wrapped):
             raise UnreadableError(*BATCHED)
+        wrapped = _functorch.get_unwrapped(wrapped)
+    return numbers_of(wrapped)
+
+
+def numbers_of(tensor: Tensor) -> Tensor:
+    """Return the tensor behind wrappers of `torch.func`; the first one of those it stands for.
+
+    Raises:
+        UnreadableError: It holds no numbers.
+    """
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        batched = _functorch.is_batchedtensor(tensor)
+        axis = _functorch.maybe_get_bdim(tensor) if batched else None
         tensor = _functorch.get_unwrapped(tensor)
+        if axis is not None:
+            tensor = tensor.select(axis, 0)
     if tensor.is_meta or hasattr(tensor, "fake_mode"):
         raise UnreadableError(*EMPTY)
     return tensor

@@ -13,7 +13,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from attncheck.attention.arguments import flag
 from attncheck.capture.call import Kind
+from attncheck.capture.modules import require_module
 from attncheck.capture.profile_model import measure_call
 from attncheck.distributed import announce_failure, gather_profiles, rank_of
 from attncheck.profile import HeadProfile
@@ -70,8 +72,9 @@ def profile_dataset(
 
     Raises:
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
-        TypeError: ``loader`` cannot be iterated over, a batch is of no such form, ``limit`` is no
-            number, or ``inputs`` or ``tokens`` no function.
+        TypeError: ``model`` is no module, ``loader`` cannot be iterated over, a batch is of no such
+            form, ``limit`` is no number, ``progress`` no flag, or ``inputs`` or ``tokens`` no
+            function.
         ValueError: The loader gave nothing, or batches did not run the same layers; a note on every
             exception names the batch.
 
@@ -81,6 +84,7 @@ def profile_dataset(
         >>> profile_dataset(encoder, batches, progress=False)
         HeadProfile(1 layer, 2 heads, 42 rows each, float32)
     """
+    require_module(model)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
         raise TypeError(f"limit: {limit!r}; expected a number of batches, or None for all")
     if limit is not None and limit < 1:
@@ -89,8 +93,11 @@ def profile_dataset(
         if given is not None and not callable(given):
             raise TypeError(f"{name}: {given!r}; expected a function of a batch, or None")
     if not isinstance(loader, Iterable):
-        raise TypeError(f"loader: is {type(loader).__name__}; expected batches to iterate over")
-    shown = rank_of(group) == 0 if progress is None else progress
+        raise TypeError(
+            f"loader: is {type(loader).__name__}; expected batches to iterate over, "
+            "such as a DataLoader or a list of them"
+        )
+    shown = rank_of(group) == 0 if progress is None else flag(progress, "progress")
     run = _Run(None if save is None or gather else Path(save), shown, _length(loader, limit))
     with run.kept():
         try:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from attncheck.attention import LayerAttention
+from attncheck.attention.arguments import words
 from attncheck.evaluate.assemble import describe
 from attncheck.evaluate.measures import Totals
 from attncheck.metrics import METRICS, Metric, measure_layer
@@ -55,7 +56,7 @@ def profile_layer(
 
 def _chosen(also: Collection[str]) -> list[Metric]:
     """Every metric that does not sort, and those asked for."""
-    wanted = {also} if isinstance(also, str) else set(also)
+    wanted = set(words(also, "also", "names of measures"))
     unknown = sorted(wanted - set(METRICS))
     if unknown:
         on_request = ", ".join(name for name, metric in METRICS.items() if metric.sorts)

@@ -21,6 +21,7 @@ from math import prod
 from typing import Any, Literal
 
 from attncheck.attention import LayerAttention
+from attncheck.attention.arguments import words
 from attncheck.compiled import SMALL
 from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
@@ -61,8 +62,9 @@ def choose(layer: LayerAttention, also: Any = ()) -> Choice:
         >>> choose(LayerAttention(torch.eye(4)[None, None])).evaluator
         'dense'
     """
-    if also:
-        return Choice("dense", f"{', '.join(also)}: sorts whole rows of weights")
+    asked = words(also, "also", "names of measures")
+    if asked:
+        return Choice("dense", f"{', '.join(asked)}: sorts whole rows of weights")
     fit = unfit_for_tiles if layer.device.type == "cuda" else unfit
     why_not = "the layer is small" if prod(layer.shape) < SMALL else fit(layer)
     if layer.query_key is None:

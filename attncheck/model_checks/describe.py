@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from attncheck.capture.modules import require_module
 from attncheck.model_checks.huggingface import huggingface_facts, make_inputs
 from attncheck.model_checks.outputs import OutputReader
 from attncheck.model_checks.subject import ModelSubject, Stream, SubjectOptions
@@ -27,8 +28,7 @@ def describe(model: Any, inputs: Any, options: Mapping[str, Any]) -> ModelSubjec
         TypeError: ``model`` is no module, or an option has an unknown name.
         ValueError: Inputs are missing, or hold no sequence.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is {type(model).__name__}; expected a torch.nn.Module")
+    require_module(model)
     unknown = sorted(set(options) - OPTIONS)
     if unknown:
         raise TypeError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck import __version__
-from attncheck.capture.modules import module_names
+from attncheck.capture.modules import module_names, require_module
 from attncheck.capture.select import LayerChoice, LayerSelection
 from attncheck.errors import HeadAlertError, MonitorWarning
 from attncheck.monitor.history import HeadHistory, HistoryFile
@@ -297,8 +297,7 @@ class HeadMonitor:
 
 
 def _require(model: Any, every: Any, sequences: Any, on_alert: Any, ranks: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is {type(model).__name__}; expected a torch.nn.Module")
+    require_module(model)
     for name, value in (("every", every), ("sequences", sequences)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}; expected a whole number from 1 up")

@@ -165,6 +165,8 @@ def _per_key(given: Any, layer: LayerAttention, name: str) -> list[list[Any]] | 
         return None
     if isinstance(given, str):
         raise ValueError(f"{name}: got one string {given[:20]!r}; expected one entry per key")
+    if not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        raise TypeError(f"{name}: {given!r} is {type(given).__name__}; expected one entry per key")
     listed = given.tolist() if hasattr(given, "tolist") else list(given)
     rows = [list(row) for row in listed] if _is_nested(listed) else [listed]
     if len(rows) not in (1, layer.batch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import matplotlib
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attncheck.attention import AttentionLike
+from attncheck.attention.arguments import words
 from attncheck.evaluate import profile_attention
 from attncheck.metrics import METRICS
 from attncheck.plot.canvas import folded, new_figure, save_figure
@@ -65,12 +66,7 @@ def plot_statistics(
         >>> figure.axes[0].get_title()
         'max weight'
     """
-    if isinstance(measures, str):
-        measures = [measures]
-    measures = list(measures) if isinstance(measures, Iterable) else [measures]
-    for name in measures:
-        if not isinstance(name, str):
-            raise TypeError(f"measures: {name!r} is {type(name).__name__}; expected names")
+    measures = words(measures, "measures", "names")
     if not measures:
         raise ValueError("measures: empty; pass names such as 'entropy' or 'sink_mass'")
     profile = (

@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 
 from attncheck.attention import head_name
+from attncheck.attention.arguments import words
 from attncheck.patterns import HeadLabels, classify_evidence
 from attncheck.profile.change import MeasureChange
-from attncheck.profile.layer import Array, LayerProfile
+from attncheck.profile.layer import Array, LayerProfile, counted
 from attncheck.profile.storage import SCHEMA, read_json, require_schema, write_json
 
 __all__ = ["HeadProfile"]
 
 SHOWN = ("normalized_entropy", "effective_keys", "max_weight", "mean_distance", "sink_mass")
 """Measures of a table that nobody chose."""
+
+MEASURES = "names of measures"
+"""What messages ask for."""
 
 
 class HeadProfile:
@@ -84,6 +88,11 @@ class HeadProfile:
         )
 
     def __getitem__(self, measure: str) -> Array:
+        if not isinstance(measure, str):
+            raise TypeError(
+                f"measure: {measure!r} is {type(measure).__name__}; expected the name of one, such "
+                "as profile['entropy']; layers are in profile.layers, heads in profile.head('L5H1')"
+            )
         table = np.full((len(self.layers), max(layer.n_heads for layer in self.layers)), np.nan)
         refused: list[KeyError] = []
         for row, layer in zip(table, self.layers, strict=True):
@@ -97,12 +106,12 @@ class HeadProfile:
 
     def __repr__(self) -> str:
         heads = len(self.heads())
-        rows = [max(int(held.max()) for held in layer.counts.values()) for layer in self.layers]
+        rows = [layer.n_rows for layer in self.layers]
         span = str(rows[0]) if len(set(rows)) == 1 else f"{min(rows)} to {max(rows)}"
         dtypes = "/".join(sorted({layer.dtype for layer in self.layers}))
         broken = f", {len(self.not_finite)} with NaN or infinity" if self.not_finite else ""
         return (
-            f"HeadProfile({_number(len(self.layers), 'layer')}, {_number(heads, 'head')}{broken}, "
+            f"HeadProfile({counted(len(self.layers), 'layer')}, {counted(heads, 'head')}{broken}, "
             f"{span} rows each, {dtypes})"
         )
 
@@ -117,14 +126,19 @@ class HeadProfile:
                 return {measure: float(layer.value(measure)[place]) for measure in layer.measures}
         raise KeyError(f"no head {name!r}; the heads are {self.heads()[0]} to {self.heads()[-1]}")
 
-    def table(self, measures: Sequence[str] = SHOWN) -> str:
+    def table(self, measures: Sequence[str] | str = SHOWN) -> str:
         """Return a plain-text table, one line a head; ``-`` where a head has no such value.
 
         ``nan`` is what heads have whose weights held NaN.
 
+        Args:
+            measures: Names of measures, or one name.
+
         Raises:
+            TypeError: ``measures`` are no names.
             KeyError: No such measure.
         """
+        measures = words(measures, "measures", MEASURES)
         widths = [max(8, len(measure)) for measure in measures]
         columns = {measure: self[measure] for measure in measures}
         pairs = list(zip(measures, widths, strict=True))
@@ -187,8 +201,8 @@ class HeadProfile:
         mine, theirs = ([layer.name for layer in p.layers] for p in (self, other))
         if mine != theirs:
             raise ValueError(
-                f"other: holds {_number(len(theirs), 'layer')}, {_span(theirs)}; here "
-                f"{_number(len(mine), 'layer')}, {_span(mine)}; both must be of the same model"
+                f"other: holds {counted(len(theirs), 'layer')}, {_span(theirs)}; here "
+                f"{counted(len(mine), 'layer')}, {_span(mine)}; both must be of the same model"
             )
         pairs = list(zip(self.layers, other.layers, strict=True))
         if all(one.measures_as(beside) for one, beside in pairs):
@@ -207,7 +221,7 @@ class HeadProfile:
         )
 
     def compare(
-        self, other: HeadProfile, measures: Sequence[str] | None = None
+        self, other: HeadProfile, measures: Sequence[str] | str | None = None
     ) -> list[MeasureChange]:
         """List what changed from this profile to another, largest `MeasureChange.size` first.
 
@@ -216,13 +230,14 @@ class HeadProfile:
             measures: Which ones to compare. Default: all that both profiles have.
 
         Raises:
-            TypeError: ``other`` is no profile.
+            TypeError: ``other`` is no profile, or ``measures`` are no names.
             ValueError: The two don't hold the same heads.
             KeyError: A named measure is in neither.
         """
         self._require_same_layers(other)
         if measures is None:
             measures = [name for name in self.measures if name in other.measures]
+        measures = words(measures, "measures", MEASURES)
         changes = []
         for measure in measures:
             before, after = self[measure], other[measure]
@@ -285,8 +300,8 @@ class HeadProfile:
         _require_profile(other)
         if self.heads() != other.heads():
             raise ValueError(
-                f"other: holds {_number(len(other.layers), 'layer')} with heads "
-                f"{_span(other.heads())}, here {_number(len(self.layers), 'layer')} with heads "
+                f"other: holds {counted(len(other.layers), 'layer')} with heads "
+                f"{_span(other.heads())}, here {counted(len(self.layers), 'layer')} with heads "
                 f"{_span(self.heads())}; both must be of the same model and capture"
             )
 
@@ -294,10 +309,6 @@ class HeadProfile:
 def _require_profile(other: Any) -> None:
     if not isinstance(other, HeadProfile):
         raise TypeError(f"other: is {type(other).__name__}; expected a HeadProfile")
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _span(names: Sequence[str]) -> str:

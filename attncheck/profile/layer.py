@@ -14,7 +14,7 @@ from attncheck.metrics import METRICS
 from attncheck.patterns import PATTERNS, PatternEvidence, canonical_name, join_heads
 from attncheck.profile.storage import plain
 
-__all__ = ["LayerProfile"]
+__all__ = ["LayerProfile", "counted"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Counts: TypeAlias = npt.NDArray[np.int64]
@@ -44,7 +44,21 @@ WAYS_OUT: Final[Mapping[str, str]] = MappingProxyType(
 """What to do where a field was found otherwise in other input."""
 
 
-@dataclass(frozen=True, eq=False)
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Args:
+        count: How many.
+        noun: What one of them is called.
+
+    Example:
+        >>> counted(1, "head"), counted(2, "head")
+        ('1 head', '2 heads')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerProfile:
     """Measures of the heads of one layer over all the rows seen so far.
 
@@ -84,6 +98,18 @@ class LayerProfile:
     def n_heads(self) -> int:
         """Number of heads held."""
         return len(self.heads)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that a head was measured over, at most."""
+        return max(int(held.max()) for held in self.counts.values())
+
+    def __repr__(self) -> str:
+        rest = ", ".join(filter(None, (self.dtype, self.kind, "causal" * self.causal)))
+        return (
+            f"LayerProfile({self.index}: {self.name!r}, {counted(self.n_heads, 'head')}, "
+            f"{counted(self.n_rows, 'row')} each, {rest})"
+        )
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:

@@ -114,6 +114,12 @@ def test_errors_name_the_batch() -> None:
         profile_dataset(Decoder(), batches(), limit=0)
     with pytest.raises(TypeError, match="limit: '3'; expected a number of batches"):
         profile_dataset(Decoder(), batches(), limit="3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"loader: is NoneType; expected batches .*a DataLoader or"):
+        profile_dataset(Decoder(), None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model: is NoneType; expected a torch\.nn\.Module"):
+        profile_dataset(None, batches())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="progress: got str; expected True or False"):
+        profile_dataset(Decoder(), batches(), progress="no")  # type: ignore[arg-type]
 
 
 def test_progress_is_shown_or_not(

@@ -136,11 +136,32 @@ def test_causality_is_told_however_it_is_written(hide: Callable[[Tensor], Tensor
     assert layer.causal
 
 
-def test_padding_is_told_as_a_mask() -> None:
-    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return (q @ k.mT / 2).masked_fill(~PAD[:, None, None], -1e9).softmax(-1) @ v
+def padding_filled(scores: Tensor) -> Tensor:
+    return scores.masked_fill(~PAD[:, None, None], -1e9)
 
-    module = Heads(attend)
+
+def padding_assigned(scores: Tensor) -> Tensor:
+    scores[~PAD[:, None, None].expand_as(scores)] = -math.inf
+    return scores
+
+
+def padding_assigned_by_axes(scores: Tensor) -> Tensor:
+    scores[1, ..., 4:] = torch.tensor(-math.inf)
+    return scores
+
+
+def padding_put(scores: Tensor) -> Tensor:
+    hidden = ~PAD[:, None, None].expand_as(scores)
+    return scores.index_put_((hidden,), torch.tensor(-math.inf))
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [padding_filled, padding_assigned, padding_assigned_by_axes, padding_put],
+    ids=lambda f: f.__name__,
+)
+def test_padding_is_told_as_a_mask(hide: Callable[[Tensor], Tensor]) -> None:
+    module = Heads(lambda m, q, k, v: hide(q @ k.mT / 2).softmax(-1) @ v)
     layer = AttentionExtractor(module).get_attention(X).layers[0]
     assert layer.mask is not None
     assert torch.equal(layer.visible().expand_as(layer.weights), layer.weights > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -191,3 +192,46 @@ def test_table_is_plain_text() -> None:
 def test_an_empty_profile_is_refused() -> None:
     with pytest.raises(ValueError, match="layers: empty"):
         HeadProfile([])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p[0], r"measure: 0 is int; expected .* profile\.layers, heads in profile\.head"),
+        (lambda p: p.table(3), "measures: 3 is int; expected names of measures"),
+        (lambda p: p.table([3]), "measures: 3 is int; expected names of measures"),
+        (lambda p: p.compare(p, 3), "measures: 3 is int; expected names of measures"),
+        (
+            lambda p: profile_attention(torch.eye(4), also=3),
+            "also: 3 is int; expected names of measures",
+        ),
+        (
+            lambda p: profile_attention(torch.eye(4), segment_ids=3),
+            "segment_ids: 3 is int; expected one entry per key",
+        ),
+        (
+            lambda p: profile_attention(torch.eye(4), segment_ids=torch.tensor(3)),
+            r"segment_ids: tensor\(3\) is Tensor; expected one entry per key",
+        ),
+    ],
+)
+def test_what_is_no_name_or_list_is_refused_by_its_name(
+    call: Callable[[HeadProfile], object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(profile_attention(torch.eye(4)))
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    profile = profile_attention(stack())
+    assert profile.table("entropy") == profile.table(["entropy"])
+    assert profile.compare(profile_attention(stack().flip(0)), "entropy")
+    sorting = profile_attention(stack(), also="gini").layers[0]
+    assert sorting.evaluator == "dense: gini: sorts whole rows of weights"
+
+
+def test_repr_of_a_layer_says_what_it_is_and_how_much_it_has_seen() -> None:
+    layer = profile_attention(stack()).layers[1]
+    assert repr(layer) == (
+        "LayerProfile(1: 'layer 1', 2 heads, 16 rows each, float32, unknown, causal)"
+    )

@@ -12,12 +12,13 @@ from attncheck.capture.call import Sink
 from attncheck.capture.follow.axes import Atom, Axes, numbers_in
 from attncheck.capture.follow.edges import Edges
 from attncheck.capture.follow.hiding import hidden_inside
-from attncheck.capture.follow.origins import Origins
+from attncheck.capture.follow.origins import Origins, tensors_in
 from attncheck.capture.follow.pairs import Repeats, beside, paired
 from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace, Traces
+from attncheck.capture.plain import numbers_of
 from attncheck.capture.recorders.fused_kernels import floats_in
 
 __all__ = ["Beginnings"]
@@ -118,16 +119,25 @@ class Beginnings:
             return False
         found = False
         several = isinstance(step.out, tuple | list)
-        for made in (*floats_in((step.out,)), *step.written):
-            if made.shape == step.source.shape:
-                dim, rest = _dim_of_softmax(made, trace.axes, str(step.function.__name__))
-                if dim is not None:
-                    hiding = (*trace.hiding, *hidden_inside(step, made))
-                    self._weights(trace.but(hiding=hiding, rest=rest), dim, made)
-                elif several:
-                    self._traces[made] = trace
-                found |= dim is not None or several
+        sources = self._scores_beside(step)
+        results = (*floats_in((step.out,)), *step.written)
+        alike = (made for made in results if made.shape == step.source.shape)
+        for number, made in enumerate(alike):
+            trace = sources[min(number, len(sources) - 1)]
+            dim, rest = _dim_of_softmax(made, trace.axes, str(step.function.__name__))
+            if dim is not None:
+                hiding = (*trace.hiding, *hidden_inside(step, made))
+                self._weights(trace.but(hiding=hiding, rest=rest), dim, made)
+            elif several:
+                self._traces[made] = trace
+            found |= dim is not None or several
         return found
+
+    def _scores_beside(self, step: Step) -> list[Trace]:
+        """List what is known of all scores of one shape that a kernel got, in their order."""
+        given = tensors_in((*step.args, *step.kwargs.values()))
+        known = [self._traces[t] for t in given if t.shape == step.source.shape]
+        return [trace for trace in known if trace is not None and trace.stage == "scores"]
 
     def _weights(self, trace: Trace, dim: int, out: Tensor) -> None:
         keys = frozenset[int]()
@@ -152,6 +162,7 @@ class Beginnings:
 
 def _dim_of_softmax(made: Tensor, axes: Axes | None, name: str) -> tuple[int | None, bool]:
     """Along which dimension numbers are weights, and whether a sink has a share of them."""
+    made = numbers_of(made)
     if not bool(made.any()) or bool(made.isnan().all()):
         return None, False
     dims = [made.ndim - 1]

@@ -13,11 +13,15 @@ from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.follow.axes import Axes
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace
+from attncheck.capture.plain import numbers_of
 from attncheck.capture.rebuild import contents
 
 __all__ = ["VisibleKeys", "hidden_inside", "hiding_in", "visible_keys"]
 
 How: TypeAlias = Literal["visible", "hidden", "added"]
+
+ASSIGNMENTS: Final = ("__setitem__", "index_put", "index_put_")
+"""Functions that get an index, then numbers to write there."""
 
 REMEMBERED: Final = 4
 """How many merged masks are kept: layers share theirs, a model has one or two of them."""
@@ -72,6 +76,7 @@ def hidden_inside(step: Step, weights: Tensor) -> tuple[Hiding, ...]:
 
 
 def _weighs_nothing(weights: Tensor, where: Tensor) -> bool:
+    weights, where = numbers_of(weights), numbers_of(where)
     return bool(where.any()) and not bool((weights * where).any())
 
 
@@ -146,6 +151,10 @@ def _masks(
             return [("hidden", condition)]
         if condition is source and _is_low(no):  # Tensor.where(condition, other)
             return [("visible", yes)]
+    if name in ASSIGNMENTS and values[0] is source and _is_low(values[2]):
+        hidden = torch.zeros_like(source, dtype=torch.bool)
+        hidden[values[1]] = True
+        return [("hidden", hidden)]
     if plain in ("add", "radd"):
         others = [value for value in values if isinstance(value, Tensor) and value is not source]
         return [("added", other.detach()) for other in others if other.is_floating_point()]

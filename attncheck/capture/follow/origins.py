@@ -6,7 +6,7 @@ and a projection may be drawn anew in every call: a product with it is a linear 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -112,8 +112,7 @@ class Origins:
             return
         if name in LAYERS:
             return
-        target = args[0] if name == "__setitem__" else out
-        made = tensors_in(target if isinstance(target, tuple | list) else (target,))
+        made = tensors_in((_target(name, args, kwargs, out),))
         tensors = tensors_in((*args, *kwargs.values())) if made else []
         if not tensors:
             return
@@ -122,8 +121,14 @@ class Origins:
             for tensor in made:
                 if not _is_parameter(tensor):
                     self._add(tensor, random)
-        elif isinstance(target, Tensor) and any(target is tensor for tensor in tensors):
-            self._forget(target)
+        else:
+            given = set(map(id, tensors))
+            self.forget(tensor for tensor in made if id(tensor) in given)
+
+    def forget(self, written: Iterable[Tensor]) -> None:
+        """An input was written into these: they, and all that share their memory, depend on it."""
+        for tensor in written:
+            self._forget(tensor)
 
     def _is_constant(self, tensor: Tensor) -> bool:
         known = self.computed(tensor) or id(tensor) in self._weights
@@ -136,7 +141,6 @@ class Origins:
         self._held[tensor] = random
 
     def _forget(self, tensor: Tensor) -> None:
-        """An input was written into it: it, and all that shares its memory, depends on that now."""
         place = storage_of(tensor)
         for held, _ in self._held.items():
             if storage_of(held) == place:
@@ -152,6 +156,14 @@ class Origins:
             for held in (*module._buffers.values(), *module._parameters.values()):
                 if held is not None and not _is_parameter(held) and held.ndim <= 2:
                     self._weights[id(held)] = held
+
+
+def _target(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
+    """Return what a function wrote into, or else what it returned."""
+    if name == "__setitem__" or (name.startswith("_foreach_") and name.endswith("_")):
+        return args[0]
+    written = kwargs.get("out")
+    return out if written is None else written
 
 
 def _is_parameter(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.recorders.fused_kernels import attends, floats_in
+from attncheck.capture.recorders.kernels import identity_of
 
 __all__ = ["Outside"]
 
@@ -20,6 +22,9 @@ CALL_TORCH: Final = (
     "Call torch.nn.functional.scaled_dot_product_attention where its attention is to be captured, "
     "or pass strict=False to keep the other layers"
 )
+TRIES: Final = 4
+"""How many calls of a kernel are looked into: a first one may have got other numbers or masks."""
+
 LEAVE_OUT: Final = "Pass strict=False to keep the other layers"
 
 
@@ -35,8 +40,8 @@ class Outside:
     def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
         self._sink, self._traces, self._origins = sink, traces, origins
         self._left: dict[tuple[int, ...], int] = {}
-        self._others: set[tuple[Any, ...]] = set()
-        """Kernels that do something else with tensors of these shapes."""
+        self._others: Counter[tuple[Any, ...]] = Counter()
+        """How often kernels did something else with arguments like these."""
 
     def __bool__(self) -> bool:
         """Whether scores went to another library."""
@@ -84,13 +89,16 @@ class Outside:
             given: All of its arguments.
             out: What it returned.
         """
-        name = str(getattr(function, "__name__", "")).partition(".")[0]
-        key = (name, *(tuple(tensor.shape) for tensor in floats_in(given)))
-        place = None if key in self._others else self._sink.here()
+        shapes = (tuple(tensor.shape) for tensor in floats_in(given))
+        options = (arg for arg in given if isinstance(arg, int | float | str))
+        key = (identity_of(function), *shapes, *options)
+        place = None if self._others[key] >= TRIES else self._sink.here()
         if place is None:
             return
-        if attends(name, given, out):
+        name = str(getattr(function, "__name__", "")).partition(".")[0]
+        told = attends(name, given, out)
+        if told:
             what = f"calls the kernel {name}, which computes attention"
             self._sink.unreadable(place[1], what, CALL_TORCH)
-        else:
-            self._others.add(key)
+        elif told is not None:
+            self._others[key] += 1

@@ -34,7 +34,7 @@ def cut(step: Step) -> Iterator[tuple[Tensor, Trace]]:
     """Yield every part that a function of `CUTS` cut out of weights, with its trace."""
     held = step.out if isinstance(step.out, tuple | list) else (step.out,)
     for part in held:
-        if isinstance(part, Tensor) and part.is_floating_point():
+        if step.keeps(part):
             yield part, _part(step, part)
 
 
@@ -96,6 +96,8 @@ def sums_to_one(weights: Tensor, *, sliced: bool = False) -> bool:
         sliced: A sink may have a share.
     """
     weights = held_here(weights)
+    if not weights.is_floating_point():
+        return False
     with torch.no_grad(), torch._C.DisableTorchFunction():
         if weights.ndim > 1:
             rows = compared_rows(weights.shape[-2], weights.device)

@@ -57,14 +57,16 @@ class Product:
 def as_product(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Product | None:
     """Read the arguments of one of `PRODUCTS`; None if they are no product of tensors."""
     read = _READERS[name]
-    values = [*args, *(value for key, value in kwargs.items() if key in NAMED)]
-    return read(values)
+    return read([*args, *(kwargs[key] for key in NAMED if key in kwargs)] if kwargs else [*args])
 
 
-NAMED: Final = frozenset(
-    {"other", "mat2", "tensor2", "tensor", "weight", "vec", "vec2", "batch1", "batch2", "mat1"}
-    | {"dim", "dims", "x1", "x2", "tensors", "equation", "operands", "input2"}
+NAMED: Final = (
+    *("equation", "operands", "tensors"),
+    *("input", "self", "a", "x1", "batch1", "mat1", "mat"),
+    *("other", "b", "x2", "batch2", "mat2", "vec", "vec2", "tensor", "tensor2", "weight"),
+    *("dim", "dims"),
 )
+"""Names of arguments, in the order in which functions take them."""
 
 
 def _matrix(values: list[Any]) -> Product | None:

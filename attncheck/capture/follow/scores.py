@@ -80,7 +80,7 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
 def _cut_scores(step: Step) -> Followed:
     held = step.out if isinstance(step.out, tuple | list) else (step.out,)
     for part in held:
-        if isinstance(part, Tensor) and part.is_floating_point():
+        if step.keeps(part):
             smaller = part.numel() < step.source.numel()
             sliced = step.trace.sliced or (smaller and step.trace.stage == "raised")
             yield part, step.trace.but(axes=step.axes_of(part), sliced=sliced)
@@ -89,7 +89,7 @@ def _cut_scores(step: Step) -> Followed:
 def _picked(step: Step) -> Followed:
     held = step.out if isinstance(step.out, tuple | list) else (step.out,)
     for part in held:
-        if isinstance(part, Tensor) and part.is_floating_point():
+        if step.keeps(part):
             sizes = step.trace.sizes | set(part.shape)
             yield part, step.trace.but(axes=None, picked=True, sizes=sizes)
 

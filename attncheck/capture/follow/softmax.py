@@ -18,18 +18,18 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
-from attncheck.capture.copies import version_of
+from attncheck.capture.copies import Watched
 from attncheck.capture.follow.axes import JOINS, Axes
 from attncheck.capture.follow.beginnings import Beginnings
 from attncheck.capture.follow.edges import BY_INDEX
 from attncheck.capture.follow.meetings import Meetings
 from attncheck.capture.follow.orders import Orders
-from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins
+from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins, tensors_in
 from attncheck.capture.follow.outside import Outside
 from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
-from attncheck.capture.follow.steps import Step, works_in_place
+from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
 from attncheck.capture.follow.tiles import begins_sum
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.follow.weights import after_weights
@@ -92,7 +92,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        self._origins.after(_name(function), args, kwargs, out)
+        self._origins.after(name_of(function), args, kwargs, out)
         return out
 
     def _linear(
@@ -109,7 +109,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         if not (kwargs or self._traces.under_way or self._outside) and self._is_map(
-            _name(function), args
+            name_of(function), args
         ):
             return function(*args)
         out = function(*args, **kwargs)
@@ -133,7 +133,7 @@ class SoftmaxWatcher:
         kwargs: Mapping[str, Any],
         out: Tensor,
     ) -> None:
-        product = as_product(_name(function), args, kwargs)
+        product = as_product(name_of(function), args, kwargs)
         if product is None:
             return
         self._note(function, args, kwargs, out)
@@ -200,12 +200,13 @@ class SoftmaxWatcher:
             return out
         if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
             return out
-        self._try(partial(self._beginnings.pairs, _name(function), left, right, out))
+        self._try(partial(self._beginnings.pairs, name_of(function), left, right, out))
         return out
 
     def _join(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
+        args, kwargs = first_ahead(args, kwargs, "tensors")
         out = self._see(function, args, kwargs)
         if self._beginnings.edge and args and isinstance(args[0], tuple | list):
             self._beginnings.edges(args[0], out)
@@ -243,7 +244,7 @@ class SoftmaxWatcher:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = function(*args, **kwargs)
-        self._try(partial(self._beginnings.softmax, _name(function), args, kwargs, out))
+        self._try(partial(self._beginnings.softmax, name_of(function), args, kwargs, out))
         self._note(function, args, kwargs, out)
         return out
 
@@ -259,9 +260,13 @@ class SoftmaxWatcher:
     ) -> Any:
         """Follow a kernel of somebody's, and tell of one that computes attention as a whole."""
         recorded = self._sink.records
+        given = (*args, *kwargs.values())
+        held = [tensor for tensor in tensors_in(given) if self._origins.computed(tensor)]
+        watched = Watched(held)
         out = self._follow(function, args, kwargs, custom=True)
+        if held and not all(map(self._origins.is_static, tensors_in(given))):
+            self._try(lambda: self._origins.forget(watched.overwritten()))
         if self._sink.records == recorded and not getattr(function, "scripted", False):
-            given = (*args, *kwargs.values())
             self._try(partial(self._outside.look_into, function, given, out))
         return out
 
@@ -270,7 +275,7 @@ class SoftmaxWatcher:
     ) -> Any:
         """Do what is done for all other functions."""
         first = args[0] if args else None
-        if type(first) is Tensor and not self.follows(first):
+        if type(first) is Tensor and "out" not in kwargs and not self.follows(first):
             return function(*args, **kwargs)
         return self._follow(function, args, kwargs)
 
@@ -281,12 +286,14 @@ class SoftmaxWatcher:
         kwargs: Mapping[str, Any],
         custom: bool = False,
     ) -> Any:
-        name = "" if custom else _name(function)
+        name = "" if custom else name_of(function)
         if not self._traces.under_way:
             out = function(*args, **kwargs)
             self._origins.after(name, args, kwargs, out)
             return out
         given = args[0] if name in JOINS and args else (*args, *kwargs.values())
+        if custom:
+            given = tensors_in(given)
         found = self._traces.find(given)
         if found is None:
             out = function(*args, **kwargs)
@@ -298,17 +305,17 @@ class SoftmaxWatcher:
         overwrites = custom or works_in_place(name, args, kwargs)
         if overwrites and trace.stage == "weights" and trace.own is None:
             before = source.detach().clone()
-        versions = [(t, version_of(t)) for t in floats_in(given)] if custom else []
+        watched = Watched(floats_in(given)) if custom else None
         out = function(*args, **kwargs)
-        written = tuple(t for t, version in versions if version_of(t) != version)
-        if custom and not any(tensor is source for tensor in written):
-            before = None
+        if not custom:
+            self._note(function, args, kwargs, out)
         inside = self._traces[out] if custom and isinstance(out, Tensor) else None
         if begins:
             self._traces[args[0]] = trace
         elif inside is None or inside.stage == trace.stage:  # else it was followed inside
-            step = Step(function, name, args, kwargs, source, trace, out, before, custom, written)
-            self._try(partial(self._after, step), trace)
+            named = first_ahead(args, kwargs, "condition" if name == "where" else "input")
+            step = Step(function, name, *named, source, trace, out, before, custom)
+            self._try(partial(self._after_kernel, step, watched), trace)
         return out
 
     def _note(
@@ -319,10 +326,13 @@ class SoftmaxWatcher:
         out: Any,
     ) -> None:
         """Note what does not depend on the input; nearly all else is told by its first argument."""
-        first = args[0] if args else None
+        first = args[0] if args and "out" not in kwargs else None
         if type(first) is Tensor and not self._origins.may_be_static(first):
             return
-        self._origins.after(_name(function), args, kwargs, out)
+        self._origins.after(name_of(function), args, kwargs, out)
+
+    def _after_kernel(self, step: Step, watched: Watched | None) -> None:
+        self._after(step if watched is None else step.having_written(watched.overwritten()))
 
     def _after(self, step: Step) -> None:
         stage = step.trace.stage
@@ -375,12 +385,6 @@ class SoftmaxWatcher:
             if trace is not None:
                 self._sink.softmax_used(trace.product)
             self._sink.unreadable(place[1], what, way_out)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    """Name of a function, without the overload that ``torch.ops`` writes behind it."""
-    name = str(getattr(function, "__name__", ""))
-    return name.partition(".")[0] if "." in name else name
 
 
 def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:

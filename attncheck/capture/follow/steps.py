@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeGuard
 
+import torch
 from torch import Tensor
 
 from attncheck.capture.follow.axes import MOVES, Axes, after
@@ -20,6 +21,8 @@ __all__ = [
     "SHUFFLES",
     "TIMES",
     "Step",
+    "first_ahead",
+    "name_of",
     "works_in_place",
 ]
 
@@ -53,6 +56,18 @@ QUOTIENTS: Final = ("div", "div_", "divide", "true_divide", "__truediv__", "__it
 TIMES: Final = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
 DIFFERENCES: Final = ("sub", "sub_", "subtract", "__sub__", "__isub__")
 UNCHANGED: Final = ("contiguous", "clone", "detach", "requires_grad_", "cpu", "cuda", "alias")
+WHOLE: Final = frozenset(
+    {"int", "long", "short", "byte", "char", "to", "type", "type_as", "_to_copy"}
+    | {"quantize_per_tensor", "quantize_per_channel"}
+)
+"""Functions that may make whole numbers of others."""
+
+LOOKUPS: Final = frozenset(
+    {"__getitem__", "gather", "index_select", "take_along_dim", "take", "scatter", "scatter_add"}
+    | {"index_add", "embedding", "one_hot"}
+)
+"""Functions in which whole numbers may be places in something else."""
+
 CASTS: Final = frozenset(
     {"to", "type", "type_as", "float", "double", "half", "bfloat16", "nan_to_num", "nan_to_num_"}
 )
@@ -87,17 +102,31 @@ class Step:
     custom: bool = False
     written: tuple[Tensor, ...] = ()
 
+    def having_written(self, written: tuple[Tensor, ...]) -> Step:
+        """Return the step of a kernel that overwrote some of its arguments."""
+        before = self.before if any(tensor is self.source for tensor in written) else None
+        return replace(self, before=before, written=written)
+
     def target(self) -> Tensor | None:
         """Return the tensor that holds the result."""
         target = self.args[0] if self.name == "__setitem__" else self.out
         if isinstance(target, tuple | list) and target and self.name == "native_dropout":
             target = target[0]
-        if isinstance(target, Tensor) and (target.is_floating_point() or target.is_complex()):
-            return target
-        return None
+        return target if self.keeps(target) else None
+
+    def keeps(self, part: Any) -> TypeGuard[Tensor]:
+        """Whether something that it returned may hold numbers of the source: whole, or not."""
+        if not isinstance(part, Tensor):
+            return False
+        if part.is_floating_point() or part.is_complex():
+            return True
+        return part.dtype != torch.bool and (_is_whole(self.source) or self.name in WHOLE)
 
     def ends(self) -> bool:
         """Whether the result is nothing of the kind that the source was."""
+        if self.name in LOOKUPS and _is_whole(self.source):
+            first = self.args[0] if self.args else None
+            return first is not self.source or self.name == "one_hot"
         return self.name in ENDS
 
     def reduces(self) -> bool:
@@ -133,7 +162,8 @@ class Step:
 
     def others(self) -> list[Tensor]:
         """List the other tensors that it got."""
-        return [arg for arg in self.args if isinstance(arg, Tensor) and arg is not self.source]
+        given = (*self.args, *self.kwargs.values())
+        return [arg for arg in given if isinstance(arg, Tensor) and arg is not self.source]
 
     def raises(self) -> bool:
         """Whether it takes the exponential of the traced tensor."""
@@ -156,6 +186,10 @@ class Step:
         return _drops(self.name, self.args, self.kwargs)
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
 def _drops(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     if "dropout" not in name:
         return False
@@ -170,3 +204,24 @@ def works_in_place(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         in_place = name.endswith("_") or kwargs.get("inplace") or (len(args) > 3 and args[3])
         return bool(in_place) and _drops(name, args, kwargs)
     return name in WRITES or (name.endswith("_") and not name.endswith("__"))
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Name of a function, without the overload that ``torch.ops`` writes behind it."""
+    name = str(getattr(function, "__name__", ""))
+    return name.partition(".")[0] if "." in name else name
+
+
+def first_ahead(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], first: str
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return arguments with the first one in front, where all were given by name.
+
+    Args:
+        args: Given by place.
+        kwargs: Given by name.
+        first: Name of the first one.
+    """
+    if args or first not in kwargs:
+        return args, kwargs
+    return (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}

@@ -125,6 +125,10 @@ def _effective(
 ) -> Tensor | None:
     """Multiply weights by the factors that only scale them."""
     rows = require_numbers(product.operands[number]).detach()
+    if rows.is_complex():
+        if bool(rows.imag.any()):
+            return None
+        rows = rows.real
     letters = product.letters[number]
     for i in factors:
         its = product.letters[i]

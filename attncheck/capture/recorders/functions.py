@@ -143,7 +143,8 @@ class _Mode(TorchFunctionMode):
         if replacement is None:
             # Most functions of a model leave here; what they cost adds up.
             known = not types or types == ONLY_TENSORS
-            if known and args and type(args[0]) is Tensor and not self._follows(args[0]):
+            plain = known and args and type(args[0]) is Tensor and not self._follows(args[0])
+            if plain and "out" not in options:
                 return func(*args, **options)
             replacement = self._any_other
         if self.done or self._sink.busy or torch.compiler.is_compiling():

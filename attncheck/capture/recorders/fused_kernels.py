@@ -1,4 +1,8 @@
-"""Tell whether a kernel computes attention as a whole: by one row of what it returned."""
+"""Tell whether a kernel computes attention as a whole: by one row of what it returned.
+
+Where that row is another, because keys are hidden from it or positions are rotated in the kernel,
+the kernel's name may still say so, if all that it returned lies between its values.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,26 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.follow.origins import tensors_in
+from attncheck.capture.plain import numbers_of
 
 __all__ = ["attends", "floats_in"]
 
-NAMED: Final = re.compile(r"attention|attn|sdpa|(^|_)mha(_|$)|flash_(fwd|forward)", re.IGNORECASE)
+NAMED: Final = re.compile(r"attention|attn|sdpa|(^|_)mha(_|$)|flash_(fwd|forward)")
 BESIDE: Final = frozenset(
     {"norm", "gate", "rotary", "dropout", "add", "residual", "scale", "bias", "embed", "mask"}
+    | {"linear", "ln", "epilogue"}
 )
 """What kernels of attention are called, and words in the names of those beside them."""
 
+WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_+")
+"""Where one word of a name ends and the next begins."""
 
-def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
-    """Whether a kernel has the shapes of attention, and its name or a row of its result as well.
+SLACK: Final = 0.05
+"""How far beyond the values a result may lie, as a share of the largest: some kernels round."""
+
+
+def attends(name: str, given: Sequence[Any], returned: Any) -> bool | None:
+    """Whether a kernel has the shapes of attention, and a row of its result, or its name, as well.
 
     The row is that of the last query, which sees all keys under a causal mask too.
 
@@ -29,20 +41,31 @@ def attends(name: str, given: Sequence[Any], returned: Any) -> bool:
         name: Of the kernel, without its library's.
         given: Its arguments.
         returned: What it returned; where that is nothing, it wrote into an argument.
+
+    Returns:
+        None: with these numbers nothing tells, as where all values are alike.
     """
-    tensors = floats_in(given)
-    results = floats_in((returned,)) or tensors[3:]
+    tensors = [numbers_of(tensor) for tensor in floats_in(given)]
+    results = [numbers_of(tensor) for tensor in floats_in((returned,))] or tensors[3:]
     scales = [arg for arg in given if isinstance(arg, float)]
-    named = bool(NAMED.search(name)) and BESIDE.isdisjoint(name.lower().split("_"))
+    named = _is_named(name)
+    told: bool | None = False
     with torch.no_grad(), torch._C.DisableTorchFunction():
         for result in results:
             if len(tensors) == 2 and _are_weights(tensors[0], tensors[1], result, scales):
                 return True
             for q, k, v in _parts(tensors):
                 for arranged in _arranged(q, k, v, result):
-                    if named or _is_last_row(arranged, scales):
+                    same = _is_last_row(arranged, scales)
+                    if same or (named and _lies_between(arranged)):
                         return True
-    return False
+                    told = None if same is None else told
+    return told
+
+
+def _is_named(name: str) -> bool:
+    words = [word.lower() for word in WORDS.split(name)]
+    return bool(NAMED.search("_".join(words))) and BESIDE.isdisjoint(words)
 
 
 def floats_in(values: Any) -> list[Tensor]:
@@ -81,13 +104,23 @@ def _arranged(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Iterator[Sequence
             yield tensors
 
 
-def _is_last_row(arranged: Sequence[Tensor], scales: Sequence[float]) -> bool:
+def _lies_between(arranged: Sequence[Tensor]) -> bool:
+    """Whether a result may be means of values, some of them with a share of nothing at all."""
+    value, out = (tensor.detach().flatten(0, -2).double() for tensor in arranged[2:])
+    low, high = value.amin(0).clamp(max=0), value.amax(0).clamp(min=0)
+    slack = SLACK * value.abs().max()
+    return not bool(((out < low - slack) | (out > high + slack)).any())
+
+
+def _is_last_row(arranged: Sequence[Tensor], scales: Sequence[float]) -> bool | None:
     q, k, v, out = arranged
     first = (0,) * (q.ndim - 2)
     query, key, value = (tensor[first].double() for tensor in (q, k, v))
-    if len(key) < 2 or not bool((value != value[0]).any()):
+    if len(key) < 2:
         return False
     result = out[first][-1].double()
+    if not bool((value != value[0]).any()) or not bool(result.any()) or bool(result.isnan().any()):
+        return None
     rows = (row @ value for row in _rows(query[-1], key, scales))
     return any(bool(row.abs().max() > 0) and _near(row, result, out.dtype) for row in rows)
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from attncheck.capture.recorders.apply import apply_shown, as_torch_applies
 from attncheck.capture.sharing import Shared
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "KERNELS",
     "OPERATORS",
     "Kernel",
+    "identity_of",
     "is_foreign",
     "scripts_called",
 ]
@@ -49,12 +51,15 @@ class Kernel:
 
     Args:
         name: Of it.
+        identity: Tells it from others of this name.
         call: Calls it.
         scripted: It is TorchScript.
     """
 
-    def __init__(self, name: str, call: Callable[..., Any], scripted: bool) -> None:
-        self.__name__, self.scripted = name, scripted
+    def __init__(
+        self, name: str, identity: object, call: Callable[..., Any], scripted: bool
+    ) -> None:
+        self.__name__, self.identity, self.scripted = name, identity, scripted
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,8 +69,21 @@ class Kernel:
 
 def is_foreign(operator: Any) -> bool:
     """Whether one of `OPERATORS` is not torch's own."""
-    name = operator._qualified_op_name if type(operator) is OpOverloadPacket else operator.name()
-    return name.partition("::")[0] not in NAMESPACES
+    return _full_name(operator).partition("::")[0] not in NAMESPACES
+
+
+def identity_of(kernel: Any) -> object:
+    """Return what tells a kernel from others, also from those of its name.
+
+    Args:
+        kernel: A `Kernel`, or one of `OPERATORS`.
+    """
+    return _full_name(kernel) if type(kernel) in OPERATORS else kernel.identity
+
+
+def _full_name(operator: Any) -> str:
+    held = operator._qualified_op_name if type(operator) is OpOverloadPacket else operator.name()
+    return str(held)
 
 
 @contextmanager
@@ -83,24 +101,27 @@ def scripts_called(listen: Listener) -> Iterator[None]:
             _LISTENERS.remove(listen)
 
 
+def applied(cls: type, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Show a call of an `autograd.Function`.
+
+    Args:
+        cls: Of it.
+        args: For it.
+        kwargs: For it.
+    """
+    return _show(cls.__name__, cls, functools.partial(as_torch_applies, cls), args, kwargs)
+
+
 @contextmanager
 def _shown() -> Iterator[None]:
     """Show calls of kernels to this thread's innermost function mode, if it has ``kernel``."""
-    function = torch.autograd.Function
-    original = vars(function)["apply"]
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return _show(cls.__name__, original.__get__(None, cls), args, kwargs)
-
-    patched: Any = classmethod(functools.wraps(original.__func__)(apply))
-    type.__setattr__(function, "apply", patched)
     scripted = {kind: kind.__call__ for kind in SCRIPTED}
     for kind, call in scripted.items():
         kind.__call__ = _showing(call)
     try:
-        yield
+        with apply_shown(applied):
+            yield
     finally:
-        type.__setattr__(function, "apply", original)
         for kind, call in scripted.items():
             kind.__call__ = call
 
@@ -112,13 +133,15 @@ def _showing(original: Any) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         for listen in _LISTENERS:
             listen(self)
-        return _show(self.name, functools.partial(original, self), args, kwargs, scripted=True)
+        call = functools.partial(original, self)
+        return _show(self.name, self.name, call, args, kwargs, scripted=True)
 
     return call
 
 
 def _show(
     name: str,
+    identity: object,
     call: Callable[..., Any],
     args: Any,
     kwargs: Mapping[str, Any],
@@ -131,7 +154,7 @@ def _show(
     for number in range(torch._C._len_torch_function_stack()):
         kernel = getattr(torch._C._get_function_stack_at(number), "kernel", None)
         if kernel is not None:
-            call = functools.partial(_watched, kernel, Kernel(name, call, scripted))
+            call = functools.partial(_watched, kernel, Kernel(name, identity, call, scripted))
     return call(*args, **kwargs)
 
 

@@ -71,6 +71,39 @@ def bmm(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights, v).unflatten(0, (-1, HEADS))
 
 
+def by_name(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.div(other=ROOT, input=torch.matmul(other=k.mT, input=q))
+    return torch.matmul(input=torch.softmax(input=scores, dim=-1), other=v)
+
+
+def bmm_by_name(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    turned = torch.transpose(input=k, dim0=1, dim1=2)
+    weights = F.softmax(input=torch.bmm(input=q, mat2=turned) / ROOT, dim=-1)
+    return torch.bmm(input=weights, mat2=v).unflatten(0, (-1, HEADS))
+
+
+def exp_and_sum_by_name(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raised = torch.exp(input=_scores(q, k))
+    return torch.div(input=raised, other=torch.sum(input=raised, dim=-1, keepdim=True)) @ v
+
+
+def masked_by_name(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    low = torch.tensor(-1e9)
+    scores = torch.where(condition=_triangle(), input=_scores(q, k), other=low)
+    return torch.softmax(input=scores, dim=-1) @ v
+
+
+def joined_by_name(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.cat(tensors=[_scores(q[:, :2], k[:, :2]), _scores(q[:, 2:], k[:, 2:])], dim=1)
+    return scores.softmax(-1) @ v
+
+
+def complex_values(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = _scores(q, k).softmax(-1).to(torch.complex64)
+    return (weights @ torch.complex(v, v)).real
+
+
 def baddbmm(m: Attending, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))
     empty = torch.empty(q.shape[0], q.shape[1], k.shape[1])
@@ -193,12 +226,14 @@ WRITTEN: dict[str, Case] = {
     for function in (
         *(matmul, operators, query_scaled, as_module, einsum, einsum_dots, einsum_lists),
         *(einsum_implicit, length_first, bmm, baddbmm, exp_and_sum, exp_divided_late, log_softmax),
+        *(complex_values, by_name, bmm_by_name, exp_and_sum_by_name, joined_by_name),
         *(logsumexp, half_softmax, key_major, weights_transposed),
     )
 } | {
     "masked_fill": attending(masked_fill, sees=past),
     "masked_fill in place": attending(masked_fill_inplace, sees=past),
     "where": attending(where, sees=past),
+    "where by name": attending(masked_by_name, sees=past),
     "added padding": attending(added_mask, sees=padded),
     "added band": attending(band_added, sees=band),
     "alibi": attending(alibi, bias=distance),
