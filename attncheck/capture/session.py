@@ -63,7 +63,7 @@ class _Numbered:
         if call.layout is None:
             copies: dict[str, Any] = {n: compact_copy(t) for n, t in held.items() if t is not None}
             self.call = replace(call, **copies)
-        watched = (t for t in (self.call.weights, call.mask, call.bias) if t is not None)
+        watched = (t for t in (self.call.weights, self.call.mask, call.bias) if t is not None)
         self.versions = tuple((t, version_of(t)) for t in watched)
         return self
 

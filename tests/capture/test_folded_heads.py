@@ -740,3 +740,16 @@ def test_a_mask_of_ones_own_that_is_overwritten_is_kept(first: bool) -> None:
     model = Written(attending, declares=4)
     layer = AttentionExtractor(model).get_attention(torch.randn(4, 5, 16)).layers[0]
     assert torch.equal(layer.visible()[0, 0], torch.ones(5, 5).tril(1).bool())
+
+
+def test_a_mask_that_is_overwritten_behind_a_call_that_waits_is_kept() -> None:
+    def reusing(x: Tensor) -> Tensor:
+        q, mask = heads(x, 4), torch.zeros(5, 5)
+        first = fused(*[q.transpose(0, 1).flatten(0, 1)] * 3)
+        second = F.scaled_dot_product_attention(q, q, q, mask)
+        mask.fill_(-torch.inf)
+        return merged(first.unflatten(0, (4, -1)).transpose(0, 1) + second)
+
+    x = torch.randn(2, 5, 16)
+    q = heads(x, 4)
+    require(Written(reusing, declares=4), (x,), weights_of(q, q), weights_of(q, q))
