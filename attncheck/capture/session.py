@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
-from attncheck.capture.call import AttentionCall, Waiting
+from attncheck.capture.call import AS_READ, AttentionCall, Waiting
 from attncheck.capture.copies import compact_copy, version_of, worth_copying
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
@@ -52,6 +52,7 @@ class _Numbered:
     repeat: int
     to_come: int
     versions: tuple[tuple[Tensor, int], ...] = ()
+    expected: Layout | None = None
 
     def secured(self) -> _Numbered:
         """Copy what a model may overwrite while the call waits, and watch what is too large."""
@@ -184,22 +185,32 @@ class Session:
             return None
         self._unsettled[self.records] = numbered.secured()
         self._take_settled()
-        return None if layout is None else Waiting(self.records, layout)
+        return None if layout is None else Waiting(self.records, layout, numbered.call.axes)
 
     def settle(self, number: int, layout: Layout | None) -> None:
         """Tell batch and heads of a call apart, and keep it with those that wait behind it."""
         numbered = self._unsettled.get(number)
         if numbered is None or numbered.call.layout is None:
             return
+        self._read(numbered, layout)
+        self._take_settled()
+
+    def expect(self, number: int, layout: Layout) -> None:
+        """Tell batch and heads of a call apart, unless something settles it yet."""
+        numbered = self._unsettled.get(number)
+        if numbered is not None:
+            numbered.expected = layout
+
+    def _read(self, numbered: _Numbered, layout: Layout | None) -> None:
+        """Read a call that waits in a layout; None: it stays as it was read."""
         call = numbered.call
         assert call.again is not None
-        if layout is not None and layout != call.layout:
+        if layout is not None:
             try:
                 numbered.call = as_plain(local_call(call.again(layout)))
             except Exception as error:
                 self.unreadable(call.name, f"its heads could not be told ({error})", REPORT)
         numbered.call = replace(numbered.call, layout=None)
-        self._take_settled()
 
     def _take_settled(self, most: int = UNSETTLED) -> None:
         """Take calls in their order, until one waits; only a few may wait, or stand behind it."""
@@ -208,7 +219,10 @@ class Session:
             if numbered.call.layout is not None:
                 if len(self._unsettled) <= most:
                     return
-                numbered.call = _as_read(numbered.call)
+                if numbered.expected is None:
+                    numbered.call = _as_read(numbered.call)
+                else:
+                    self._read(numbered, numbered.expected)
             del self._unsettled[number]
             if numbered.changed():
                 self.unreadable(numbered.call.name, CHANGED, IN_PLACE)
@@ -357,12 +371,11 @@ class Session:
 def _as_read(call: AttentionCall) -> AttentionCall:
     """Settle a call of which nothing was made that tells its heads."""
     assert call.layout is not None
-    uncertain = call.shape[0] > 1 and call.shape[1] > 1
+    uncertain = call.shape[0] * call.shape[1] > 1
     notes = (call.note, AS_READ if uncertain else "")
     return replace(call, layout=None, note="; ".join(note for note in notes if note))
 
 
-AS_READ: Final = "nothing tells batch from heads: read as (batch, head), or batch-major in one axis"
 CHANGED: Final = "its weights or its mask were overwritten before batch and heads were told apart"
 IN_PLACE: Final = (
     "Declare num_heads and keep (batch, head, length, size), or do not overwrite them; "

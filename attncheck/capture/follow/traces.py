@@ -11,6 +11,7 @@ from torch import Tensor
 from attncheck.capture.follow.axes import Atom, Axes
 from attncheck.capture.follow.noted import Noted
 from attncheck.capture.follow.products import Product
+from attncheck.capture.recorders.shapes import Layout
 
 __all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
 
@@ -100,9 +101,10 @@ class Trace:
         offset: Where in it they begin.
         edges: It has a number for each edge of a graph, see `Edges`.
         call: Number of the call that an ``"attended"`` tensor is the output of, see `Orders`.
-        shape: Of that output.
-        guess: Heads that the call is read to have.
-        counted: Heads that came in side by side; None: not known.
+        layout: As which that call is read if nothing tells.
+        expected: How that call is read unless something tells more surely.
+        projected: A layer was applied to the features of that output, heads by heads.
+        output: Axes of a ``"summed"`` tensor, see `axes_of_output`.
         cut: The axis that an ``"attended"`` piece was cut out of, how long the piece is, and the
             parts of all axes.
     """
@@ -135,9 +137,10 @@ class Trace:
     offset: int = 0
     edges: bool = False
     call: int = -1
-    shape: tuple[int, ...] = ()
-    guess: int = 1
-    counted: int | None = None
+    layout: Layout | None = None
+    expected: Layout | None = None
+    projected: bool = False
+    output: Axes | None = None
     cut: tuple[Atom, int, dict[int, dict[tuple[int, ...], int]]] | None = None
 
     def but(self, **changes: Any) -> Trace:
