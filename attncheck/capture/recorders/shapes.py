@@ -69,6 +69,23 @@ class Layout:
         return cls(split, (axis,), told=False, possible=_possible(count))
 
     @classmethod
+    def of_groups(cls, module: nn.Module, leading: Sequence[int], groups: Sequence[int]) -> Layout:
+        """Find the heads where several of the query share a key, in axes of their own.
+
+        Args:
+            module: That attends.
+            leading: Lengths of the axes before the queries.
+            groups: Numbers of those that keys lack.
+        """
+        first, declared = max(1, min(groups) - 1), declared_heads(module)
+        heads = tuple(range(first, len(leading)))
+        count = math.prod(leading[first:])
+        usual = groups[0] == len(leading) - 1 and len(leading) < 4
+        told = usual and (not declared or count in declared)
+        split = tuple((axis,) for axis in leading)
+        return cls(split, heads, told=told, possible=frozenset(declared))
+
+    @classmethod
     def of_one_head(cls, leading: Sequence[int]) -> Layout:
         """Read all axes before the queries as sequences."""
         return cls(tuple((axis,) for axis in leading), ())
