@@ -178,7 +178,8 @@ class Orders:
         """
         assert trace.layout is not None
         layout = _layout(trace.layout.leading, parts, heads)
-        if not trace.layout.allows(layout.n_heads * times):
+        merged = math.prod(parts[place[0]][place] for place in heads)  # of each pair maybe one
+        if not any(trace.layout.allows(count * times) for count in (layout.n_heads, merged)):
             return False
         for one in (trace, *trace.also):
             assert one.layout is not None
@@ -350,10 +351,12 @@ def _layout(
     places: list[Place] = []
     for axis, size in enumerate(leading):
         known = dict(parts.get(axis, {}))
-        inner = math.prod(sorted_size for _, sorted_size in sorted(known.items())[1:])
-        if math.prod(known.values()) > size and size % inner == 0:  # outputs were joined along it
-            known[min(known)] = size // inner
-        elif math.prod(known.values()) != size:  # some of it was cut off
+        left = math.prod(known.values())
+        if left > size and size % (left // known[min(known)]) == 0:  # outputs were joined along it
+            known[min(known)] = size * known[min(known)] // left
+        elif len(leading) == 1 and known.keys() in ({(0, 0)}, {(0, 1)}):  # some sequences were cut
+            known[(0, 1) if (0, 0) in known else (0, 0)] = size // left
+        elif left != size:  # some of it was cut off
             heads = list(dict.fromkeys((axis,) if p[0] == axis else p for p in heads))
             known = {(axis,): size}
         order = sorted(known)

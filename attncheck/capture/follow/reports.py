@@ -10,12 +10,12 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.call import AttentionCall, Kind
+from attncheck.capture.call import AS_READ, AttentionCall, Kind
 from attncheck.capture.copies import compact_copy, worth_copying
-from attncheck.capture.follow.axes import Atom, Axes, unfolded
+from attncheck.capture.follow.axes import FEATURES, Atom, Axes, unfolded
 from attncheck.capture.follow.hiding import VisibleKeys
 from attncheck.capture.follow.traces import Hiding
-from attncheck.capture.follow.values import Rows
+from attncheck.capture.follow.values import Meeting, Rows
 from attncheck.capture.recorders.head_count import HeadCount, declared_heads
 from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
@@ -31,7 +31,7 @@ def call_of(
     rows: Rows,
     output: Tensor,
     visible: VisibleKeys,
-    aligned: bool,
+    meeting: Meeting | None = None,
     layout: Layout | None = None,
     kind: Kind | None = None,
 ) -> AttentionCall:
@@ -43,13 +43,14 @@ def call_of(
         rows: The weights, as they lie in the module.
         output: Of attention.
         visible: Reads masks.
-        aligned: The axes of the output are those of the weights, but for the last one.
+        meeting: Of weights and values, if batch and heads may be told by their output.
         layout: Where its heads are; None: still to be told.
         kind: Of it; None: still to be found.
     """
     trace = rows.trace
+    axes = None if meeting is None else meeting.axes_of_output(rows, output)
     with torch.no_grad():
-        arrangement = _Arrangement.of(module, rows, output.shape[-1])
+        arrangement = _Arrangement.of(module, rows, _size_of(output, axes))
         arrangement.layout = layout
         as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
         weights = arrangement.head_first(as_used)
@@ -65,8 +66,9 @@ def call_of(
     if kind is None:
         kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
     layout = arrangement.layout
-    waits = aligned and layout is not None and not layout.told
-    waits = waits and output.shape[:-1] == as_used.shape[:-1]
+    untold = layout is not None and not layout.told
+    axes = arrangement.of_output(axes, as_used.shape[:-1]) if untold and axes else None
+    waits = axes is not None
     if waits:
         output = output.detach().clone()
         if worth_copying(rows.tensor):
@@ -83,10 +85,17 @@ def call_of(
         mask=mask,
         causal=causal,
         sink_is_rest=trace.sliced,
-        note=OWN_KEYS if beside else "",
+        note="; ".join([OWN_KEYS] * beside + [AS_READ] * (untold and not waits)),
         layout=layout if waits else None,
-        again=lambda told: call_of(module, name, rows, output, visible, aligned, told, kind),
+        axes=axes,
+        again=lambda told: call_of(module, name, rows, output, visible, None, told, kind),
     )
+
+
+def _size_of(output: Tensor, axes: Axes | None) -> int:
+    """How many features there are for each query."""
+    atoms = [] if axes is None else [atom for held in axes for atom in held]
+    return next((atom.size for atom in atoms if atom.number == FEATURES), output.shape[-1])
 
 
 class _Arrangement:
@@ -175,6 +184,38 @@ class _Arrangement:
         elif self.layout is None:
             self.layout = Layout.of(self._module, tensor, self._size)
         return self.layout.apply(tensor)
+
+    def of_output(self, axes: Axes, sizes: Sequence[int]) -> Axes | None:
+        """Number the axes of the output by those of the weights, and features behind the queries.
+
+        Args:
+            axes: See `Meeting.axes_of_output`.
+            sizes: Lengths of the axes of the weights but for the keys.
+
+        Returns:
+            None: its axes are not known.
+        """
+        made = tuple(
+            tuple(n for atom in atoms for n in self._numbered(atom, sizes)) for atoms in axes
+        )
+        places = [atom.place for atoms in made for atom in atoms]
+        sound = len(set(places)) == len(places)
+        sound &= all(new or not old for new, old in zip(made, axes, strict=True))
+        return made if sound else None
+
+    def _numbered(self, atom: Atom, sizes: Sequence[int]) -> list[Atom]:
+        place, last = atom.place, len(sizes) - 1
+        if atom.number == FEATURES:
+            return [atom._replace(place=(last + 1,))]
+        if not self._keys:  # not known: they are numbered so already
+            return [atom]
+        if atom.number == self._query:
+            return [atom._replace(place=(last, *place[1:]))]
+        for i, lead in enumerate(self._lead):
+            if place[: len(lead)] == lead:
+                return [atom._replace(place=(i, *place[len(lead) :]))]
+        inside = [i for i, lead in enumerate(self._lead) if lead[: len(place)] == place]
+        return [Atom((i,), sizes[i], "shared") for i in inside]
 
     def laid_out(self, hiding: Hiding) -> Hiding:
         """Lay a mask out like the weights, unless it is so already."""

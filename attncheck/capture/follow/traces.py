@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from attncheck.capture.follow.axes import Atom, Axes
 from attncheck.capture.follow.noted import Noted
 from attncheck.capture.follow.products import Product
 from attncheck.capture.recorders.shapes import Layout
+
+if TYPE_CHECKING:
+    from attncheck.capture.follow.values import Meeting
 
 __all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
 
@@ -104,7 +107,7 @@ class Trace:
         layout: As which that call is read if nothing tells.
         expected: How that call is read unless something tells more surely.
         projected: A layer was applied to the features of that output, heads by heads.
-        output: Axes of a ``"summed"`` tensor, see `axes_of_output`.
+        meeting: Of raised scores and values, that gave a ``"summed"`` tensor.
         cut: The axis that an ``"attended"`` piece was cut out of, how long the piece is, and the
             parts of all axes.
     """
@@ -140,7 +143,7 @@ class Trace:
     layout: Layout | None = None
     expected: Layout | None = None
     projected: bool = False
-    output: Axes | None = None
+    meeting: Meeting | None = None
     cut: tuple[Atom, int, dict[int, dict[tuple[int, ...], int]]] | None = None
 
     def but(self, **changes: Any) -> Trace:

@@ -80,8 +80,7 @@ class Layout:
         first, declared = max(1, min(groups) - 1), declared_heads(module)
         heads = tuple(range(first, len(leading)))
         count = math.prod(leading[first:])
-        usual = groups[0] == len(leading) - 1 and len(leading) < 4
-        told = usual and (not declared or count in declared)
+        told = len(leading) == 2 and groups[0] == 1 and (not declared or count in declared)
         split = tuple((axis,) for axis in leading)
         return cls(split, heads, told=told, possible=frozenset(declared))
 
