@@ -333,6 +333,19 @@ def test_one_sequence_that_is_picked_tells_the_heads_of_all(first: bool) -> None
     require(Written(picking, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
 
 
+@pytest.mark.parametrize("reduce", [Tensor.sum, Tensor.mean, Tensor.amax])
+def test_views_that_are_reduced_in_one_axis_with_heads_are_none(
+    reduce: Callable[[Tensor, int], Tensor],
+) -> None:
+    def views(x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (4, -1)).transpose(2, 3)
+        return merged(reduce(fused(*[q.flatten(0, 2)] * 3).view(q.shape), 1))
+
+    x = torch.randn(2, 3, 6, 16)
+    q = heads(x.flatten(0, 1), 4)
+    require(Written(views, declares=4), (x,), weights_of(q, q))
+
+
 def einsum(x: Tensor) -> Tensor:
     q = heads(x, 4).transpose(0, 1)
     weights = (torch.einsum("hbqd,hbkd->hbqk", q, q) / 2).softmax(-1)

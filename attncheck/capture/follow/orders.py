@@ -80,7 +80,7 @@ class Orders:
         if any(atom.number == query for atom in gone):
             return
         if heads and len(heads) < len(gone):
-            self._settle(trace, _parts_of(trace.axes), heads)
+            self._settle(trace, heads)
         elif gone and not heads:
             own = dict(zip(product.letters[number], trace.axes, strict=True))
             new = [letter for letter in product.out if letter not in own]
@@ -136,7 +136,7 @@ class Orders:
             elif query in numbers and not heads:  # heads lie beside the queries
                 self._end(trace, alone=True)
                 return
-            if heads and self._settle(trace, _parts_of(trace.axes), heads):
+            if heads and self._settle(trace, heads):
                 return
             if STACKED in numbers:
                 self._beside(trace, atoms)
@@ -165,21 +165,21 @@ class Orders:
                 self._expect_one_head(trace)
             self._follow(trace.but(axes=axes, projected=True), out)
 
-    def _settle(
-        self, trace: Trace, parts: dict[int, dict[Place, int]], heads: list[Place], times: int = 1
-    ) -> bool:
+    def _settle(self, trace: Trace, heads: list[Place], times: int = 1) -> bool:
         """Settle by what was merged with the features; whether these can be heads.
 
         Args:
             trace: Of what was merged.
-            parts: Of the axes that came before the queries.
-            heads: Those that were merged.
+            heads: The parts of axes that were merged.
             times: How many outputs were laid beside each other then.
         """
         assert trace.layout is not None
+        parts = _parts_of(trace)
         layout = _layout(trace.layout.leading, parts, heads)
-        merged = math.prod(parts[place[0]][place] for place in heads)  # of each pair maybe one
-        if not any(trace.layout.allows(count * times) for count in (layout.n_heads, merged)):
+        counts = [layout.n_heads]
+        if len(trace.layout.leading) > 1:  # of pairs, one or both are counted
+            counts.append(math.prod(parts[place[0]][place] for place in heads))
+        if not any(trace.layout.allows(count * times) for count in counts):
             return False
         for one in (trace, *trace.also):
             assert one.layout is not None
@@ -213,7 +213,7 @@ class Orders:
         query, _ = _last_two(trace)
         heads = [a.place for a in atoms if 0 <= a.number < query and a.size > 1]
         if heads:
-            self._settle(trace, _parts_of(trace.axes), heads, count)
+            self._settle(trace, heads, count)
         elif len(trace.layout.leading) == 1 and any(map(trace.layout.allows, (1, count))):
             self._expect_one_head(trace)
 
@@ -229,14 +229,14 @@ class Orders:
         heads = [atom.place for atom in gone if 0 <= atom.number < query]
         several = len(trace.axes) > 3 or len(trace.layout.leading) > 1
         if step.name == "sum" and heads and len(heads) == len(gone) and several:
-            layout = _layout(trace.layout.leading, _parts_of(trace.axes), heads)
+            layout = _layout(trace.layout.leading, _parts_of(trace), heads)
             if trace.layout.allows(layout.n_heads) and not trace.projected:
                 for one in (trace, *trace.also):
                     self._sink.expect(one.call, layout)
                 trace = trace.but(expected=layout)
         assert trace.axes is not None
         axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
-        self._follow(trace.but(axes=axes), step.out)
+        self._follow(trace.but(axes=axes, gone=(*trace.gone, *gone)), step.out)
 
     def _cut(self, step: Step) -> None:
         """Follow the pieces of an axis: laid beside each other, they were the heads."""
@@ -253,8 +253,9 @@ class Orders:
         elif cut.number != feature:
             for piece in pieces:
                 length = piece.shape[axis] if piece.ndim == step.source.ndim else 1
-                cuts = (cut, length, _parts_of(axes))
-                self._traces[piece] = trace.but(axes=step.axes_of(piece), cut=cuts)
+                cuts = (cut, length)
+                gone = (*trace.gone, cut)
+                self._traces[piece] = trace.but(axes=step.axes_of(piece), cut=cuts, gone=gone)
 
     def _joined(self, step: Step) -> None:
         trace, out = step.trace, step.out
@@ -289,11 +290,11 @@ class Orders:
         assert trace.cut is not None
         assert trace.layout is not None
         own = [t for t in known if t is not None and t.call == trace.call and t.cut is not None]
-        atom, length, parts = trace.cut
+        atom, length = trace.cut
         if not beside or len(own) != len(known) or length * len(known) != atom.size:
             return
         if length == 1:
-            self._settle(trace, parts, [atom.place])
+            self._settle(trace.but(axes=(*(trace.axes or ()), (atom,))), [atom.place])
             return
         fits = trace.layout.n_heads in (1, len(known)) and trace.layout.allows(len(known))
         if len(trace.layout.leading) == 1 and fits:
@@ -328,12 +329,18 @@ def _with(trace: Trace, others: Iterable[Trace]) -> Trace:
     return trace.but(also=tuple(one.but(also=()) for one in also.values()))
 
 
-def _parts_of(axes: Axes) -> dict[int, dict[Place, int]]:
-    """Lengths of the parts of each original axis, by their places."""
+def _parts_of(trace: Trace) -> dict[int, dict[Place, int]]:
+    """Lengths of the parts of each original axis, by their places.
+
+    In one axis of sequences and heads, sequences that are gone are counted; beside an axis of heads
+    there is none of them, and what is gone of it were heads.
+    """
+    assert trace.axes is not None
+    assert trace.layout is not None
     parts: dict[int, dict[Place, int]] = {}
-    for atoms in axes:
-        for atom in atoms:
-            parts.setdefault(atom.number, {})[atom.place] = atom.size
+    gone = trace.gone if len(trace.layout.leading) == 1 else ()
+    for atom in (*(atom for atoms in trace.axes for atom in atoms), *gone):
+        parts.setdefault(atom.number, {})[atom.place] = atom.size
     return parts
 
 
@@ -354,8 +361,6 @@ def _layout(
         left = math.prod(known.values())
         if left > size and size % (left // known[min(known)]) == 0:  # outputs were joined along it
             known[min(known)] = size * known[min(known)] // left
-        elif len(leading) == 1 and known.keys() in ({(0, 0)}, {(0, 1)}):  # some sequences were cut
-            known[(0, 1) if (0, 0) in known else (0, 0)] = size // left
         elif left != size:  # some of it was cut off
             heads = list(dict.fromkeys((axis,) if p[0] == axis else p for p in heads))
             known = {(axis,): size}

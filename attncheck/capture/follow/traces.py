@@ -108,8 +108,8 @@ class Trace:
         expected: How that call is read unless something tells more surely.
         projected: A layer was applied to the features of that output, heads by heads.
         meeting: Of raised scores and values, that gave a ``"summed"`` tensor.
-        cut: The axis that an ``"attended"`` piece was cut out of, how long the piece is, and the
-            parts of all axes.
+        cut: The axis that an ``"attended"`` piece was cut out of, and how long the piece is.
+        gone: Parts of axes that were cut or summed, as long as they were.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
@@ -144,7 +144,8 @@ class Trace:
     expected: Layout | None = None
     projected: bool = False
     meeting: Meeting | None = None
-    cut: tuple[Atom, int, dict[int, dict[tuple[int, ...], int]]] | None = None
+    cut: tuple[Atom, int] | None = None
+    gone: tuple[Atom, ...] = ()
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""
