@@ -333,6 +333,18 @@ def test_one_sequence_that_is_picked_tells_the_heads_of_all(first: bool) -> None
     require(Written(picking, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
 
 
+@pytest.mark.parametrize("in_one_axis", [False, True])
+def test_a_sum_alone_tells_no_heads(in_one_axis: bool) -> None:
+    """It may be over heads or over views, where nothing says how many heads there are."""
+
+    def summing(x: Tensor) -> Tensor:
+        out = fused(*[x.flatten(0, 1)] * 3).view(x.shape) if in_one_axis else fused(x, x, x)
+        return out.sum(1)
+
+    layer = AttentionExtractor(Written(summing)).get_attention(torch.randn(2, 3, 6, 16)).layers[0]
+    assert "nothing tells" in layer.note
+
+
 @pytest.mark.parametrize("reduce", [Tensor.sum, Tensor.mean, Tensor.amax])
 def test_views_that_are_reduced_in_one_axis_with_heads_are_none(
     reduce: Callable[[Tensor, int], Tensor],

@@ -2,7 +2,8 @@
 
 Whoever folds heads into the batch, or has them in front of it, ends by laying the features of all
 heads of a position beside each other, or by summing over the heads. The axis that is merged with
-the features is that of the heads; so is one that is summed, unless another is merged later.
+the features is that of the heads; so is one that is summed, if there may be so many heads and no
+other is merged later.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ class Orders:
         several = len(trace.axes) > 3 or len(trace.layout.leading) > 1
         if step.name == "sum" and heads and len(heads) == len(gone) and several:
             layout = _layout(trace.layout.leading, _parts_of(trace), heads)
-            if trace.layout.allows(layout.n_heads) and not trace.projected:
+            if layout.n_heads in trace.layout.possible and not trace.projected:
                 for one in (trace, *trace.also):
                     self._sink.expect(one.call, layout)
                 trace = trace.but(expected=layout)
