@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from attncheck.capture.modules import ModuleTable
 
 if TYPE_CHECKING:
+    from attncheck.capture.follow.axes import Axes
     from attncheck.capture.recorders.shapes import Layout
 
-__all__ = ["AttentionCall", "Kind", "Recorder", "Sink", "Waiting"]
+__all__ = ["AS_READ", "AttentionCall", "Kind", "Recorder", "Sink", "Waiting"]
 
 Kind: TypeAlias = Literal["self", "cross", "unknown"]
+
+AS_READ: Final = "nothing tells batch from heads: read as (batch, head), or batch-major in one axis"
+"""Note of a layer whose batch and heads are a guess."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,8 @@ class AttentionCall:
         first_head: The model's number of the first head, where other ranks have those before it.
         layout: How batch and heads were read, where something else is possible; None: they are
             told apart.
+        axes: Of what the model got, by number of those of the weights: batch and heads, queries,
+            then features; None: as they are numbered.
         again: Describes the same call in another layout, if there is one.
     """
 
@@ -75,6 +81,7 @@ class AttentionCall:
     first_head: int = 0
     note: str = ""
     layout: Layout | None = None
+    axes: Axes | None = None
     again: Callable[[Layout], AttentionCall] | None = None
 
     @property
@@ -107,10 +114,12 @@ class Waiting:
     Attributes:
         number: Of the call.
         layout: As which it is read if nothing tells.
+        axes: Of its output, see `AttentionCall.axes`.
     """
 
     number: int
     layout: Layout
+    axes: Axes | None = None
 
 
 class Sink(Protocol):
@@ -161,8 +170,12 @@ class Sink(Protocol):
 
         Args:
             number: Of the call.
-            layout: How; None: nothing tells, and it stays as it was read.
+            layout: How; None: it stays as it was read.
         """
+        ...
+
+    def expect(self, number: int, layout: Layout) -> None:
+        """Say how batch and heads of a call that waits lie, unless something settles it yet."""
         ...
 
     def softmax_seen(self, number: int) -> None:

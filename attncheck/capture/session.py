@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from attncheck.attention import LayerAttention
 from attncheck.capture.call import AttentionCall, Waiting
-from attncheck.capture.copies import compact_copy, version_of, worth_copying
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
+from attncheck.capture.numbered import Numbered, as_read
 from attncheck.capture.plain import UnreadableError, as_plain
 from attncheck.capture.quiet import in_backward, quiet
 from attncheck.capture.sequences import Sequences
@@ -43,33 +43,6 @@ class Failure:
 
 UNSETTLED: Final = 4
 """How many calls may wait to be settled, or behind one, with all that they hold."""
-
-
-@dataclass(eq=False)
-class _Numbered:
-    call: AttentionCall
-    index: int
-    repeat: int
-    to_come: int
-    versions: tuple[tuple[Tensor, int], ...] = ()
-
-    def secured(self) -> _Numbered:
-        """Copy what a model may overwrite while the call waits, and watch what is too large."""
-        call = self.call
-        held = {name: getattr(call, name) for name in ("query", "key", "value", "output", "mask")}
-        weights = call.weights
-        if weights is not None and worth_copying(weights):
-            held["weights"] = weights
-        if call.layout is None:
-            copies: dict[str, Any] = {n: compact_copy(t) for n, t in held.items() if t is not None}
-            self.call = replace(call, **copies)
-        watched = (t for t in (self.call.weights, call.mask, call.bias) if t is not None)
-        self.versions = tuple((t, version_of(t)) for t in watched)
-        return self
-
-    def changed(self) -> bool:
-        """Whether it was overwritten."""
-        return any(version_of(tensor) != version for tensor, version in self.versions)
 
 
 class Session:
@@ -123,9 +96,9 @@ class Session:
         self._inside = 0
         self._order: list[str] = []
         self._calls: Counter[str] = Counter()
-        self._unsettled: dict[int, _Numbered] = {}
+        self._unsettled: dict[int, Numbered] = {}
         """Calls that wait until batch and heads are told apart, and those behind them."""
-        self._pending: list[_Numbered] = []
+        self._pending: list[Numbered] = []
         self._problem: Exception | None = None
 
     @contextmanager
@@ -171,7 +144,7 @@ class Session:
             return None
         try:
             to_come = self._expected(name, index)
-            numbered = _Numbered(as_plain(local_call(build())), index, repeat, to_come)
+            numbered = Numbered(as_plain(local_call(build())), index, repeat, to_come)
         except UnreadableError as error:
             self.unreadable(name, str(error), error.way_out)
             return None
@@ -184,22 +157,32 @@ class Session:
             return None
         self._unsettled[self.records] = numbered.secured()
         self._take_settled()
-        return None if layout is None else Waiting(self.records, layout)
+        return None if layout is None else Waiting(self.records, layout, numbered.call.axes)
 
     def settle(self, number: int, layout: Layout | None) -> None:
         """Tell batch and heads of a call apart, and keep it with those that wait behind it."""
         numbered = self._unsettled.get(number)
         if numbered is None or numbered.call.layout is None:
             return
+        self._read(numbered, layout)
+        self._take_settled()
+
+    def expect(self, number: int, layout: Layout) -> None:
+        """Tell batch and heads of a call apart, unless something settles it yet."""
+        numbered = self._unsettled.get(number)
+        if numbered is not None:
+            numbered.expected = layout
+
+    def _read(self, numbered: Numbered, layout: Layout | None) -> None:
+        """Read a call that waits in a layout; None: it stays as it was read."""
         call = numbered.call
         assert call.again is not None
-        if layout is not None and layout != call.layout:
+        if layout is not None:
             try:
                 numbered.call = as_plain(local_call(call.again(layout)))
             except Exception as error:
                 self.unreadable(call.name, f"its heads could not be told ({error})", REPORT)
         numbered.call = replace(numbered.call, layout=None)
-        self._take_settled()
 
     def _take_settled(self, most: int = UNSETTLED) -> None:
         """Take calls in their order, until one waits; only a few may wait, or stand behind it."""
@@ -208,14 +191,17 @@ class Session:
             if numbered.call.layout is not None:
                 if len(self._unsettled) <= most:
                     return
-                numbered.call = _as_read(numbered.call)
+                if numbered.expected is None:
+                    numbered.call = as_read(numbered.call)
+                else:
+                    self._read(numbered, numbered.expected)
             del self._unsettled[number]
             if numbered.changed():
                 self.unreadable(numbered.call.name, CHANGED, IN_PLACE)
             else:
                 self._take(numbered)
 
-    def _take(self, numbered: _Numbered) -> None:
+    def _take(self, numbered: Numbered) -> None:
         layers = self._settings.layers
         if self._cut is not None:
             try:
@@ -318,7 +304,7 @@ class Session:
             raise CaptureError(f"{text}\nstrict=False keeps the rest, with a warning")
         warnings.warn(text, stacklevel=4)
 
-    def _keep(self, numbered: _Numbered) -> None:
+    def _keep(self, numbered: Numbered) -> None:
         call = numbered.call
         try:
             with quiet(call.output.device.type):
@@ -354,15 +340,6 @@ class Session:
         return sum(layers.wants(index + 1 + i, other) for i, other in enumerate(others))
 
 
-def _as_read(call: AttentionCall) -> AttentionCall:
-    """Settle a call of which nothing was made that tells its heads."""
-    assert call.layout is not None
-    uncertain = call.shape[0] > 1 and call.shape[1] > 1
-    notes = (call.note, AS_READ if uncertain else "")
-    return replace(call, layout=None, note="; ".join(note for note in notes if note))
-
-
-AS_READ: Final = "nothing tells batch from heads: read as (batch, head), or batch-major in one axis"
 CHANGED: Final = "its weights or its mask were overwritten before batch and heads were told apart"
 IN_PLACE: Final = (
     "Declare num_heads and keep (batch, head, length, size), or do not overwrite them; "

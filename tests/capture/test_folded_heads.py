@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncheck import AttentionExtractor
-from attncheck.capture.copies import compact_copy
+from tests.capture.handwritten import (
+    Attend,
+    Written,
+    fused,
+    heads,
+    merged,
+    require,
+    weights_of,
+    written,
+)
 
 LENGTH, SIZE = 7, 4
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.mT / SIZE**0.5).softmax(-1) @ v
 
 
 class Inner(nn.Module):
@@ -270,23 +269,6 @@ def test_an_order_that_nothing_tells_is_noted() -> None:
     assert "nothing tells batch from heads" in layer.note
 
 
-def test_layers_keep_their_order_where_one_waits_for_the_other() -> None:
-    class Two(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            q = x.unflatten(-1, (4, SIZE)).permute(2, 0, 1, 3)
-            first = fused(*[q.flatten(0, 1)] * 3)
-            second = fused(*[q.transpose(0, 1)] * 3)
-            told = first.view(4, 2, LENGTH, SIZE).permute(1, 2, 0, 3).flatten(2)
-            return told + second.transpose(1, 2).flatten(2)
-
-    x = torch.randn(2, LENGTH, 16)
-    maps = AttentionExtractor(Two()).get_attention(x)
-    assert [layer.index for layer in maps.layers] == [0, 1]
-    torch.testing.assert_close(maps[0], maps[1], rtol=0, atol=1e-6)
-    last = AttentionExtractor(Two(), layers=[-1]).get_attention(x)
-    assert [layer.index for layer in last.layers] == [1]
-
-
 class Neighbourhood(nn.Module):
     """Each query sees three keys around it, cut out by `unfold`."""
 
@@ -329,41 +311,7 @@ def test_one_query_of_each_sequence_is_no_neighbourhood() -> None:
         args = torch.randn(batch, LENGTH, 16), torch.randn(batch, 16)
         (layer,) = AttentionExtractor(Pooling()).get_attention(*args).layers
         assert layer.weights.shape == (batch, 4, 1, LENGTH)
-        assert layer.note == ""
-
-
-class Written(nn.Module):
-    """Does what it is told; the number of its heads is kept where nobody looks for it."""
-
-    def __init__(self, forward: Callable[..., Tensor], declares: int = 0) -> None:
-        super().__init__()
-        self.run = forward
-        if declares:
-            self.num_heads = declares
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        return self.run(x) if other is None else self.run(x, other)
-
-
-def heads(x: Tensor, count: int) -> Tensor:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
-
-
-def weights_of(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-
-
-def merged(out: Tensor) -> Tensor:
-    return out.transpose(1, 2).flatten(2)
-
-
-def require(model: nn.Module, args: tuple[Tensor, ...], *expected: Tensor, note: str = "") -> None:
-    layers = AttentionExtractor(model).get_attention(*args).layers
-    assert [tuple(layer.weights.shape) for layer in layers] == [tuple(w.shape) for w in expected]
-    for layer, weights in zip(layers, expected, strict=True):
-        torch.testing.assert_close(layer.weights, weights, rtol=0, atol=1e-6)
-        assert note in layer.note
-        assert bool(note) == bool(layer.note)
+        assert "keys of its own" not in layer.note
 
 
 def test_other_arguments_do_not_turn_batch_and_heads_round() -> None:
@@ -399,7 +347,7 @@ def test_other_arguments_do_not_turn_batch_and_heads_round() -> None:
 def test_a_mask_is_no_sequence(mask: Tensor) -> None:
     x = torch.randn(3, 6, 8)
     model = Written(lambda mask, x: F.scaled_dot_product_attention(x, x, x, mask))
-    require(model, (mask, x), weights_of(x, x)[:, None])
+    require(model, (mask, x), weights_of(x, x)[:, None], note="nothing tells")
 
 
 def test_the_output_of_one_attention_may_be_the_value_of_another() -> None:
@@ -416,327 +364,60 @@ def test_the_output_of_one_attention_may_be_the_value_of_another() -> None:
         torch.testing.assert_close(layer.weights, weights, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch", [2, 4])
-@pytest.mark.parametrize("what", ["weights", "q", "k", "v", "mask"])
-def test_what_is_overwritten_while_a_call_waits_is_kept_as_it_was(what: str, batch: int) -> None:
-    def overwriting(x: Tensor) -> Tensor:
-        q, k, v = (heads(x, 4).contiguous() for _ in range(3))
-        mask = torch.ones(5, 5).tril().bool()
-        if what == "weights":
-            weights = weights_of(q, k)
-            out = weights @ v
-            weights.zero_()
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, mask)
-            {"q": q, "k": k, "v": v, "mask": mask}[what].zero_()
-        return merged(out)
-
-    x = torch.randn(batch, 5, 16)
-    q = heads(x, 4)
-    causal = (q @ q.mT / 2).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
-    expected = weights_of(q, q) if what == "weights" else causal
-    require(Written(overwriting, declares=4), (x,), expected)
-
-
-def untold(x: Tensor) -> Tensor:
-    q = heads(x, 4).flatten(0, 1)
-    return x + 0 * fused(q, q, q).sum()
-
-
-@pytest.mark.parametrize("what", ["out", "weights"])
-def test_what_is_overwritten_behind_a_call_that_waits_is_kept_too(what: str) -> None:
-    def overwriting(x: Tensor) -> Tensor:
-        q = heads(x, 4)
-        weights = weights_of(q, q)
-        out = fused(q, q, q) if what == "out" else weights @ q
-        (out if what == "out" else weights).mul_(0.5)
-        return merged(out)
-
-    x = torch.randn(2, 5, 16)
-    q = heads(x, 4)
-    model = nn.Sequential(Written(untold), Written(overwriting, declares=4))
-    layers = AttentionExtractor(model).get_attention(x).layers
-    for layer in layers:
-        torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
-
-
-def test_layers_do_not_wait_for_one_that_nothing_tells() -> None:
-    def attending(x: Tensor) -> Tensor:
-        q = heads(x, 4)
-        return merged(weights_of(q, q) @ q)
-
-    seen: list[int] = []
-    parts = [Written(untold), *(Written(attending, declares=4) for _ in range(8)), nn.Identity()]
-    model = nn.Sequential(*parts)
-    handed: list[int] = []
-    model[-1].register_forward_hook(lambda *_: handed.append(len(seen)))
-    with AttentionExtractor(model, on_layer=lambda layer: seen.append(layer.index)):
-        model(torch.randn(2, 5, 16))
-    assert handed[0] >= 5
-    assert seen == list(range(9))
-
-
-def test_branches_beside_each_other_are_no_heads() -> None:
-    def branches(x: Tensor) -> Tensor:
-        q = heads(torch.cat([x, x.flip(1)]), 4)
-        return merged(torch.cat(fused(q, q, q).chunk(2, 0), -1))
-
-    x = torch.randn(2, 5, 16)
-    q = heads(torch.cat([x, x.flip(1)]), 4)
-    require(Written(branches, declares=4), (x,), weights_of(q, q), note="nothing tells")
-
-
-W = torch.nn.Parameter(torch.randn(4, 4, 16))
-ENDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "einsum": lambda out: torch.einsum("hbnd,hde->bne", out, W),
-    "sum of projected heads": lambda out: (out @ W[:, None]).sum(0),
-    "sum of heads": lambda out: out.sum(0),
-    "projected, then merged": lambda out: (out @ W[0, :, :4]).permute(1, 2, 0, 3).flatten(2),
-    "first token": lambda out: out[:, :, 0].transpose(0, 1).flatten(1),
-    "stacked": lambda out: torch.stack(list(out), 2).flatten(2),
-    "heads changed": lambda out: torch.cat([F.relu(head) for head in out], -1),
-    "mean over positions": lambda out: out.mean(2).transpose(0, 1).flatten(1),
-    "all at once": lambda out: out.permute(1, 2, 0, 3).flatten(1),
-}
-
-
-@pytest.mark.parametrize("end", ENDS)
-def test_many_endings_tell_which_axis_was_of_heads(end: str) -> None:
-    def attending(x: Tensor) -> Tensor:
-        q = heads(x, 4).transpose(0, 1)
-        return ENDS[end](fused(q, q, q))
-
-    x = torch.randn(4, 6, 16)
-    require(Written(attending, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
-
-
 @pytest.mark.parametrize("batch", [4, 2])
-@pytest.mark.parametrize("averages", [False, True])
-def test_an_ending_that_tells_nothing_is_noted(averages: bool, batch: int) -> None:
-    """Features ahead of heads, or a mean that may be over heads or over sequences."""
+@pytest.mark.parametrize("of_heads", [False, True])
+def test_a_mask_lies_where_the_heads_are(batch: int, of_heads: bool) -> None:
+    """Heads first: a mask of each sequence, or of each head, is turned round with the weights."""
+    shown = torch.arange(LENGTH) < torch.arange(LENGTH, 3, -1)[: 4 if of_heads else batch, None]
+    mask = shown[:, None, None] if of_heads else shown[None, :, None]
 
     def attending(x: Tensor) -> Tensor:
         q = heads(x, 4).transpose(0, 1)
-        out = fused(q, q, q)
-        return out.mean(0) if averages else torch.cat([head.mT for head in out], 1)
+        scores = (q @ q.mT).masked_fill(~mask, -torch.inf)
+        return merged((scores.softmax(-1) @ q).transpose(0, 1))
 
-    x = torch.randn(batch, 6, 16)
-    q = heads(x, 4) if batch == 2 else heads(x, 4).transpose(0, 1)  # 4 came in side by side
-    require(Written(attending), (x,), weights_of(q, q), note="nothing tells")
+    x = torch.randn(batch, LENGTH, 16)
+    layer = AttentionExtractor(Written(attending, declares=4)).get_attention(x).layers[0]
+    seen = layer.visible().expand(batch, 4, LENGTH, LENGTH)
+    assert torch.equal(seen, mask.transpose(0, 1).expand_as(seen))
+    assert not layer.weights[~seen].any()
 
 
-@pytest.mark.parametrize("layout", ["plain", "folded", "heads first"])
-def test_views_that_are_merged_are_no_heads(layout: str) -> None:
-    """As many heads came in side by side as a module declares: no more can be merged."""
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_mask_of_windows_is_kept(batch: int) -> None:
+    shown = (torch.rand(3, LENGTH, LENGTH) > 0.4) | torch.eye(LENGTH).bool()
 
-    def views(x: Tensor) -> Tensor:
+    def windows(x: Tensor) -> Tensor:
         q = heads(x, 4)
-        if layout == "folded":
-            out = fused(*[q.flatten(0, 1)] * 3).unflatten(0, (len(x), 4))
-        else:
-            first = layout == "heads first"
-            out = fused(*[q.transpose(0, 1) if first else q] * 3)
-            out = out.transpose(0, 1) if first else out
-        return out.unflatten(0, (2, -1)).permute(1, 3, 0, 2, 4).flatten(2)
+        scores = (q @ q.mT).view(batch, 3, 4, LENGTH, LENGTH)
+        scores = scores.masked_fill(~shown[None, :, None], -torch.inf)
+        return merged(scores.view(-1, 4, LENGTH, LENGTH).softmax(-1) @ q)
 
-    x = torch.randn(4 if layout == "plain" else 2, 5, 16)
-    layer = AttentionExtractor(Written(views, declares=4)).get_attention(x).layers[0]
-    q = heads(x, 4)
-    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
+    x = torch.randn(batch * 3, LENGTH, 16)
+    layer = AttentionExtractor(Written(windows, declares=4)).get_attention(x).layers[0]
+    assert torch.equal(layer.visible()[:, 0], shown.repeat(batch, 1, 1))
 
 
-def test_an_expanded_mask_is_copied_as_small_as_it_is() -> None:
-    mask = torch.ones(1, 1, 5, 5).tril().bool().expand(3, 4, 5, 5)
-    copy = compact_copy(mask)
-    assert copy.untyped_storage().nbytes() == 25
-    assert torch.equal(copy, mask)
-    assert copy.data_ptr() != mask.data_ptr()
+@pytest.mark.parametrize("spelling", ["b (h g)", "b (g h)"])
+@pytest.mark.parametrize("group_first", [False, True])
+@pytest.mark.parametrize("declares", [0, 4])
+def test_grouped_heads_are_in_the_order_in_which_they_are_merged(
+    spelling: str, group_first: bool, declares: int
+) -> None:
+    outer = spelling == "b (g h)"  # the group is the outer part of a head's number
 
+    def grouping(x: Tensor) -> Tensor:
+        q, k = heads(x, 4).unflatten(1, (2, 2)), heads(x, 4)[:, :2]
+        turned = outer != group_first
+        q, key = (q.transpose(1, 2) if turned else q), k[:, None] if group_first else k[:, :, None]
+        spell = "bghqd,bhkd->bghqk" if group_first else "bhgqd,bhkd->bhgqk"
+        weights = (torch.einsum(spell, q, k) / 2).softmax(-1)
+        out = weights @ key
+        return merged((out.transpose(1, 2) if turned else out).flatten(1, 2))
 
-def test_a_mean_over_sequences_is_none_over_heads() -> None:
-    def views(x: Tensor) -> Tensor:
-        q = heads(x, 4)
-        return fused(q, q, q).mean(0).transpose(0, 1).flatten(1)
-
-    x = torch.randn(4, 5, 16)
-    q = heads(x, 4)
-    layer = AttentionExtractor(Written(views, declares=4)).get_attention(x).layers[0]
-    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_positions_and_features_in_one_tell_nothing_yet(steps: int) -> None:
-    def attending(x: Tensor) -> Tensor:
-        q = heads(x, 4).flatten(0, 1)
-        out = fused(q, q, q)
-        return (out.flatten(1) if steps == 2 else out).reshape(len(x), -1)
-
-    x = torch.randn(3, 5, 16)
-    require(Written(attending, declares=4), (x,), weights_of(heads(x, 4), heads(x, 4)))
-
-
-@pytest.mark.parametrize("batch", [2, 4])
-def test_heads_in_pairs_that_a_kernel_attends_with_stay_heads(batch: int) -> None:
-    def differing(x: Tensor) -> Tensor:
-        q = heads(x, 8)
-        out = fused(q, q, heads(x, 4).repeat_interleave(2, 1)).unflatten(1, (4, 2))
-        return merged(out[:, :, 0] - 0.3 * out[:, :, 1])
-
-    x = torch.randn(batch, 5, 32)
-    require(Written(differing, declares=4), (x,), weights_of(heads(x, 8), heads(x, 8)))
-
-
-def test_two_outputs_that_are_subtracted_are_told_together() -> None:
-    def differing(x: Tensor) -> Tensor:
-        q = heads(x, 4).transpose(0, 1)
-        out = fused(q, q, q) - 0.3 * fused(q.flip(2), q, q)
-        return out.permute(1, 2, 0, 3).flatten(2)
-
-    x = torch.randn(4, 6, 16)
-    q = heads(x, 4)
-    require(Written(differing, declares=4), (x,), weights_of(q, q), weights_of(q.flip(2), q))
-
-
-@pytest.mark.parametrize("rows", [3, 4])
-@pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("order", [(0, 3, 1, 2, 4), (3, 0, 1, 2, 4), (0, 1, 3, 2, 4)])
-def test_rows_of_an_image_are_no_heads(order: tuple[int, ...], batch: int, rows: int) -> None:
-    def axial(x: Tensor) -> Tensor:
-        q = x.unflatten(-1, (4, 4)).permute(order)
-        return fused(q, q, q).permute([order.index(axis) for axis in range(5)]).flatten(-2)
-
-    x = torch.randn(batch, rows, 5, 16)
-    q = heads(x.flatten(0, 1), 4)
-    found = weights_of(q, q).unflatten(0, (batch, rows))
-    layer = AttentionExtractor(Written(axial, declares=4)).get_attention(x).layers[0]
-    assert layer.weights.shape == (batch * rows, 4, 5, 5)
-    torch.testing.assert_close(layer.weights, found.flatten(0, 1), rtol=0, atol=1e-6)
-
-
-LOOPS: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], tuple[Tensor, ...]]]] = {
-    "mask first": (lambda mask, x: x, lambda x: (torch.ones(6, 6), x)),
-    "image": (lambda x: x.flatten(2).mT, lambda x: (x.mT.unflatten(2, (2, 3)),)),
-    "length first": (lambda x: x.transpose(0, 1), lambda x: (x.transpose(0, 1),)),
-    "a token more": (lambda x: torch.cat([x[:, :1], x], 1), lambda x: (x,)),
-}
-
-
-@pytest.mark.parametrize("batch", [4, 8])
-@pytest.mark.parametrize("stacks", [False, True])
-@pytest.mark.parametrize("name", LOOPS)
-def test_heads_of_a_loop_are_told_whatever_came_in(name: str, stacks: bool, batch: int) -> None:
-    read, give = LOOPS[name]
-
-    def looping(*args: Tensor) -> Tensor:
-        parts = [fused(q, q, q) for q in read(*args).split(4, -1)]
-        return torch.stack(parts, 2).flatten(2) if stacks else torch.cat(parts, -1)
-
-    args = give(torch.randn(batch, 6, 16))
-    expected = [weights_of(q, q)[:, None] for q in read(*args).split(4, -1)]
-    require(Written(looping, declares=4), args, *expected)
-
-
-def folded(x: Tensor) -> Tensor:
-    return heads(x, 4).flatten(0, 1)
-
-
-def unfolded(out: Tensor, batch: int) -> Tensor:
-    return merged(out.unflatten(0, (batch, 4)))
-
-
-def test_the_output_tells_how_many_heads_there_are() -> None:
-    x, context = torch.randn(4, 6, 16), torch.randn(4, 3, 16)
-    require(
-        Written(lambda c, x: unfolded(fused(folded(x), folded(c), folded(c)), 4)),
-        (context, x),
-        weights_of(heads(x, 4), heads(context, 4)),
-    )
-    longer = torch.cat([x[:, :1], x], 1)
-    require(
-        Written(lambda x: unfolded(fused(*[folded(torch.cat([x[:, :1], x], 1))] * 3), 4)),
-        (x,),
-        weights_of(heads(longer, 4), heads(longer, 4)),
-    )
-
-
-def test_heads_beside_the_queries_leave_the_batch_whole() -> None:
-    def multi_query(x: Tensor) -> Tensor:
-        q, k = x.unflatten(-1, (4, 4)).flatten(1, 2), x[..., :4]
-        return fused(q, k, k).reshape(x.shape)
-
-    x = torch.randn(4, 6, 16)
-    q, k = x.unflatten(-1, (4, 4)).flatten(1, 2), x[..., :4]
-    require(Written(multi_query, declares=4), (x,), weights_of(q, k)[:, None])
-
-
-def test_heads_in_pairs_stay_heads() -> None:
-    """Two softmaxes for each head, unfolded before one is subtracted from the other."""
-
-    def differing(x: Tensor) -> Tensor:
-        weights = weights_of(heads(x, 8), heads(x, 8)).unflatten(1, (4, 2))
-        return merged((weights[:, :, 0] - 0.3 * weights[:, :, 1]) @ heads(x, 4))
-
-    x = torch.randn(2, 5, 16)
-    require(Written(differing, declares=4), (x,), weights_of(heads(x, 8), heads(x, 8)))
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_order_is_told_under_transforms_of_functions(first: bool) -> None:
-    def attending(x: Tensor) -> Tensor:
-        q = heads(x, 4).transpose(0, 1) if first else heads(x, 4)
-        flat = q.flatten(0, 1)
-        out = (weights_of(flat, flat) @ flat).view(q.shape)
-        return merged(out.transpose(0, 1) if first else out)
-
-    model, x = Written(attending, declares=4), torch.randn(2, 5, 16)
-    with AttentionExtractor(model) as extractor:
-        torch.func.grad(lambda y: model(y).sum())(x)
-    q = heads(x, 4)
-    torch.testing.assert_close(extractor.maps[0], weights_of(q, q), rtol=0, atol=1e-6)
-
-
-def test_an_output_is_followed_no_further_than_it_has_to_be() -> None:
-    """Whoever keeps it, for a residual, would make every later function slower."""
-    kept: list[Tensor] = []
-    seen: list[int] = []
-
-    def attending(x: Tensor) -> Tensor:
-        q = heads(x, 4)
-        kept.append(fused(q, q, q))
-        return merged(kept[-1])
-
-    with AttentionExtractor(Written(attending)) as extractor:
-        extractor.model(torch.randn(2, 5, 16))
-        mode: Any = torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1)
-        seen.append(mode._follows(kept[0]))
-    assert seen == [False]
-
-
-@pytest.mark.parametrize("spelling", ["bhij,bjhd->bihd", "bhij,bjhd->hbid"])
-def test_an_output_with_axes_in_another_order_is_not_misread(spelling: str) -> None:
-    """As many heads as positions, and as sequences: shapes alone do not tell axes."""
-
-    def attending(x: Tensor) -> Tensor:
-        q = x.unflatten(-1, (4, 4))
-        weights = (torch.einsum("bihd,bjhd->bhij", q, q) / 2).softmax(-1)
-        out = torch.einsum(spelling, weights, q)
-        return out.flatten(2) if spelling.endswith("bihd") else out.permute(1, 2, 0, 3).flatten(2)
-
-    x = torch.randn(4, 4, 16)
-    q = heads(x, 4)
-    layer = AttentionExtractor(Written(attending)).get_attention(x).layers[0]
-    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_a_mask_of_ones_own_that_is_overwritten_is_kept(first: bool) -> None:
-    def attending(x: Tensor) -> Tensor:
-        q = heads(x, 4).transpose(0, 1) if first else heads(x, 4)
-        later = torch.ones(5, 5).triu(2).bool()
-        out = (q @ q.mT / 2).masked_fill(later, -torch.inf).softmax(-1) @ q
-        later.zero_()
-        return merged(out.transpose(0, 1) if first else out)
-
-    model = Written(attending, declares=4)
-    layer = AttentionExtractor(model).get_attention(torch.randn(4, 5, 16)).layers[0]
-    assert torch.equal(layer.visible()[0, 0], torch.ones(5, 5).tril(1).bool())
+    x = torch.randn(2, 6, 16)
+    q, k = heads(x, 4), heads(x, 4)[:, :2]
+    key = k.repeat(1, 2, 1, 1) if outer else k.repeat_interleave(2, 1)
+    layer = AttentionExtractor(Written(grouping, declares)).get_attention(x).layers[0]
+    torch.testing.assert_close(layer.weights, weights_of(q, key), rtol=0, atol=1e-6)
+    assert layer.note == ""

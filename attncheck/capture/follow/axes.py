@@ -14,7 +14,18 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["JOINS", "MOVES", "Atom", "Axes", "after", "joined", "numbers_in", "reduced", "unfolded"]
+__all__ = [
+    "FEATURES",
+    "JOINS",
+    "MOVES",
+    "Atom",
+    "Axes",
+    "after",
+    "joined",
+    "numbers_in",
+    "reduced",
+    "unfolded",
+]
 
 Side: TypeAlias = Literal["left", "right", "shared"]
 
@@ -39,6 +50,9 @@ class Atom(NamedTuple):
 
 
 Axes: TypeAlias = tuple[tuple[Atom, ...], ...]
+
+FEATURES: Final = 1 << 40
+"""Number of the axis that comes from values, in what they and weights gave."""
 
 JOINS: Final = ("cat", "concat", "concatenate", "stack")
 """Functions that take their tensors as one list."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.follow.axes import Axes
 from attncheck.capture.follow.steps import Step
-from attncheck.capture.follow.traces import Hiding, Trace
+from attncheck.capture.follow.traces import Hiding
 from attncheck.capture.plain import numbers_of
 from attncheck.capture.rebuild import contents
 
@@ -35,21 +35,18 @@ class VisibleKeys:
             OrderedDict()
         )
 
-    def of(self, trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:
+    def of(self, hidings: Sequence[Hiding], shape: Sequence[int]) -> Tensor | None:
         """See `visible_keys`."""
-        if not trace.hiding:
+        if not hidings:
             return None
-        held = [contents(hiding.mask) for hiding in trace.hiding]
+        held = [contents(hiding.mask) for hiding in hidings]
         if None in held:
-            return visible_keys(trace, weights, head_first)
-        same = [(hiding.how, mask) for hiding, mask in zip(trace.hiding, held, strict=True)]
-        key = (*same, weights.shape, head_first.shape)
+            return visible_keys(hidings, shape)
+        same = [(hiding.how, mask) for hiding, mask in zip(hidings, held, strict=True)]
+        key = (*same, tuple(shape))
         if key not in self._known:
             # The masks are kept with the result: their memory must stay taken.
-            self._known[key] = (
-                [hiding.mask for hiding in trace.hiding],
-                visible_keys(trace, weights, head_first),
-            )
+            self._known[key] = [hiding.mask for hiding in hidings], visible_keys(hidings, shape)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key][1]
@@ -80,28 +77,23 @@ def _weighs_nothing(weights: Tensor, where: Tensor) -> bool:
     return bool(where.any()) and not bool((weights * where).any())
 
 
-def visible_keys(trace: Trace, weights: Tensor, head_first: Tensor) -> Tensor | None:
+def visible_keys(hidings: Sequence[Hiding], shape: Sequence[int]) -> Tensor | None:
     """Merge the masks that the model applied, as far as they fit the weights.
 
     Args:
-        trace: Of the weights.
-        weights: As they lie in the model.
-        head_first: The same, ``(batch, head, query, key)``.
+        hidings: The masks.
+        shape: Of the weights.
 
     Returns:
-        Bool of the shape of one of the two, as the masks fit it; None: nothing is hidden, or it is
-        not known what.
+        Bool of that shape; None: nothing is hidden, or it is not known what.
     """
-    shown = [mask for how, mask in map(_shown, trace.hiding) if how]
-    if not shown:
+    shown = [mask for how, mask in map(_shown, hidings) if how]
+    if not shown or not all(_fits(mask, shape) for mask in shown):
         return None
-    for shape in (head_first.shape, weights.shape):
-        if all(_fits(mask, shape) for mask in shown):
-            seen = shown[0]
-            for mask in shown[1:]:
-                seen = seen & mask
-            return seen.broadcast_to(shape)
-    return None
+    seen = shown[0]
+    for mask in shown[1:]:
+        seen = seen & mask
+    return seen.broadcast_to(*shape)
 
 
 def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
@@ -115,7 +107,7 @@ def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
     return True, mask.bool() if how == "visible" else ~mask.bool()
 
 
-def _fits(mask: Tensor, shape: tuple[int, ...]) -> bool:
+def _fits(mask: Tensor, shape: Sequence[int]) -> bool:
     sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
     return mask.ndim <= len(shape) and all(own in (1, size) for own, size in sizes)
 

@@ -19,7 +19,7 @@ from attncheck.capture.follow.reports import call_of
 from attncheck.capture.follow.steps import QUOTIENTS, Step
 from attncheck.capture.follow.tiles import after_summed
 from attncheck.capture.follow.traces import Part, Trace, Traces
-from attncheck.capture.follow.values import Rows, meeting_of, rows_in
+from attncheck.capture.follow.values import Meeting, Rows, meeting_of, rows_in
 from attncheck.capture.plain import require_numbers
 
 __all__ = ["Meetings"]
@@ -57,7 +57,7 @@ class Meetings:
             return
         self._sink.values_met(trace.product)
         if trace.columns is not None:
-            self._report_all(rows_in(meeting, self._columns), out)
+            self._report_all(rows_in(meeting, self._columns), out, meeting)
 
     def after_weighted(self, step: Step) -> None:
         """Values times weights, element by element: summed over the keys, that was attention."""
@@ -89,11 +89,11 @@ class Meetings:
             self._sink.values_met(trace.product)
         found = rows_in(meeting, self._columns)
         if found:
-            aligned = product.out[:-1] == product.letters[number][:-1]
-            self._report_all(found, out, aligned)
+            self._report_all(found, out, meeting)
         elif trace.stage == "raised" and meeting.rows is not None:
             part = Part(meeting.rows, None, trace.product, trace.storage, trace.offset)
-            self._traces[out] = meeting.trace.but(stage="summed", parts=(part,))
+            trace = meeting.trace.but(stage="summed", parts=(part,), meeting=meeting)
+            self._traces[out] = trace
             if trace.shifted:
                 self._sink.part_seen(trace.product)
 
@@ -112,27 +112,41 @@ class Meetings:
                 self._sink.unreadable(place[1], *summed.trouble)
         if summed.weights is not None:
             self._sink.parts_used(numbers)
-            self._report(Rows(summed.weights, None, trace), step.out)
+            rows = Rows(summed.weights, None, trace)
+            if self._report(rows, step.out, trace.meeting, reported=True):
+                return
         if summed.trace is not None and target is not None:
             self._traces[target] = summed.trace
 
-    def _report_all(self, found: list[Rows], out: Tensor, aligned: bool = False) -> None:
+    def _report_all(self, found: list[Rows], out: Tensor, meeting: Meeting) -> None:
         for rows in found:
             for trace in (rows.trace, *rows.trace.also):
                 self._sink.softmax_used(trace.product)
         for rows in found:
-            self._report(rows, out, aligned)
+            self._report(rows, out, meeting)
 
-    def _report(self, rows: Rows, out: Tensor, aligned: bool = False) -> None:
+    def _report(
+        self, rows: Rows, out: Tensor, meeting: Meeting | None, *, reported: bool = False
+    ) -> bool:
+        """Report attention; whether its batch and heads are still to be told.
+
+        Args:
+            rows: The weights.
+            out: Of attention.
+            meeting: Of weights and values.
+            reported: See `Trace`.
+        """
         place = self._sink.here()
         if place is None:
-            return
+            return False
         trace = rows.trace
         if trace.softmax >= 0:
             if trace.softmax in self._reported:
-                return
+                return False
             self._reported.add(trace.softmax)
             self._traces.settle(trace.softmax)
         module, name = place
-        build = partial(call_of, module, name, rows, out, self._visible, aligned)
-        self._orders.begin(out, self._sink.record(name, "softmax", build))
+        build = partial(call_of, module, name, rows, out, self._visible, meeting)
+        waiting = self._sink.record(name, "softmax", build)
+        self._orders.begin(out, waiting, reported)
+        return waiting is not None

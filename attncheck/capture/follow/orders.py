@@ -2,18 +2,21 @@
 
 Whoever folds heads into the batch, or has them in front of it, ends by laying the features of all
 heads of a position beside each other, or by summing over the heads. The axis that is merged with
-the features, or summed, is that of the heads.
+the features is that of the heads; so is one that is summed, if there may be so many heads and no
+other is merged later.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import Final
 
 from torch import Tensor
 
 from attncheck.capture.call import Sink, Waiting
-from attncheck.capture.follow.axes import JOINS, Atom, Axes, reduced
+from attncheck.capture.follow.axes import JOINS, Atom, Axes, joined, reduced
 from attncheck.capture.follow.parts import CUTS
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.steps import LAYERS, Step
@@ -23,6 +26,9 @@ from attncheck.capture.recorders.shapes import Layout
 __all__ = ["Orders"]
 
 Place = tuple[int, ...]
+
+STACKED: Final = -1
+"""Number of an axis along which several outputs were stacked."""
 
 
 class Orders:
@@ -36,24 +42,21 @@ class Orders:
     def __init__(self, sink: Sink, traces: Traces) -> None:
         self._sink, self._traces = sink, traces
 
-    def begin(self, output: Tensor, waiting: Waiting | None) -> None:
+    def begin(self, output: Tensor, waiting: Waiting | None, reported: bool = False) -> None:
         """Follow the output of a call.
 
         Args:
-            output: ``(..., query, size)``.
+            output: ``(..., query, size)``, or in the order that the call tells.
             waiting: The call; None: it does not wait.
+            reported: See `Trace`.
         """
         if waiting is None:
             return
-        layout, shape = waiting.layout, tuple(output.shape)
-        axes = tuple((Atom((axis,), size, "shared"),) for axis, size in enumerate(shape))
+        axes = waiting.axes
+        if axes is None:
+            axes = tuple((Atom((i,), size, "shared"),) for i, size in enumerate(output.shape))
         self._traces[output] = Trace(
-            "attended",
-            axes=axes,
-            call=waiting.number,
-            shape=shape,
-            guess=layout.n_heads,
-            counted=layout.counted,
+            "attended", axes=axes, call=waiting.number, layout=waiting.layout, reported=reported
         )
 
     def after(self, step: Step) -> None:
@@ -72,19 +75,26 @@ class Orders:
         """
         if trace.axes is None:
             return
+        query, feature = _last_two(trace)
         gone = [atom for axis in product.summed(number) for atom in trace.axes[axis]]
-        feature = len(trace.shape) - 1
-        heads = [atom.place for atom in gone if atom.number < feature - 1]
-        if any(atom.number != feature and atom.number >= feature - 1 for atom in gone):
+        heads = [atom.place for atom in gone if 0 <= atom.number < query]
+        if any(atom.number == query for atom in gone):
             return
         if heads and len(heads) < len(gone):
-            self._settle(trace, _parts_of(trace.axes), heads)
+            self._settle(trace, heads)
         elif gone and not heads:
             own = dict(zip(product.letters[number], trace.axes, strict=True))
             new = [letter for letter in product.out if letter not in own]
-            if len(new) == 1:
-                own[new[0]] = (Atom((feature,), out.shape[product.out.index(new[0])], "shared"),)
-                self._follow(trace.but(axes=tuple(own[n] for n in product.out)), out)
+            if len(new) != 1:
+                return
+            own[new[0]] = (Atom((feature,), out.shape[product.out.index(new[0])], "shared"),)
+            axes = tuple(own[letter] for letter in product.out)
+            others = {n for i, its in enumerate(product.letters) if i != number for n in its}
+            shared = [atom for n in others if n in own for atom in own[n]]
+            if any(0 <= atom.number < query for atom in shared):  # each head has its own
+                self._follow(trace.but(axes=axes), out)
+            else:
+                self._project(trace, axes, out)
 
     def _after(self, step: Step) -> None:
         trace, out = step.trace, step.out
@@ -99,68 +109,135 @@ class Orders:
         elif trace.axes is None:  # a piece, changed one number at a time
             if out.shape == step.source.shape:
                 self._traces[out] = trace
+        elif step.name in LAYERS:
+            axis = out.ndim - 1 - (0 if step.name == "linear" else int(step.name[4]))
+            _, feature = _last_two(trace)
+            if _numbers(trace.axes[axis]) - {STACKED} == {feature}:
+                made = (Atom((feature,), out.shape[axis], "shared"),)
+                axes = (*trace.axes[:axis], made, *trace.axes[axis + 1 :])
+                self._project(trace, axes, out)
         elif out.numel() == step.source.numel():
             others = [self._traces[other] for other in step.others()]
-            also = tuple(t for t in others if t is not None and t.axes == trace.axes)
-            self._follow(trace.but(axes=step.axes_of(out), also=(*trace.also, *also)), out)
-        elif step.name in LAYERS and len(trace.shape) == 3 and len(trace.axes) == 3:
-            self._end(trace.call, None)
+            alike = [t for t in others if t is not None and t.axes == trace.axes]
+            self._follow(_with(trace, alike).but(axes=step.axes_of(out)), out)
 
     def _follow(self, trace: Trace, tensor: Tensor) -> None:
         if trace.axes is None:
             return
-        feature = len(trace.shape) - 1
+        query, feature = _last_two(trace)
         for atoms in trace.axes:
-            numbers = [atom.number for atom in atoms if atom.size > 1]
+            numbers = _numbers(atoms)
             if len(numbers) < 2 or feature not in numbers:
                 continue
-            heads = [atom.place for atom in atoms if atom.number < feature - 1]
-            whole = any(atom.place == (feature - 1,) for atom in atoms)
-            if whole and len(heads) in (0, _count_ahead(trace.axes, feature - 1)):
-                break  # positions and features in one, or all: nothing is told
-            self._settle(trace, _parts_of(trace.axes), heads)
-            return
+            heads = [a.place for a in atoms if 0 <= a.number < query and a.size > 1]
+            if any(atom.place == (query,) for atom in atoms):
+                every = sum(0 <= n < query for axis in trace.axes for n in _parts(axis))
+                if trace.projected or len(heads) in (0, every):
+                    break  # positions and features in one, or all: nothing is told
+            elif query in numbers and not heads:  # heads lie beside the queries
+                self._end(trace, alone=True)
+                return
+            if heads and self._settle(trace, heads):
+                return
+            if STACKED in numbers:
+                self._beside(trace, atoms)
         self._traces[tensor] = trace
 
-    def _settle(self, trace: Trace, parts: dict[int, dict[Place, int]], heads: list[Place]) -> None:
-        """Make a layout of the parts of the axes that came before the queries."""
-        split: list[tuple[int, ...]] = []
-        places: list[Place] = []
-        for axis, size in enumerate(trace.shape[:-2]):
-            known = parts.get(axis, {})
-            if math.prod(known.values()) != size:  # some of it was cut off
-                heads = list(dict.fromkeys((axis,) if p[0] == axis else p for p in heads))
-                known = {(axis,): size}
-            order = sorted(known)
-            split.append(tuple(known[place] for place in order))
-            places += order
-        layout = Layout(tuple(split), tuple(places.index(place) for place in heads))
-        if trace.counted not in (None, layout.n_heads):
-            return  # something else than heads was merged
-        for settled in (trace, *trace.also):
-            if settled.shape[:-2] == trace.shape[:-2]:
-                self._end(settled.call, layout)
+    def _project(self, trace: Trace, axes: Axes, out: Tensor) -> None:
+        """See a layer on features that no head is merged with: who has several merges them first.
 
-    def _end(self, call: int, layout: Layout | None) -> None:
-        self._sink.settle(call, layout)
-        self._traces.end(call)
+        Args:
+            trace: Of what it got.
+            axes: Of what it gave.
+            out: What it gave.
+        """
+        assert trace.layout is not None
+        query, _ = _last_two(trace)
+        ahead = [atoms for atoms in axes if any(0 <= n < query for n in _numbers(atoms))]
+        sizes = [a.size for atoms in ahead for a in atoms if 0 <= a.number < query]
+        leading = trace.layout.leading
+        if len(ahead) < 2 and trace.expected is not None:
+            self._end(trace, trace.expected)
+        elif math.prod(sizes) == math.prod(leading):
+            if len(leading) == 1 and len(ahead) < 2:
+                self._end(trace, alone=True)
+                return
+            if not set(leading) & (trace.layout.possible - {1}):
+                self._expect_one_head(trace)
+            self._follow(trace.but(axes=axes, projected=True), out)
+
+    def _settle(self, trace: Trace, heads: list[Place], times: int = 1) -> bool:
+        """Settle by what was merged with the features; whether these can be heads.
+
+        Args:
+            trace: Of what was merged.
+            heads: The parts of axes that were merged.
+            times: How many outputs were laid beside each other then.
+        """
+        assert trace.layout is not None
+        parts = _parts_of(trace)
+        layout = _layout(trace.layout.leading, parts, heads)
+        counts = [layout.n_heads]
+        if len(trace.layout.leading) > 1:  # of pairs, one or both are counted
+            counts.append(math.prod(parts[place[0]][place] for place in heads))
+        if not any(trace.layout.allows(count * times) for count in counts):
+            return False
+        for one in (trace, *trace.also):
+            assert one.layout is not None
+            self._end(one.but(also=()), _layout(one.layout.leading, parts, heads))
+        return True
+
+    def _end(self, trace: Trace, layout: Layout | None = None, alone: bool = False) -> None:
+        """Settle the calls of a trace: in a layout, or with one head each."""
+        for one in (trace, *trace.also):
+            assert one.layout is not None
+            if alone:
+                layout = Layout.of_one_head(one.layout.leading)
+            self._sink.settle(one.call, layout)
+            self._traces.end(one.call)
+
+    def _expect_one_head(self, trace: Trace) -> None:
+        for one in (trace, *trace.also):
+            assert one.layout is not None
+            self._sink.expect(one.call, Layout.of_one_head(one.layout.leading))
+
+    def _beside(self, trace: Trace, atoms: Iterable[Atom]) -> None:
+        """See outputs laid beside each other: there may be as many heads, or all of theirs.
+
+        Args:
+            trace: Of all.
+            atoms: Of the axis of the features, with whatever was merged with them before.
+        """
+        assert trace.layout is not None
+        assert trace.axes is not None
+        count = 1 + len(trace.also)
+        query, _ = _last_two(trace)
+        heads = [a.place for a in atoms if 0 <= a.number < query and a.size > 1]
+        if heads:
+            self._settle(trace, heads, count)
+        elif len(trace.layout.leading) == 1 and any(map(trace.layout.allows, (1, count))):
+            self._expect_one_head(trace)
 
     def _reduced(self, step: Step) -> None:
-        """What is summed are heads; of positions, and of whatever is averaged, nothing is told."""
+        """What is summed may be heads; of positions, and of whatever is averaged, none is told."""
         trace, dims = step.trace, step.reduced_dims()
-        if trace.axes is None or dims is None:
+        if trace.axes is None or dims is None or trace.layout is None:
             return
+        query, feature = _last_two(trace)
         gone = [atom for dim in dims for atom in trace.axes[dim]]
-        feature = len(trace.shape) - 1
-        if all(atom.number == feature - 1 for atom in gone):
-            axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
-            self._follow(trace.but(axes=axes), step.out)
-        elif (
-            all(atom.number < feature - 1 for atom in gone)
-            and len(trace.shape) > 3
-            and step.name == "sum"
-        ):
-            self._settle(trace, _parts_of(trace.axes), [atom.place for atom in gone])
+        if any(atom.number == feature for atom in gone):
+            return
+        heads = [atom.place for atom in gone if 0 <= atom.number < query]
+        several = len(trace.axes) > 3 or len(trace.layout.leading) > 1
+        if step.name == "sum" and heads and len(heads) == len(gone) and several:
+            layout = _layout(trace.layout.leading, _parts_of(trace), heads)
+            if layout.n_heads in trace.layout.possible and not trace.projected:
+                for one in (trace, *trace.also):
+                    self._sink.expect(one.call, layout)
+                trace = trace.but(expected=layout)
+        assert trace.axes is not None
+        axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
+        self._follow(trace.but(axes=axes, gone=(*trace.gone, *gone)), step.out)
 
     def _cut(self, step: Step) -> None:
         """Follow the pieces of an axis: laid beside each other, they were the heads."""
@@ -170,15 +247,16 @@ class Orders:
         if axes is None or axis is None or len(axes[axis]) != 1:
             return
         (cut,) = axes[axis]
-        feature = len(trace.shape) - 1
-        if cut.number == feature - 1:
+        query, feature = _last_two(trace)
+        if cut.number in (STACKED, query):
             for piece in pieces:
                 self._follow(trace.but(axes=step.axes_of(piece)), piece)
-        elif cut.number < feature - 1:
+        elif cut.number != feature:
             for piece in pieces:
                 length = piece.shape[axis] if piece.ndim == step.source.ndim else 1
-                cuts = (cut, length, _parts_of(axes))
-                self._traces[piece] = trace.but(axes=step.axes_of(piece), cut=cuts)
+                cuts = (cut, length)
+                gone = (*trace.gone, cut)
+                self._traces[piece] = trace.but(axes=step.axes_of(piece), cut=cuts, gone=gone)
 
     def _joined(self, step: Step) -> None:
         trace, out = step.trace, step.out
@@ -186,39 +264,117 @@ class Orders:
         if not isinstance(out, Tensor) or not isinstance(dim, int):
             return
         known = [self._traces[part] for part in step.args[0]]
-        if trace.cut is None:
-            whole = trace.axes is not None and len(trace.axes) == len(trace.shape) == 3
-            whole = whole and len(known) > 1
-            if whole and (step.name == "stack" or dim % 3 == 2) and trace.counted in (1, None):
-                for other in known:
-                    if other is not None and other.stage == "attended" and other.axes is not None:
-                        # several outputs, each of one head
-                        self._end(other.call, Layout(((other.shape[0],),), ()))
+        if trace.cut is not None:
+            self._pieces_joined(trace, known, dim % out.ndim == _beside_features(step))
             return
+        if trace.axes is None:
+            return
+        dim %= out.ndim
+        _, feature = _last_two(trace)
+        others = [t for t in known if t is not None and _places(t.axes) == _places(trace.axes)]
+        axes: Axes | None
+        if step.name == "stack":
+            new = Atom((STACKED,), len(known), "shared")
+            axes = (*trace.axes[:dim], (new,), *trace.axes[dim:])
+        elif feature in _numbers(trace.axes[dim]):
+            size = out.shape[dim] // step.source.shape[dim]
+            grown = (a._replace(size=a.size * size) for a in trace.axes[dim] if a.number == feature)
+            heads = (a for a in trace.axes[dim] if a.number != feature)
+            axes = (*trace.axes[:dim], (*heads, *grown), *trace.axes[dim + 1 :])
+            if len(others) == len(known) > 1:
+                self._beside(_with(trace, others), axes[dim])
+        else:
+            axes = joined(step.name, trace.axes, step.source.shape, out)
+        self._follow(_with(trace, others).but(axes=axes), out)
+
+    def _pieces_joined(self, trace: Trace, known: list[Trace | None], beside: bool) -> None:
+        assert trace.cut is not None
+        assert trace.layout is not None
         own = [t for t in known if t is not None and t.call == trace.call and t.cut is not None]
-        atom, length, parts = trace.cut
-        beside = dim % out.ndim == out.ndim - (2 if step.name == "stack" else 1)
+        atom, length = trace.cut
         if not beside or len(own) != len(known) or length * len(known) != atom.size:
             return
         if length == 1:
-            self._settle(trace, parts, [atom.place])
-        elif len(trace.shape) == 3 and trace.guess in (1, len(known)):
-            layout = Layout(((len(known), length),), (0,))
-            self._end(trace.call, layout)
+            self._settle(trace.but(axes=(*(trace.axes or ()), (atom,))), [atom.place])
+            return
+        fits = trace.layout.n_heads in (1, len(known)) and trace.layout.allows(len(known))
+        if len(trace.layout.leading) == 1 and fits:
+            self._end(trace, Layout(((len(known), length),), (0,)))
 
 
-def _count_ahead(axes: Axes, query: int) -> int:
-    """Count the parts of axes before that of the queries."""
-    return sum(atom.number < query and atom.size > 1 for atoms in axes for atom in atoms)
+def _last_two(trace: Trace) -> tuple[int, int]:
+    """Numbers of the axes of queries and features."""
+    assert trace.layout is not None
+    query = len(trace.layout.leading)
+    return query, query + 1
 
 
-def _parts_of(axes: Axes) -> dict[int, dict[Place, int]]:
-    """Lengths of the parts of each original axis, by their places."""
+def _parts(atoms: Iterable[Atom]) -> list[int]:
+    """Numbers of the axes that some parts belong to, without those of length 1."""
+    return [atom.number for atom in atoms if atom.size > 1]
+
+
+def _numbers(atoms: Iterable[Atom]) -> set[int]:
+    return set(_parts(atoms))
+
+
+def _places(axes: Axes | None) -> list[list[Place]] | None:
+    return None if axes is None else [[atom.place for atom in atoms] for atoms in axes]
+
+
+def _with(trace: Trace, others: Iterable[Trace]) -> Trace:
+    """Follow the outputs of other calls together with that of one."""
+    also = {one.call: one for other in others for one in (other, *other.also)}
+    also |= {one.call: one for one in trace.also}
+    also.pop(trace.call, None)
+    return trace.but(also=tuple(one.but(also=()) for one in also.values()))
+
+
+def _parts_of(trace: Trace) -> dict[int, dict[Place, int]]:
+    """Lengths of the parts of each original axis, by their places.
+
+    In one axis of sequences and heads, sequences that are gone are counted; beside an axis of heads
+    there is none of them, and what is gone of it were heads.
+    """
+    assert trace.axes is not None
+    assert trace.layout is not None
     parts: dict[int, dict[Place, int]] = {}
-    for atoms in axes:
-        for atom in atoms:
-            parts.setdefault(atom.number, {})[atom.place] = atom.size
+    gone = trace.gone if len(trace.layout.leading) == 1 else ()
+    for atom in (*(atom for atoms in trace.axes for atom in atoms), *gone):
+        parts.setdefault(atom.number, {})[atom.place] = atom.size
     return parts
+
+
+def _layout(
+    leading: tuple[int, ...], parts: dict[int, dict[Place, int]], heads: list[Place]
+) -> Layout:
+    """Make a layout of the parts of the axes that came before the queries.
+
+    Args:
+        leading: Lengths of these axes.
+        parts: Of each.
+        heads: Which of the parts are heads.
+    """
+    split: list[tuple[int, ...]] = []
+    places: list[Place] = []
+    for axis, size in enumerate(leading):
+        known = dict(parts.get(axis, {}))
+        left = math.prod(known.values())
+        if left > size and size % (left // known[min(known)]) == 0:  # outputs were joined along it
+            known[min(known)] = size * known[min(known)] // left
+        elif left != size:  # some of it was cut off
+            heads = list(dict.fromkeys((axis,) if p[0] == axis else p for p in heads))
+            known = {(axis,): size}
+        order = sorted(known)
+        split.append(tuple(known[place] for place in order))
+        places += order
+    return Layout(tuple(split), tuple(places.index(place) for place in heads))
+
+
+def _beside_features(step: Step) -> int:
+    """Which axis of what was joined lies before the features, or is theirs."""
+    out: Tensor = step.out
+    return out.ndim - (2 if step.name == "stack" else 1)
 
 
 def _cut_axis(step: Step) -> int | None:

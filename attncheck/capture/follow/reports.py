@@ -10,12 +10,12 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.call import AttentionCall, Kind
+from attncheck.capture.call import AS_READ, AttentionCall, Kind
 from attncheck.capture.copies import compact_copy, worth_copying
-from attncheck.capture.follow.axes import Atom, Axes, unfolded
+from attncheck.capture.follow.axes import FEATURES, Atom, Axes, unfolded
 from attncheck.capture.follow.hiding import VisibleKeys
 from attncheck.capture.follow.traces import Hiding
-from attncheck.capture.follow.values import Rows
+from attncheck.capture.follow.values import Meeting, Rows
 from attncheck.capture.recorders.head_count import HeadCount, declared_heads
 from attncheck.capture.recorders.shapes import Layout
 from attncheck.capture.whereabouts import kind_of
@@ -31,7 +31,7 @@ def call_of(
     rows: Rows,
     output: Tensor,
     visible: VisibleKeys,
-    aligned: bool,
+    meeting: Meeting | None = None,
     layout: Layout | None = None,
     kind: Kind | None = None,
 ) -> AttentionCall:
@@ -43,27 +43,32 @@ def call_of(
         rows: The weights, as they lie in the module.
         output: Of attention.
         visible: Reads masks.
-        aligned: The axes of the output are those of the weights, but for the last one.
+        meeting: Of weights and values, if batch and heads may be told by their output.
         layout: Where its heads are; None: still to be told.
         kind: Of it; None: still to be found.
     """
     trace = rows.trace
+    axes = None if meeting is None else meeting.axes_of_output(rows, output)
     with torch.no_grad():
-        arrangement = _Arrangement.of(module, rows, output.shape[-1])
+        arrangement = _Arrangement.of(module, rows, _size_of(output, axes))
         arrangement.layout = layout
         as_used = arrangement.apply(rows.tensor.detach(), rows.axes)
         weights = arrangement.head_first(as_used)
-        trace = trace.but(hiding=tuple(arrangement.laid_out(h) for h in trace.hiding))
-        seen = visible.of(trace, as_used, weights)
-        mask = None if seen is None else seen if seen.ndim == 4 else arrangement.head_first(seen)
+        hidings = [arrangement.laid_out(h) for h in trace.hiding]
+        mask = visible.of(hidings, as_used.shape)
+        if mask is not None:
+            mask = arrangement.head_first(mask)
+        elif hidings:  # they may be laid out so already
+            mask = visible.of(hidings, weights.shape)
         n_query, n_key = weights.shape[-2:]
         beside = arrangement.beside
         causal = mask is None and n_query == n_key > 1 and not beside and _sees_no_later(weights)
     if kind is None:
         kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
     layout = arrangement.layout
-    waits = aligned and layout is not None and not layout.told
-    waits = waits and output.shape[:-1] == as_used.shape[:-1]
+    untold = layout is not None and not layout.told
+    axes = arrangement.of_output(axes, as_used.shape[:-1]) if untold and axes else None
+    waits = axes is not None
     if waits:
         output = output.detach().clone()
         if worth_copying(rows.tensor):
@@ -80,10 +85,17 @@ def call_of(
         mask=mask,
         causal=causal,
         sink_is_rest=trace.sliced,
-        note=OWN_KEYS if beside else "",
+        note="; ".join([OWN_KEYS] * beside + [AS_READ] * (untold and not waits)),
         layout=layout if waits else None,
-        again=lambda told: call_of(module, name, rows, output, visible, aligned, told, kind),
+        axes=axes,
+        again=lambda told: call_of(module, name, rows, output, visible, None, told, kind),
     )
+
+
+def _size_of(output: Tensor, axes: Axes | None) -> int:
+    """How many features there are for each query."""
+    atoms = [] if axes is None else [atom for held in axes for atom in held]
+    return next((atom.size for atom in atoms if atom.number == FEATURES), output.shape[-1])
 
 
 class _Arrangement:
@@ -93,7 +105,7 @@ class _Arrangement:
         lead: Places of the axes of batch and heads, in order.
         query: Number of the axis of the queries; None: there is one query.
         keys: Numbers of the axes of the keys.
-        batch: How many of ``lead`` are the batch, where that is known.
+        groups: Which of ``lead`` are axes of heads that keys lack.
         module: That computed them.
         size: Length of the last axis of what attention returned.
     """
@@ -103,11 +115,11 @@ class _Arrangement:
         lead: Sequence[tuple[int, ...]],
         query: int | None,
         keys: frozenset[int],
-        batch: int | None,
+        groups: Sequence[int],
         module: nn.Module,
         size: int,
     ) -> None:
-        self._lead, self._query, self._keys, self._batch = lead, query, keys, batch
+        self._lead, self._query, self._keys, self._groups = lead, query, keys, groups
         self._module, self._size = module, size
         self.layout: Layout | None = None
         """Where its heads are, once that was asked for."""
@@ -118,7 +130,7 @@ class _Arrangement:
     def of(cls, module: nn.Module, rows: Rows, size: int) -> _Arrangement:
         """Find out from the sides of the product that axes come from."""
         if rows.axes is None:
-            return cls((), None, frozenset(), None, module, size)
+            return cls((), None, frozenset(), (), module, size)
         keys = rows.trace.keys
         sizes: dict[int, int] = {}
         for atoms in rows.axes:
@@ -140,10 +152,7 @@ class _Arrangement:
         others = {n for n in sides if n not in keys and n != query}
         lead = sorted({_whole(a) for atoms in rows.axes for a in atoms if a.number in others})
         groups = [i for i, place in enumerate(lead) if place[0] in opposite]
-        batch = None
-        if groups and len(lead) > 1:
-            batch = max(1, min(groups) - 1)
-        made = cls(lead, query, keys, batch, module, size)
+        made = cls(lead, query, keys, groups if len(lead) > 1 else (), module, size)
         made.beside = beside
         return made
 
@@ -170,12 +179,43 @@ class _Arrangement:
 
     def head_first(self, tensor: Tensor) -> Tensor:
         """Turn ``(..., query, key)`` into ``(batch, head, query, key)``."""
-        if self._batch is not None:
-            tensor = tensor.flatten(self._batch, -3) if tensor.ndim > self._batch + 2 else tensor
-            return tensor.flatten(0, -4)
-        if self.layout is None:
+        if self.layout is None and self._groups:
+            self.layout = Layout.of_groups(self._module, tensor.shape[:-2], self._groups)
+        elif self.layout is None:
             self.layout = Layout.of(self._module, tensor, self._size)
         return self.layout.apply(tensor)
+
+    def of_output(self, axes: Axes, sizes: Sequence[int]) -> Axes | None:
+        """Number the axes of the output by those of the weights, and features behind the queries.
+
+        Args:
+            axes: See `Meeting.axes_of_output`.
+            sizes: Lengths of the axes of the weights but for the keys.
+
+        Returns:
+            None: its axes are not known.
+        """
+        made = tuple(
+            tuple(n for atom in atoms for n in self._numbered(atom, sizes)) for atoms in axes
+        )
+        places = [atom.place for atoms in made for atom in atoms]
+        sound = len(set(places)) == len(places)
+        sound &= all(new or not old for new, old in zip(made, axes, strict=True))
+        return made if sound else None
+
+    def _numbered(self, atom: Atom, sizes: Sequence[int]) -> list[Atom]:
+        place, last = atom.place, len(sizes) - 1
+        if atom.number == FEATURES:
+            return [atom._replace(place=(last + 1,))]
+        if not self._keys:  # not known: they are numbered so already
+            return [atom]
+        if atom.number == self._query:
+            return [atom._replace(place=(last, *place[1:]))]
+        for i, lead in enumerate(self._lead):
+            if place[: len(lead)] == lead:
+                return [atom._replace(place=(i, *place[len(lead) :]))]
+        inside = [i for i, lead in enumerate(self._lead) if lead[: len(place)] == place]
+        return [Atom((i,), sizes[i], "shared") for i in inside]
 
     def laid_out(self, hiding: Hiding) -> Hiding:
         """Lay a mask out like the weights, unless it is so already."""
@@ -188,7 +228,9 @@ class _Arrangement:
         return replace(hiding, mask=mask)
 
     def _is_plain(self, axes: Axes) -> bool:
-        order = [atom.place for atoms in axes for atom in atoms]
+        if any(len(atoms) != 1 for atoms in axes):
+            return False
+        order = [atom.place for (atom,) in axes]
         last = [() if self._query is None else (self._query,), *((key,) for key in self._keys)]
         return order == [place for place in (*self._lead, *last) if place]
 

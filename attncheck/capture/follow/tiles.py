@@ -78,6 +78,8 @@ def after_summed(step: Step, traces: Traces) -> Summed:
 
 
 def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
+    if its is not None and its.stage == "attended" and its.reported:
+        return Summed(trouble=RENORMALISED)
     if its is None or its.stage != "summed":
         # What is added up begins with zeros; anything else makes it no sum of values.
         return Summed() if bool(other.any()) else Summed(trace)

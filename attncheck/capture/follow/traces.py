@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 
 from attncheck.capture.follow.axes import Atom, Axes
 from attncheck.capture.follow.noted import Noted
 from attncheck.capture.follow.products import Product
+from attncheck.capture.recorders.shapes import Layout
+
+if TYPE_CHECKING:
+    from attncheck.capture.follow.values import Meeting
 
 __all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
 
@@ -100,11 +104,12 @@ class Trace:
         offset: Where in it they begin.
         edges: It has a number for each edge of a graph, see `Edges`.
         call: Number of the call that an ``"attended"`` tensor is the output of, see `Orders`.
-        shape: Of that output.
-        guess: Heads that the call is read to have.
-        counted: Heads that came in side by side; None: not known.
-        cut: The axis that an ``"attended"`` piece was cut out of, how long the piece is, and the
-            parts of all axes.
+        layout: As which that call is read if nothing tells.
+        expected: How that call is read unless something tells more surely.
+        projected: A layer was applied to the features of that output, heads by heads.
+        meeting: Of raised scores and values, that gave a ``"summed"`` tensor.
+        cut: The axis that an ``"attended"`` piece was cut out of, and how long the piece is.
+        gone: Parts of axes that were cut or summed, as long as they were.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
@@ -135,10 +140,12 @@ class Trace:
     offset: int = 0
     edges: bool = False
     call: int = -1
-    shape: tuple[int, ...] = ()
-    guess: int = 1
-    counted: int | None = None
-    cut: tuple[Atom, int, dict[int, dict[tuple[int, ...], int]]] | None = None
+    layout: Layout | None = None
+    expected: Layout | None = None
+    projected: bool = False
+    meeting: Meeting | None = None
+    cut: tuple[Atom, int] | None = None
+    gone: tuple[Atom, ...] = ()
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attncheck.capture.follow.axes import Axes, numbers_in
+from attncheck.capture.follow.axes import FEATURES, Atom, Axes, numbers_in
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.parts import Columns, keys_last, sums_to_one
 from attncheck.capture.follow.products import LACKS, Product
@@ -43,12 +43,44 @@ class Meeting:
         as_used: The weights, as they lie in the product.
         rows: ``(..., key)``: the weights that were multiplied, keys last; None: not known.
         keys: Axes of the operand that were summed.
+        product: Of weights and values.
+        number: Which factor the weights are.
+        letters: Of the axes of the rows but for the keys.
     """
 
     trace: Trace
     as_used: Tensor | None
     rows: Tensor | None
     keys: tuple[int, ...]
+    product: Product
+    number: int
+    letters: tuple[int, ...] = ()
+
+    def axes_of_output(self, rows: Rows, output: Tensor) -> Axes | None:
+        """Return the axes of what weights and values gave; None: not known.
+
+        Those that the weights have are as in the axes of the weights, where these are known, else
+        they are numbered like the weights' own; another one is that of `FEATURES`.
+
+        Args:
+            rows: The weights.
+            output: What was made of the product since, in the same order.
+        """
+        own, out = self.product.letters[self.number], self.product.out
+        known: dict[int, tuple[Atom, ...]] = {}
+        if rows.axes is not None and self.trace.axes is not None:
+            known = dict(zip(own, self.trace.axes, strict=True))
+        elif rows.axes is None and len(self.letters) == rows.tensor.ndim - 1:
+            sizes = zip(self.letters, rows.tensor.shape, strict=False)
+            known = {n: (Atom((i,), size, "shared"),) for i, (n, size) in enumerate(sizes)}
+        if sum(n not in own for n in out) != 1 or len(out) != output.ndim:
+            return None
+        if any(n in own and n not in known for n in out):
+            return None
+        return tuple(
+            known[n] if n in own else (Atom((FEATURES,), size, "shared"),)
+            for n, size in zip(out, output.shape, strict=True)
+        )
 
 
 def meeting_of(
@@ -88,17 +120,18 @@ def meeting_of(
                 return None
     as_used = rows = _effective(product, number, factors, values)
     if rows is None:
-        return Meeting(trace, None, None, tuple(keys))
+        return Meeting(trace, None, None, tuple(keys), product, number)
+    order = [axis for axis in range(rows.ndim) if axis not in keys]
     if axes is None and len(keys) == 1:
-        rows = _by_letters(rows, product, number, values, keys[0])
-    else:
-        order = [axis for axis in range(rows.ndim) if axis not in keys]
-        rows = rows.permute(*order, *keys)
-        if len(keys) > 1:
-            rows = rows.flatten(-len(keys))
-        elif not keys:
-            rows = rows.unsqueeze(-1)
-    return Meeting(trace, as_used, rows, tuple(keys))
+        others = set(product.letters[values[0]])
+        order.sort(key=lambda axis: letters[axis] not in others)  # what values lack is the query
+    rows = rows.permute(*order, *keys)
+    if len(keys) > 1:
+        rows = rows.flatten(-len(keys))
+    elif not keys:
+        rows = rows.unsqueeze(-1)
+    left = tuple(letters[axis] for axis in order)
+    return Meeting(trace, as_used, rows, tuple(keys), product, number, left)
 
 
 def _is_value(
@@ -144,18 +177,6 @@ def _effective(
             ]
             rows = rows * factor.reshape(shape)
     return rows
-
-
-def _by_letters(
-    rows: Tensor, product: Product, number: int, values: Sequence[int], key: int
-) -> Tensor:
-    """Lay rows out by the product alone: what values lack is the query."""
-    letters = product.letters[number]
-    others = set(product.letters[values[0]])
-    axes = [axis for axis in range(rows.ndim) if axis != key]
-    queries = [axis for axis in axes if letters[axis] not in others]
-    shared = [axis for axis in axes if axis not in queries]
-    return rows.permute(*shared, *queries, key)
 
 
 def rows_in(meeting: Meeting, columns: Columns) -> list[Rows]:

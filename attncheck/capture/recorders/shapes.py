@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -21,13 +22,14 @@ class Layout:
             has two.
         heads: Numbers of the parts that are heads, counted over all axes.
         told: Nothing else is possible; otherwise what becomes of the output tells.
-        counted: Heads that came in side by side, in the features of a sequence; None: not known.
+        possible: How many heads there may be: as many as came in side by side, in the features of a
+            sequence; where that is not known, as many as are declared. Empty: nothing says.
     """
 
     split: tuple[tuple[int, ...], ...]
     heads: tuple[int, ...]
     told: bool = True
-    counted: int | None = None
+    possible: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, module: nn.Module, tensor: Tensor, size: int) -> Layout:
@@ -46,10 +48,12 @@ class Layout:
         leading, length = tuple(tensor.shape[:-2]), tensor.shape[-2]
         if not leading:
             return cls((), ())
-        if len(leading) == 1:
-            return _of_one_axis(leading[0], HeadCount.of(module, leading, length, size))
         split, last = tuple((axis,) for axis in leading), len(leading) - 1
         declared = declared_heads(module)
+        if declared == {1} and leading[-1] > 1:
+            return cls(split, ())
+        if len(leading) == 1:
+            return _of_one_axis(leading[0], HeadCount.of(module, leading, length, size))
         found = [axis for axis, count in enumerate(leading) if count in declared]
         if len(leading) > 2:
             if not found and leading[-1] * leading[-2] in declared:
@@ -62,7 +66,37 @@ class Layout:
         counted = count.counted if count.whole else None
         alike = [axis for axis, held in enumerate(leading) if held == counted]
         axis = alike[0] if len(alike) == 1 else found[0] if len(found) == 1 else last
-        return cls(split, (axis,), told=False, counted=counted)
+        return cls(split, (axis,), told=False, possible=_possible(count))
+
+    @classmethod
+    def of_groups(cls, module: nn.Module, leading: Sequence[int], groups: Sequence[int]) -> Layout:
+        """Find the heads where several of the query share a key, in axes of their own.
+
+        Args:
+            module: That attends.
+            leading: Lengths of the axes before the queries.
+            groups: Numbers of those that keys lack.
+        """
+        first, declared = max(1, min(groups) - 1), declared_heads(module)
+        heads = tuple(range(first, len(leading)))
+        count = math.prod(leading[first:])
+        told = len(leading) == 2 and groups[0] == 1 and (not declared or count in declared)
+        split = tuple((axis,) for axis in leading)
+        return cls(split, heads, told=told, possible=frozenset(declared))
+
+    @classmethod
+    def of_one_head(cls, leading: Sequence[int]) -> Layout:
+        """Read all axes before the queries as sequences."""
+        return cls(tuple((axis,) for axis in leading), ())
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Lengths of the axes before the queries."""
+        return tuple(math.prod(parts) for parts in self.split)
+
+    def allows(self, n_heads: int) -> bool:
+        """Whether there may be so many heads."""
+        return not self.possible or n_heads in self.possible
 
     @property
     def plain(self) -> bool:
@@ -110,8 +144,15 @@ class Layout:
 def _of_one_axis(held: int, count: HeadCount) -> Layout:
     """Read an axis that may hold sequences and heads."""
     heads, counted = count.in_one_axis(held), count.counted if count.whole else None
+    possible = _possible(count)
     if held == 1 or (heads == held == counted and count.batch == 1):
         return Layout(((held,),), (0,))
     if heads in (1, held):
-        return Layout(((held,),), (0,) if heads > 1 else (), told=False, counted=counted)
-    return Layout(((held // heads, heads),), (1,), told=False, counted=counted)
+        return Layout(((held,),), (0,) if heads > 1 else (), told=False, possible=possible)
+    return Layout(((held // heads, heads),), (1,), told=False, possible=possible)
+
+
+def _possible(count: HeadCount) -> frozenset[int]:
+    if count.whole and count.counted is not None:
+        return frozenset({count.counted})
+    return count.declared
