@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -19,6 +20,11 @@ from attncheck.patterns.grid import Marks, read_marks
 from attncheck.profile import LayerProfile
 
 __all__ = ["profile_blocked", "tallies_of", "valid_rows"]
+
+HOLES: Final = (
+    "blocked: query and key are held; not fused: rows have hidden keys between visible ones"
+)
+"""What a report says where fused was asked for and could not be."""
 
 
 def profile_blocked(
@@ -60,18 +66,22 @@ def profile_blocked(
         layer, None if crosses else tokens, None if crosses else segment_ids, delimiters
     )
     with quiet(layer.device.type):
-        return assemble(layer, tallies_of(layer, marks, fused=fused))
+        reach = reach_of(layer)
+        found = assemble(layer, tallies_of(layer, reach, marks, fused=fused))
+    return replace(found, evaluator=HOLES) if fused and reach.mask is not None else found
 
 
-def tallies_of(layer: LayerAttention, marks: Marks, *, fused: bool) -> Iterator[Tally]:
+def tallies_of(
+    layer: LayerAttention, reach: Reach, marks: Marks, *, fused: bool
+) -> Iterator[Tally]:
     """Walk a layer, some sequences at a time.
 
     Args:
         layer: A layer that holds query and key of a whole call.
+        reach: What its queries see.
         marks: What is known of its keys.
         fused: Whether compiled loops or kernels read it, if every row sees one stretch of keys.
     """
-    reach = reach_of(layer)
     valid = valid_rows(layer, reach)
     walk_of, parts = walk, chunks
     if fused and reach.mask is None:

@@ -41,10 +41,11 @@ def column_sums(layer: LayerAttention) -> Tensor:
         # Of a layer whose distances mean nothing none are measured; the rows that count stay.
         counted = layer.sighted if layer.mask is None else valid_rows(layer, reach_of(layer))
         bare = layer.changed(kind="cross", sighted=counted)
+        reach = reach_of(bare)
         try:
-            tallies = list(tallies_of(bare, Marks(), fused=choice.evaluator == "fused"))
+            tallies = list(tallies_of(bare, reach, Marks(), fused=choice.evaluator == "fused"))
         except KernelError:
-            tallies = list(tallies_of(bare, Marks(), fused=False))
+            tallies = list(tallies_of(bare, reach, Marks(), fused=False))
         return torch.cat([_columns(tally) for tally in tallies])
 
 

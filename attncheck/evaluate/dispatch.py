@@ -120,4 +120,4 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
                 choice = Choice("dense", "weights are held; not fused: some need a second look")
     if found is None:
         found = dense.profile_layer(layer, tokens, **options)
-    return replace(found, evaluator=str(choice))
+    return replace(found, evaluator=found.evaluator or str(choice))

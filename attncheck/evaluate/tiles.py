@@ -42,6 +42,9 @@ LARGEST: Final = 256
 _TRIED: Final[set[tuple[Any, ...]]] = set()
 """Forms of kernels that found what torch finds."""
 
+_FAILED: Final[dict[tuple[Any, ...], str]] = {}
+"""Forms of kernels that can't be built, or found something else, and why."""
+
 TARGETS: Final = {
     "DUPLICATE": "duplicate_token",
     "INDUCTION": "induction",
@@ -132,6 +135,20 @@ class _Reading:
         Raises:
             KernelError: A kernel can't be built, or does not find what torch finds.
         """
+        from attncheck.kernels.launch import KernelError
+
+        if self._form in _FAILED:
+            raise KernelError(_FAILED[self._form])
+        try:
+            self._run()
+            if self._form not in _TRIED:
+                self._try(record, batch)
+        except KernelError as error:
+            _FAILED[self._form] = str(error)
+            raise
+        _TRIED.add(self._form)
+
+    def _run(self) -> None:
         peaks = self._read_rows()
         if any(number >= 0 for number in self._asked.values()):
             self._count_targets()
@@ -141,26 +158,33 @@ class _Reading:
             self.tally.rows["share"].copy_(share)
             tops = tops * share
         self._add_up(peaks.masked_fill_(~self.tally.usable, 1e30), tops.contiguous())
-        if self._form not in _TRIED:
-            self._try(record, batch)
 
-    @property
+    @cached_property
     def _form(self) -> tuple[Any, ...]:
         """What kernels were compiled for."""
         tally, operands = self.tally, self.operands
-        forms = (operands.query.device, operands.query.dtype, self.tiles, self.causal)
+        held = (operands.query, operands.key, operands.bias[0])
         asked = tuple(number >= 0 for number in self._asked.values())
-        more = (tally.offsets is None, tally.grid.step, *asked)
-        return *forms, *operands.compiled_for.values(), *more
+        return (
+            *(tensor.dtype for tensor in held),
+            *(tensor.data_ptr() % 16 for tensor in held),
+            *(tuple(step % 16 for step in tensor.stride()) for tensor in held),
+            *(operands.query.device, self.tiles, self.causal, self._blocks, self._leaves),
+            *operands.compiled_for.values(),
+            *(tally.offsets is None, tally.grid.step),
+            *asked,
+        )
 
     def _try(self, record: QueryKey, batch: slice) -> None:
         """Hold what was found against torch, the first time that kernels run in this form."""
         from attncheck.kernels.launch import KernelError
 
-        differs = departure(self.tally, record, batch)
+        try:
+            differs = departure(self.tally, record, batch)
+        except torch.OutOfMemoryError:  # no room for a trial
+            return
         if differs is not None:
             raise KernelError(f"on this device the kernels find another {differs} than torch")
-        _TRIED.add(self._form)
 
     @cached_property
     def _stretches(self) -> tuple[Tensor, Tensor]:
@@ -171,6 +195,18 @@ class _Reading:
     @cached_property
     def _edges(self) -> Tensor:
         return _edges(self.tally.reach, self.tiles.rows)
+
+    @property
+    def _blocks(self) -> int:
+        """Blocks of rows that a kernel is compiled for."""
+        from attncheck.kernels.launch import next_power
+
+        return max(64, next_power(self._edges.shape[-1]))
+
+    @cached_property
+    def _leaves(self) -> bool:
+        """Whether some rows don't count."""
+        return not bool(self.tally.valid.all())
 
     @cached_property
     def _steps(self) -> tuple[int, int]:
@@ -265,7 +301,7 @@ class _Reading:
             peaks: Largest score of each row in units of log 2, 1e30 where it does not count.
             tops: Largest weight of each row, as a share of all that softmax ran over.
         """
-        from attncheck.kernels.launch import launch, next_power
+        from attncheck.kernels.launch import launch
         from attncheck.kernels.sums import ONE, add_up
 
         tally, operands, grid, tiles = self.tally, self.operands, self.tally.grid, self.tiles
@@ -296,15 +332,23 @@ class _Reading:
             *(edges.stride(0), grid.n_rows * grid.n_keys),
             STEP=grid.step,
             POSITIONAL=tally.offsets is not None,
-            BLOCKS=max(64, next_power(n_blocks)),
+            BLOCKS=self._blocks,
+            LEAVES=self._leaves,
             **operands.compiled_for,
             **tiles.options,
         )
-        tally.columns.copy_(columns).div_(ONE)
-        tally.rows["overlap"].copy_(overlap.double() / ONE)
+        # A whole number holds no NaN: what rows of NaN went into is told from the rows.
+        lost = tops.isnan() & tally.usable
+        nowhere = lost.any(-1, keepdim=True)
+
+        def numbers(counted: Tensor, gone: Tensor) -> Tensor:
+            return (counted.double() / ONE).masked_fill_(gone, torch.nan)
+
+        tally.columns.copy_(numbers(columns, nowhere))
+        tally.rows["overlap"].copy_(numbers(overlap, lost))
         if tally.offsets is not None and tally.cells is not None:
-            tally.offsets.copy_(offsets).div_(ONE)
-            tally.cells.copy_(cells.double() / ONE)
+            tally.offsets.copy_(numbers(offsets, nowhere))
+            tally.cells.copy_(numbers(cells, nowhere[..., None]))
 
 
 def _edges(reach: Reach, rows: int) -> Tensor:

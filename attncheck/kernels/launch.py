@@ -32,8 +32,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             kernel[grid](*args, enable_fp_fusion=True, **options)
     except Exception as error:  # of a compiler, an assembler, a linker or a driver
-        lines = str(error).strip().splitlines() or [""]
-        raise KernelError(f"{type(error).__name__}: {lines[-1].strip()[:200]}") from error
+        raise KernelError(_told(error)) from error
+
+
+def _told(error: BaseException) -> str:
+    """Say in a line what went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^~")]
+    return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def next_power(size: int) -> int:
 def tiles_for(size: int, dtype: torch.dtype) -> list[Tiles]:
     """Choose tiles for heads of some size, the fastest first; the last fit any device."""
     if dtype == torch.float32:
-        return [Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 1)][int(size > 128) :]
+        return [Tiles(32, 32, 8, 2)] if size <= 64 else [Tiles(32, 16, 8, 1)]
     if size <= 128:
         return [Tiles(128, 64, 4 if size <= 64 else 8, 3), Tiles(64, 32, 4, 1)]
     return [Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1)]

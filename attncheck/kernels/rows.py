@@ -200,7 +200,8 @@ def read_rows(
     query += batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
     key_head_of = tl.load(key_heads + head).to(tl.int64)
     key += batch.to(tl.int64) * key_batch + key_head_of * key_head
-    key_row = tl.cast(key_row, tl.int64)
+    key_row, bias_key = tl.cast(key_row, tl.int64), tl.cast(bias_key, tl.int64)
+    name_stride = tl.cast(name_stride, tl.int64)
     held = load_query(query, query_row, row, counted, SIZE, WIDTH)
     bias += batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
     bias += row.to(tl.int64) * bias_row

@@ -73,6 +73,7 @@ def _add_tile(
     STEP: tl.constexpr,
     POSITIONAL: tl.constexpr,
     WHOLE: tl.constexpr,
+    LEAVES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -90,6 +91,8 @@ def _add_tile(
     known = there[None, :] & inside[:, None]
     scores = shape_scores(scores, factor, softcap, at, known, SOFTCAP, BIAS)
     weights = tl.exp2(scores - peak[:, None]) * top[:, None]
+    if LEAVES:
+        weights = tl.where((peak < 1e30)[:, None], weights, 0.0)
     if not WHOLE:
         begin = tl.load(low + row, mask=inside, other=0)
         end = tl.load(high + row, mask=inside, other=0)
@@ -165,6 +168,7 @@ def add_up(
     STEP: tl.constexpr,
     POSITIONAL: tl.constexpr,
     BLOCKS: tl.constexpr,
+    LEAVES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -186,6 +190,7 @@ def add_up(
         cells_size: Cells of a head.
         STEP: Side of a cell.
         BLOCKS: A power of two that is no less than ``n_blocks``.
+        LEAVES: Whether rows that don't count may see keys that hold anything.
 
     Others are those of `attncheck.kernels.rows.read_rows`.
     """
@@ -196,7 +201,7 @@ def add_up(
     reach = batch * reach_batch + head * reach_head
     query += batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
     key += batch.to(tl.int64) * key_batch + tl.load(key_heads + head).to(tl.int64) * key_head
-    key_row = tl.cast(key_row, tl.int64)
+    key_row, bias_key = tl.cast(key_row, tl.int64), tl.cast(bias_key, tl.int64)
     bias += batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
     low += reach * n_query
     high += reach * n_query
@@ -220,27 +225,33 @@ def add_up(
     whole = (begin >= most_low) & (begin + KEYS <= least_high)
     first = tl.min(tl.where(holds, every, BLOCKS), 0)
     end = tl.max(tl.where(holds, every + 1, 0), 0)
-    hides = tl.max((holds & (whole == 0)).to(tl.int32), 0)
+    # From the first that hides nothing to the next that does.
+    open_ = (holds & whole).to(tl.int32)
+    full = tl.min(tl.where(open_ != 0, every, end), 0)
+    rest = tl.min(tl.where((open_ == 0) & (every > full), every, end), 0)
 
     diagonals = tl.zeros([ROWS, KEYS], tl.float32)
-    if hides == 0:
-        for block in tl.range(first, end, 1, num_stages=STAGES):
-            diagonals = _add_tile(
-                block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row,
-                low, high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias,
-                bias_row, bias_key, n_query, n_key,
-                lead, n_cells, diagonals,
-                SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, True, SOFTCAP, BIAS, PRECISION,
-            )  # fmt: skip
-    else:
-        for block in tl.range(first, end, 1, num_stages=1):
-            diagonals = _add_tile(
-                block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row,
-                low, high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias,
-                bias_row, bias_key, n_query, n_key,
-                lead, n_cells, diagonals,
-                SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, SOFTCAP, BIAS, PRECISION,
-            )  # fmt: skip
+    for block in tl.range(first, full, 1, num_stages=1):
+        diagonals = _add_tile(
+            block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
+            high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias, bias_row,
+            bias_key, n_query, n_key, lead, n_cells, diagonals,
+            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, BIAS, PRECISION,
+        )  # fmt: skip
+    for block in tl.range(full, rest, 1, num_stages=STAGES):
+        diagonals = _add_tile(
+            block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
+            high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias, bias_row,
+            bias_key, n_query, n_key, lead, n_cells, diagonals,
+            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, True, LEAVES, SOFTCAP, BIAS, PRECISION,
+        )  # fmt: skip
+    for block in tl.range(rest, end, 1, num_stages=1):
+        diagonals = _add_tile(
+            block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
+            high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias, bias_row,
+            bias_key, n_query, n_key, lead, n_cells, diagonals,
+            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, BIAS, PRECISION,
+        )  # fmt: skip
     if POSITIONAL:  # noqa: SIM102 - one is known when the kernel is compiled, the other when it runs
         if end > first:
             down, along = tl.arange(0, ROWS)[:, None], tl.arange(0, KEYS)[None, :]

@@ -10,8 +10,10 @@ __all__ = ["HIDDEN", "NOTHING", "load_query", "products", "shape_scores"]
 HIDDEN = tl.constexpr(-1e30)
 """Score of a hidden key: finite, so that 0 times it is 0."""
 
-NOTHING = tl.constexpr(-1e29)
-"""Largest score of a row of which nothing was read: makes no weight of a hidden key."""
+NOTHING = tl.constexpr(-1e20)
+"""Largest score of a row of which nothing was read: far above a hidden key's, also once that is
+scaled, so that no rounding makes a weight of it.
+"""
 
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -86,5 +88,5 @@ def shape_scores(
         scores = softcap - 2 * softcap / (tl.exp2(scores) + 1)
     if BIAS:
         added = tl.load(bias, mask=there, other=0.0).to(tl.float32)
-        scores = tl.maximum(scores + added * LOG2E, HIDDEN)
+        scores = tl.maximum(scores + added * LOG2E, HIDDEN, propagate_nan=tl.PropagateNan.ALL)
     return scores

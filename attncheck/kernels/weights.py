@@ -50,6 +50,7 @@ def measure_rows(
         n_lines: Rows of all heads.
         position: Key position of query 0.
     """
+    name_stride = tl.cast(name_stride, tl.int64)
     line = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = line < n_lines
     query = line % n_query

@@ -33,11 +33,11 @@ def test_they_are_found_block_by_block_where_kernels_fail(monkeypatch: pytest.Mo
     walks: list[bool] = []
     walk = columns.tallies_of
 
-    def fails_first(layer: Any, marks: Any, *, fused: bool) -> Any:
+    def fails_first(*args: Any, fused: bool) -> Any:
         walks.append(fused)
         if fused:
             raise KernelError("no compiler")
-        return walk(layer, marks, fused=fused)
+        return walk(*args, fused=fused)
 
     monkeypatch.setattr(dispatch, "SMALL", 0)
     monkeypatch.setattr(dispatch, "unfit", lambda _: None)

@@ -14,8 +14,10 @@ from attncheck.evaluate import blocked, dispatch, operands, tiles
 from attncheck.evaluate.assemble import assemble
 from attncheck.evaluate.blocked import valid_rows
 from attncheck.evaluate.reach import reach_of
+from attncheck.evaluate.tally import Tally
 from attncheck.evaluate.tiles import tiled_sequences, unfit_for_tiles, walk_tiles
 from attncheck.evaluate.trial import departure
+from attncheck.kernels import launch as launching
 from attncheck.kernels.launch import KernelError, launch
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
@@ -23,6 +25,13 @@ from tests.evaluate.agreement import Drawn, assert_agree, layers
 from tests.kernels.interpreted import DEVICE
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")  # of its interpreter
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for a small tile as for a large one."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(launching, "tiles_for", lambda *_: [launching.Tiles(128, 64, 4, 1)])
 
 
 def _on_device(layer: LayerAttention) -> LayerAttention:
@@ -35,7 +44,11 @@ def _on_device(layer: LayerAttention) -> LayerAttention:
     parts = ("query", "key", "bias", "mask", "sinks")
     moved_record = replace(record, **{name: moved(getattr(record, name)) for name in parts})
     return LayerAttention(
-        moved_record, kind=layer.kind, mask=moved(layer.mask), causal=layer.causal
+        moved_record,
+        kind=layer.kind,
+        mask=moved(layer.mask),
+        causal=layer.causal,
+        sighted=moved(layer.sighted),
     )
 
 
@@ -168,30 +181,111 @@ def test_rows_with_holes_are_refused() -> None:
         walk_tiles(layer, reach, read_marks(layer), valid_rows(layer, reach), slice(0, 1))
 
 
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_TRIED", set())
+    monkeypatch.setattr(tiles, "_FAILED", {})
+
+
 def test_kernels_that_do_not_find_what_torch_finds_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    untried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = _layer(100, 100)
-    monkeypatch.setattr(tiles, "_TRIED", set())
     monkeypatch.setattr(operands, "LOG2E", 1.5)
-    with pytest.raises(KernelError, match="find another largest weight than torch"):
+    with pytest.raises(KernelError, match="find another largest score than torch"):
         _tiled(layer)
+    monkeypatch.setattr(operands, "LOG2E", 1.4426950408889634)
+    with pytest.raises(KernelError, match="find another largest score than torch"):
+        _tiled(layer)  # in this form they are not tried again
+
+
+def _walked(layer: LayerAttention) -> tuple[Tally, QueryKey]:
+    layer = _on_device(layer)
+    reach, record = reach_of(layer), layer.query_key
+    assert record is not None
+    walked = walk_tiles(layer, reach, read_marks(layer), valid_rows(layer, reach), slice(0, 1))
+    return walked, record
+
+
+def _with(tally: Tally, name: str, held: torch.Tensor) -> None:
+    (tally.rows[name] if name in tally.rows else getattr(tally, name)).copy_(held)
+
+
+FAULTS = {
+    "sum by key": ("columns", lambda held: 0.9 * held),
+    "place of sums by key": ("columns", lambda held: held.roll(1, -1)),
+    "sum by distance": ("offsets", lambda held: 0.9 * held),
+    "distance of sums by distance": ("offsets", lambda held: held.roll(-1, -1)),
+    "sum by cell of rows": ("cells", lambda held: held.roll(1, -2)),
+    "sum by cell of keys": ("cells", lambda held: held.roll(1, -1)),
+    "largest score": ("peak", lambda held: held + 3),
+    "weight of the first key": ("first", lambda held: 0 * held),
+    "overlap with even attention": ("overlap", lambda held: 0 * held),
+    "mean distance": ("far", lambda held: held + 2),
+    "norm": ("norm", lambda held: 1.2 * held),
+    "entropy": ("inner", lambda held: held + 0.2),
+}
+
+
+@pytest.mark.parametrize("told", FAULTS)
+def test_a_trial_tells_what_is_lost_or_lies_elsewhere(told: str) -> None:
+    tally, record = _walked(_layer(60, 60, sharpness=0.0))
+    assert departure(tally, record, slice(0, 1)) is None
+    name, change = FAULTS[told]
+    held = tally.rows[name] if name in tally.rows else getattr(tally, name)
+    _with(tally, name, change(held.clone()))
+    tally = replace(tally)  # what was read of its rows before is forgotten
+    assert departure(tally, record, slice(0, 1)) == told
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
-    [("columns", "sum by key"), ("offsets", "sum by distance"), ("cells", "sum by cell")],
+    "layer",
+    [
+        _layer(100, 100, sharpness=1e5),
+        _layer(80, 120, scale=1e-3),
+        _layer(100, 100, mask=(torch.arange(100) >= 70)[None, None, None]),
+        _layer(70, 90, causal=False, kind="cross"),
+        _layer(90, 90, causal=False, softcap=2.0),
+        _layer(90, 90, sinks=torch.full((1, 2, 1, 1), 2.0)),
+    ],
+    ids=["sharp", "even", "padded", "cross", "capped", "sinks"],
 )
-def test_sums_that_lose_something_are_told(name: str, told: str) -> None:
-    layer = _on_device(_layer(100, 100))
-    reach = reach_of(layer)
-    everything = slice(0, 1)
-    tally = walk_tiles(layer, reach, read_marks(layer), valid_rows(layer, reach), everything)
+def test_a_trial_raises_no_false_alarm(untried: None, layer: LayerAttention) -> None:
+    assert_agree(_tiled(layer), Drawn(layer).reference(), layer)
+
+
+def test_no_scale_lifts_hidden_keys_to_a_row_of_which_nothing_was_read() -> None:
+    from attncheck.kernels.tiles import HIDDEN, NOTHING
+
+    assert HIDDEN.value * 2.0**-30 < NOTHING.value
+
+
+def test_rows_of_nan_make_what_they_went_into_nan() -> None:
+    layer = _layer(80, 80)
     record = layer.query_key
     assert record is not None
-    assert departure(tally, record, everything) is None
-    getattr(tally, name)[0, 1] *= 0.9
-    assert departure(tally, record, everything) == told
+    record.query[0, 0, 50] = torch.nan
+    tally, _ = _walked(layer)
+    for name in ("columns", "offsets", "cells"):
+        held = getattr(tally, name)
+        assert held[0, 0].isnan().all()
+        assert held[0, 1].isfinite().all()
+    assert tally.rows["overlap"].isnan().nonzero().tolist() == [[0, 0, 50]]
+
+
+def test_what_only_rows_that_do_not_count_see_may_hold_anything() -> None:
+    n = 120
+    layer = _layer(n, n, causal=False)
+    sighted = (torch.arange(n) < 70)[None, None]
+    seen = (torch.arange(n) < 70) | ~sighted[..., None]
+    layer = layer.changed(mask=seen, sighted=sighted)
+    expected, _ = _walked(layer)
+    record = layer.query_key
+    assert record is not None
+    record.key[:, :, 70:] = torch.nan
+    found, _ = _walked(layer)
+    for name in ("columns", "offsets", "cells"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
 
 
 def test_a_layer_is_measured_block_by_block_where_kernels_fail(
