@@ -31,7 +31,7 @@ class Operands:
         key: ``(batch, key-value head, key, size)``, of one dtype with the query.
         key_heads: The key-value head of each head, int32.
         scale: Factor on products.
-        scores: What else makes the scores: a cap, a bias, learned sinks.
+        scores: What else makes the scores: a cap, learned sinks.
     """
 
     query: Tensor
@@ -62,17 +62,9 @@ class Operands:
         return 2 * self.scale / softcap * LOG2E, softcap * LOG2E
 
     @property
-    def bias(self) -> tuple[Tensor, tuple[int, ...]]:
-        """What is added to scores, and its strides; those of what broadcasts are 0."""
-        for held in self.scores.added:
-            strides = zip(held.shape, held.stride(), strict=True)
-            return held, tuple(0 if size == 1 else stride for size, stride in strides)
-        return self.query, (0, 0, 0, 0)
-
-    @property
     def strides(self) -> tuple[int, ...]:
-        """Strides of query, key and bias."""
-        return *self.query.stride()[:3], *self.key.stride()[:3], *self.bias[1]
+        """Strides of query and key."""
+        return *self.query.stride()[:3], *self.key.stride()[:3]
 
     @property
     def compiled_for(self) -> dict[str, Any]:
@@ -84,6 +76,5 @@ class Operands:
             "SIZE": size,
             "WIDTH": max(16, next_power(size)),
             "SOFTCAP": self.scores.softcap is not None,
-            "BIAS": bool(self.scores.added),
             "PRECISION": "ieee",
         }

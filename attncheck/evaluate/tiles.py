@@ -64,8 +64,8 @@ def unfit_for_tiles(layer: LayerAttention) -> str | None:
         return "kernels multiply query and key, and weights are held"
     if record.computed_in == torch.float64:
         return "kernels are float32, not float64"
-    if len(list(added(record))) > 1:
-        return "kernels add one bias to scores, not a bias and a mask"
+    if any(True for _ in added(record)):
+        return "kernels add nothing to scores"
     if record.scale <= 0:
         return f"kernels need a scale above 0, not {record.scale}"
     if record.query.shape[-1] > LARGEST:
@@ -163,7 +163,7 @@ class _Reading:
     def _form(self) -> tuple[Any, ...]:
         """What kernels were compiled for."""
         tally, operands = self.tally, self.operands
-        held = (operands.query, operands.key, operands.bias[0])
+        held = (operands.query, operands.key)
         asked = tuple(number >= 0 for number in self._asked.values())
         return (
             *(tensor.dtype for tensor in held),
@@ -252,7 +252,7 @@ class _Reading:
             (n_blocks, batch * heads),
             *(operands.query, operands.key, operands.key_heads, low, high, edges, first, counts),
             *of_keys,
-            *(operands.bias[0], tally.table, peaks),
+            *(tally.table, peaks),
             *operands.units,
             *(heads, n_query, tally.reach.n_key, n_blocks),
             *operands.strides,
@@ -324,7 +324,7 @@ class _Reading:
             add_up,
             (n_diagonals, batch * heads),
             *(operands.query, operands.key, operands.key_heads, low, high, edges, even),
-            *(peaks, tops, columns, offsets, overlap, cells, operands.bias[0]),
+            *(peaks, tops, columns, offsets, overlap, cells),
             *operands.units,
             *(heads, n_query, n_key, n_blocks, grid.lead, grid.n_keys, last),
             *operands.strides,

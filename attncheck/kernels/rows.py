@@ -37,8 +37,6 @@ def _read_tile(
     n_key,
     factor,
     softcap,
-    bias,
-    bias_key,
     low,
     high,
     position,
@@ -59,7 +57,6 @@ def _read_tile(
     SEGMENTS: tl.constexpr,
     DELIMITERS: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add a tile to the sums of its rows, which count from the largest score so far."""
@@ -68,10 +65,8 @@ def _read_tile(
     column = start + tl.arange(0, KEYS)
     there = (column >= 0) & (column < n_key)
     unit = factor
-    if SOFTCAP or BIAS:
-        at = bias[:, None] + column[None, :] * bias_key
-        inside = there[None, :] & (position < n_key)[:, None]
-        scores = shape_scores(scores, factor, softcap, at, inside, SOFTCAP, BIAS)
+    if SOFTCAP:
+        scores = shape_scores(scores, factor, softcap, SOFTCAP)
         unit = 1.0
     if not WHOLE:
         seen = (column[None, :] >= low[:, None]) & (column[None, :] < high[:, None])
@@ -123,7 +118,6 @@ def read_rows(
     tokens,
     segments,
     delimiters,
-    bias,
     table,
     peaks,
     factor,
@@ -138,10 +132,6 @@ def read_rows(
     key_batch,
     key_head,
     key_row,
-    bias_batch,
-    bias_head,
-    bias_row,
-    bias_key,
     reach_batch,
     reach_head,
     edges_side,
@@ -160,7 +150,6 @@ def read_rows(
     DELIMITER: tl.constexpr,
     BLOCK: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -179,8 +168,6 @@ def read_rows(
         tokens: int32 ``(batch or 1, key)``; read where ``DUPLICATE`` names a row of the table.
         segments: int32 ``(batch or 1, key)``; read where ``BLOCK`` does.
         delimiters: Bytes ``(batch or 1, key)``; read where ``DELIMITER`` does.
-        bias: What is added to the scores, broadcast to ``(batch, head, query, key)`` by strides;
-            read where ``BIAS``.
         table: float32 ``(name, batch, head, query)``, as `attncheck.evaluate.tally` has it.
         peaks: Largest score in units of log 2, float32 ``(batch, head, query)``, to be written.
         factor: Scale of the scores, in units of log 2; where ``SOFTCAP``, twice that over the cap.
@@ -200,11 +187,9 @@ def read_rows(
     query += batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
     key_head_of = tl.load(key_heads + head).to(tl.int64)
     key += batch.to(tl.int64) * key_batch + key_head_of * key_head
-    key_row, bias_key = tl.cast(key_row, tl.int64), tl.cast(bias_key, tl.int64)
+    key_row = tl.cast(key_row, tl.int64)
     name_stride = tl.cast(name_stride, tl.int64)
     held = load_query(query, query_row, row, counted, SIZE, WIDTH)
-    bias += batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
-    bias += row.to(tl.int64) * bias_row
     tokens += batch * tokens_batch
     segments += batch * segments_batch
     delimiters += batch * delimiters_batch
@@ -224,24 +209,24 @@ def read_rows(
     sums = (zero + NOTHING, zero, zero, zero, zero, zero, zero, zero, zero, zero)
     for start in tl.range(begin, full, KEYS, num_stages=1):
         sums = _read_tile(
-            held, key, key_row, start, n_key, factor, softcap, bias, bias_key, held_low,
-            held_high, position, reference, token, segment, tokens, segments, delimiters, sums,
+            held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
+            position, reference, token, segment, tokens, segments, delimiters, sums,
             SIZE, WIDTH, KEYS, False, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
-            DELIMITER >= 0, SOFTCAP, BIAS, PRECISION,
+            DELIMITER >= 0, SOFTCAP, PRECISION,
         )  # fmt: skip
     for start in tl.range(full, rest, KEYS, num_stages=STAGES):
         sums = _read_tile(
-            held, key, key_row, start, n_key, factor, softcap, bias, bias_key, held_low,
-            held_high, position, reference, token, segment, tokens, segments, delimiters, sums,
+            held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
+            position, reference, token, segment, tokens, segments, delimiters, sums,
             SIZE, WIDTH, KEYS, True, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
-            DELIMITER >= 0, SOFTCAP, BIAS, PRECISION,
+            DELIMITER >= 0, SOFTCAP, PRECISION,
         )  # fmt: skip
     for start in tl.range(rest, end, KEYS, num_stages=1):
         sums = _read_tile(
-            held, key, key_row, start, n_key, factor, softcap, bias, bias_key, held_low,
-            held_high, position, reference, token, segment, tokens, segments, delimiters, sums,
+            held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
+            position, reference, token, segment, tokens, segments, delimiters, sums,
             SIZE, WIDTH, KEYS, False, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
-            DELIMITER >= 0, SOFTCAP, BIAS, PRECISION,
+            DELIMITER >= 0, SOFTCAP, PRECISION,
         )  # fmt: skip
     peak, mass, inner, square, far, later, same, behind, marked, inside_own = sums
 
@@ -250,7 +235,7 @@ def read_rows(
     at = key + first_key.to(tl.int64) * key_row + size
     there = tl.load(at, mask=size < SIZE, other=0.0).to(tl.float32)
     score = tl.sum(held.to(tl.float32) * there[None, :], 1)
-    score = shape_scores(score, factor, softcap, bias + first_key * bias_key, inside, SOFTCAP, BIAS)
+    score = shape_scores(score, factor, softcap, SOFTCAP)
     sees = (held_low <= first_key) & (first_key < held_high)
     on_first = tl.where(sees, tl.exp2(tl.minimum(score - peak, 0.0)), 0.0)
 

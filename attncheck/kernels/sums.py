@@ -58,9 +58,6 @@ def _add_tile(
     cells,
     factor,
     softcap,
-    bias,
-    bias_row,
-    bias_key,
     n_query,
     n_key,
     lead,
@@ -75,7 +72,6 @@ def _add_tile(
     WHOLE: tl.constexpr,
     LEAVES: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row = block * ROWS + tl.arange(0, ROWS)
@@ -87,9 +83,7 @@ def _add_tile(
     scores = products(held, key, key_row, start, n_key, SIZE, WIDTH, KEYS, WHOLE, PRECISION)
     column = start + tl.arange(0, KEYS)
     there = (column >= 0) & (column < n_key)
-    at = bias + row.to(tl.int64)[:, None] * bias_row + column[None, :] * bias_key
-    known = there[None, :] & inside[:, None]
-    scores = shape_scores(scores, factor, softcap, at, known, SOFTCAP, BIAS)
+    scores = shape_scores(scores, factor, softcap, SOFTCAP)
     weights = tl.exp2(scores - peak[:, None]) * top[:, None]
     if LEAVES:
         weights = tl.where((peak < 1e30)[:, None], weights, 0.0)
@@ -137,7 +131,6 @@ def add_up(
     offsets,
     overlap,
     cells,
-    bias,
     factor,
     softcap,
     n_heads,
@@ -153,10 +146,6 @@ def add_up(
     key_batch,
     key_head,
     key_row,
-    bias_batch,
-    bias_head,
-    bias_row,
-    bias_key,
     reach_batch,
     reach_head,
     edges_side,
@@ -170,7 +159,6 @@ def add_up(
     BLOCKS: tl.constexpr,
     LEAVES: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -201,8 +189,7 @@ def add_up(
     reach = batch * reach_batch + head * reach_head
     query += batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
     key += batch.to(tl.int64) * key_batch + tl.load(key_heads + head).to(tl.int64) * key_head
-    key_row, bias_key = tl.cast(key_row, tl.int64), tl.cast(bias_key, tl.int64)
-    bias += batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
+    key_row = tl.cast(key_row, tl.int64)
     low += reach * n_query
     high += reach * n_query
     even += reach * n_query
@@ -234,23 +221,23 @@ def add_up(
     for block in tl.range(first, full, 1, num_stages=1):
         diagonals = _add_tile(
             block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
-            high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias, bias_row,
-            bias_key, n_query, n_key, lead, n_cells, diagonals,
-            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, BIAS, PRECISION,
+            high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
+            lead, n_cells, diagonals,
+            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, PRECISION,
         )  # fmt: skip
     for block in tl.range(full, rest, 1, num_stages=STAGES):
         diagonals = _add_tile(
             block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
-            high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias, bias_row,
-            bias_key, n_query, n_key, lead, n_cells, diagonals,
-            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, True, LEAVES, SOFTCAP, BIAS, PRECISION,
+            high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
+            lead, n_cells, diagonals,
+            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, True, LEAVES, SOFTCAP, PRECISION,
         )  # fmt: skip
     for block in tl.range(rest, end, 1, num_stages=1):
         diagonals = _add_tile(
             block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
-            high, even, peaks, tops, columns, overlap, cells, factor, softcap, bias, bias_row,
-            bias_key, n_query, n_key, lead, n_cells, diagonals,
-            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, BIAS, PRECISION,
+            high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
+            lead, n_cells, diagonals,
+            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, PRECISION,
         )  # fmt: skip
     if POSITIONAL:  # noqa: SIM102 - one is known when the kernel is compiled, the other when it runs
         if end > first:

@@ -16,9 +16,6 @@ scaled, so that no rounding makes a weight of it.
 """
 
 
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
 @triton.jit
 def load_query(
     query,
@@ -65,28 +62,16 @@ def products(
 
 
 @triton.jit
-def shape_scores(
-    held,
-    factor,
-    softcap,
-    bias,
-    there,
-    SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    """Make scores of products, in units of log 2: scaled, capped, and with what is added.
+def shape_scores(held, factor, softcap, SOFTCAP: tl.constexpr):
+    """Make scores of products, in units of log 2.
 
     Args:
         held: Products of query and key.
         factor: Scale, in units of log 2; where scores are capped, of twice the score over the cap.
         softcap: The cap, in units of log 2.
-        bias: Where what is added lies.
-        there: Of which places something is to be loaded.
+        SOFTCAP: Whether scores are capped.
     """
     scores = held * factor
     if SOFTCAP:
         scores = softcap - 2 * softcap / (tl.exp2(scores) + 1)
-    if BIAS:
-        added = tl.load(bias, mask=there, other=0.0).to(tl.float32)
-        scores = tl.maximum(scores + added * LOG2E, HIDDEN, propagate_nan=tl.PropagateNan.ALL)
     return scores

@@ -21,7 +21,7 @@ from attncheck.kernels.weights import measure_rows
 
 NUMBERS = {"factor": "fp32", "softcap": "fp32"}
 POINTERS = {
-    "query": None, "key": None, "bias": "fp32", "key_heads": "i32", "low": "i32", "high": "i32",
+    "query": None, "key": None, "key_heads": "i32", "low": "i32", "high": "i32",
     "edges": "i32", "first": "i32", "counts": "u8", "tokens": "i32", "segments": "i32",
     "delimiters": "u8", "table": "fp32", "peaks": "fp32", "even": "fp32", "tops": "fp32",
     "columns": "i64", "offsets": "i64", "overlap": "i64", "cells": "i64", "found": "fp32",
@@ -29,12 +29,12 @@ POINTERS = {
 }
 TARGETS = {"DUPLICATE": 10, "INDUCTION": 11, "DELIMITER": 12, "BLOCK": 13}
 NOTHING = dict.fromkeys(TARGETS, -1)
-OF_SCORES = {"SOFTCAP": False, "BIAS": False, "PRECISION": "ieee", "STAGES": 2}
+OF_SCORES = {"SOFTCAP": False, "PRECISION": "ieee", "STAGES": 2}
 KERNELS = {
     "rows": (read_rows, {"DISTANCES": True, "CAUSAL": True, **NOTHING, **OF_SCORES}),
     "rows with everything": (
         read_rows,
-        {"DISTANCES": True, "CAUSAL": False, **TARGETS, **OF_SCORES, "SOFTCAP": True, "BIAS": True},
+        {"DISTANCES": True, "CAUSAL": False, **TARGETS, **OF_SCORES, "SOFTCAP": True},
     ),
     "sums": (add_up, {"STEP": 8, "POSITIONAL": True, "BLOCKS": 64, **OF_SCORES}),
     "counts": (count_targets, {"ROWS": 64, "KEYS": 128, **TARGETS}),
