@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
+from attncheck.capture.copies import version_of
 
 __all__ = ["Visibility", "VisibilityReader"]
 
@@ -65,7 +66,7 @@ class VisibilityReader:
         if mask is None and n_query == n_key:
             return Visibility(None, causal=True)
         inference = mask is not None and mask.is_inference()  # counts no versions
-        version = None if mask is None or inference else mask._version
+        version = None if mask is None else version_of(mask)
         key = (id(mask), version, n_query, n_key, top_left, decoding)
         if key not in self._known or inference:
             seen = _triangle(n_query, n_key, mask) if mask is None else _visible(mask)

@@ -39,9 +39,8 @@ def column_sums(layer: LayerAttention) -> Tensor:
             weights = layer.weights.detach().double()
             return weights.masked_fill(~layer.valid_rows()[..., None], 0).sum(2)
         # Of a layer whose distances mean nothing none are measured; the rows that count stay.
-        counted = layer.sighted if layer.mask is None else valid_rows(layer, reach_of(layer))
-        bare = layer.changed(kind="cross", sighted=counted)
-        reach = reach_of(bare)
+        reach = reach_of(layer)
+        bare = layer.changed(kind="cross", sighted=valid_rows(layer, reach))
         try:
             tallies = list(tallies_of(bare, reach, Marks(), fused=choice.evaluator == "fused"))
         except KernelError:

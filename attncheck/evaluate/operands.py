@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attncheck.attention import QueryKey
 from attncheck.evaluate.scores import Scores
+from attncheck.kernels.launch import next_power
 
 __all__ = ["Operands"]
 
@@ -69,8 +70,6 @@ class Operands:
     @property
     def compiled_for(self) -> dict[str, Any]:
         """What a kernel is compiled for."""
-        from attncheck.kernels.launch import next_power
-
         size = self.query.shape[-1]
         return {
             "SIZE": size,

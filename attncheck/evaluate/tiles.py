@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,8 @@ from attncheck.evaluate.tally import Tally
 from attncheck.evaluate.targets import Targets
 from attncheck.evaluate.trial import departure
 from attncheck.kernels import missing
+from attncheck.kernels.launch import KernelError, Tiles, launch, next_power, tiles_for
 from attncheck.patterns.grid import Marks
-
-if TYPE_CHECKING:
-    from attncheck.kernels.launch import Tiles
 
 __all__ = ["tiled_sequences", "unfit_for_tiles", "walk_tiles"]
 
@@ -91,8 +89,6 @@ def walk_tiles(
         ValueError: Rows have hidden keys between visible ones.
         KernelError: The kernels can't be built for this device.
     """
-    from attncheck.kernels.launch import KernelError, tiles_for
-
     if reach.mask is not None:
         raise ValueError("reach: kernels read rows that see one stretch of keys")
     record = layer.query_key
@@ -135,8 +131,6 @@ class _Reading:
         Raises:
             KernelError: A kernel can't be built, or does not find what torch finds.
         """
-        from attncheck.kernels.launch import KernelError
-
         if self._form in _FAILED:
             raise KernelError(_FAILED[self._form])
         try:
@@ -177,8 +171,6 @@ class _Reading:
 
     def _try(self, record: QueryKey, batch: slice) -> None:
         """Hold what was found against torch, the first time that kernels run in this form."""
-        from attncheck.kernels.launch import KernelError
-
         try:
             differs = departure(self.tally, record, batch)
         except torch.OutOfMemoryError:  # no room for a trial
@@ -199,8 +191,6 @@ class _Reading:
     @property
     def _blocks(self) -> int:
         """Blocks of rows that a kernel is compiled for."""
-        from attncheck.kernels.launch import next_power
-
         return max(64, next_power(self._edges.shape[-1]))
 
     @cached_property
@@ -237,7 +227,6 @@ class _Reading:
 
     def _read_rows(self) -> Tensor:
         """Run the first pass; return the largest score of each row in units of log 2."""
-        from attncheck.kernels.launch import launch
         from attncheck.kernels.rows import read_rows
 
         tally, operands = self.tally, self.operands
@@ -270,7 +259,6 @@ class _Reading:
     def _count_targets(self) -> None:
         """Count targets once for all heads that see the same."""
         from attncheck.kernels.counts import count_targets
-        from attncheck.kernels.launch import launch
 
         tally, (low, high), (of_keys, steps_of_keys) = self.tally, self._stretches, self._marks
         tokens = [len(held) for held, step in zip(of_keys, steps_of_keys, strict=True) if step]
@@ -301,7 +289,6 @@ class _Reading:
             peaks: Largest score of each row in units of log 2, 1e30 where it does not count.
             tops: Largest weight of each row, as a share of all that softmax ran over.
         """
-        from attncheck.kernels.launch import launch
         from attncheck.kernels.sums import ONE, add_up
 
         tally, operands, grid, tiles = self.tally, self.operands, self.tally.grid, self.tiles

@@ -10,7 +10,6 @@ in its place: a sum that lies one key off changes what distances add up to.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -59,7 +58,7 @@ def _rows(tally: Tally, record: QueryKey, sequence: int) -> Iterator[Compared]:
     heads = record.shape[1]
     rows = slice(max(0, n_query - max(1, WEIGHTS // (heads * max(1, reach.n_key)))), n_query)
     visible = reach.visible(rows, slice(0, reach.n_key))[:1]
-    weights, scores, peak = _weights(record, sequence, rows, visible)
+    weights, peak = _weights(record, sequence, rows, visible)
     counted = tally.valid[:1, :, rows] & weights.isfinite().all(-1)
 
     def known(held: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def _rows(tally: Tally, record: QueryKey, sequence: int) -> Iterator[Compared]:
     yield "largest score", of("peak"), known(peak), slack
     yield "largest weight", of("top"), known(weights.amax(-1)), slack
     entropy = torch.special.entr(weights).sum(-1)
-    yield "entropy", tally.entropy[:1, :, rows], known(entropy), slack * (scores.shape[-1] ** 0.5)
+    yield "entropy", tally.entropy[:1, :, rows], known(entropy), slack * (reach.n_key**0.5)
     yield "norm", of("norm"), known(weights.norm(dim=-1)), slack
     first = tally.first[:1].expand(1, heads)[..., None, None].expand(*weights.shape[:3], 1)
     yield "weight of the first key", of("first"), known(weights.gather(-1, first)[..., 0]), slack
@@ -89,22 +88,21 @@ def _rows(tally: Tally, record: QueryKey, sequence: int) -> Iterator[Compared]:
 
 def _weights(
     record: QueryKey, sequence: int, rows: slice, visible: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of some rows of one sequence, their scores, and the largest of each row."""
+) -> tuple[Tensor, Tensor]:
+    """Weights of some rows of one sequence, and the largest score of each row."""
 
     def own(held: Tensor) -> Tensor:
         one = held[sequence : sequence + 1] if held.ndim == 4 and len(held) > 1 else held
         return one.double() if one.is_floating_point() else one
 
-    scores = replace(record.moved(own), lasting=False).scores(rows)
-    scores = scores.masked_fill(~visible, -torch.inf)
-    return torch.softmax(scores, -1), scores, scores.amax(-1)
+    scores = record.moved(own).scores(rows).masked_fill(~visible, -torch.inf)
+    return torch.softmax(scores, -1), scores.amax(-1)
 
 
 def _sums(tally: Tally) -> Iterator[Compared]:
     """What all rows add up to, by key, by distance and by cell."""
     reach, grid = tally.reach, tally.grid
-    share = (tally.rows["share"].double() * tally.usable).masked_fill(~tally.usable, 0)
+    share = tally.rows["share"].double().masked_fill(~tally.usable, 0)
     broken = (tally.entropy.isnan() & tally.usable).any(-1)
 
     def known(held: Tensor) -> Tensor:

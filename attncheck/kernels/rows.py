@@ -5,11 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attncheck.kernels.tiles import HIDDEN, NOTHING, load_query, products, shape_scores
+from attncheck.kernels.tiles import HIDDEN, LN2, NOTHING, load_query, products, shape_scores
 
 __all__ = ["read_rows"]
-
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 _ANY = [
@@ -207,27 +205,16 @@ def read_rows(
 
     zero = tl.zeros([ROWS], tl.float32)
     sums = (zero + NOTHING, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    for start in tl.range(begin, full, KEYS, num_stages=1):
-        sums = _read_tile(
-            held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
-            position, reference, token, segment, tokens, segments, delimiters, sums,
-            SIZE, WIDTH, KEYS, False, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
-            DELIMITER >= 0, SOFTCAP, PRECISION,
-        )  # fmt: skip
-    for start in tl.range(full, rest, KEYS, num_stages=STAGES):
-        sums = _read_tile(
-            held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
-            position, reference, token, segment, tokens, segments, delimiters, sums,
-            SIZE, WIDTH, KEYS, True, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
-            DELIMITER >= 0, SOFTCAP, PRECISION,
-        )  # fmt: skip
-    for start in tl.range(rest, end, KEYS, num_stages=1):
-        sums = _read_tile(
-            held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
-            position, reference, token, segment, tokens, segments, delimiters, sums,
-            SIZE, WIDTH, KEYS, False, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
-            DELIMITER >= 0, SOFTCAP, PRECISION,
-        )  # fmt: skip
+    for part in tl.static_range(3):  # tiles that hide something, that hide nothing, that do again
+        first_of = begin if part == 0 else (full if part == 1 else rest)
+        last_of = full if part == 0 else (rest if part == 1 else end)
+        for start in tl.range(first_of, last_of, KEYS, num_stages=STAGES if part == 1 else 1):
+            sums = _read_tile(
+                held, key, key_row, start, n_key, factor, softcap, held_low, held_high,
+                position, reference, token, segment, tokens, segments, delimiters, sums,
+                SIZE, WIDTH, KEYS, part == 1, DISTANCES, CAUSAL, DUPLICATE >= 0, BLOCK >= 0,
+                DELIMITER >= 0, SOFTCAP, PRECISION,
+            )  # fmt: skip
     peak, mass, inner, square, far, later, same, behind, marked, inside_own = sums
 
     first_key = tl.load(first + reach)

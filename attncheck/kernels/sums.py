@@ -218,27 +218,16 @@ def add_up(
     rest = tl.min(tl.where((open_ == 0) & (every > full), every, end), 0)
 
     diagonals = tl.zeros([ROWS, KEYS], tl.float32)
-    for block in tl.range(first, full, 1, num_stages=1):
-        diagonals = _add_tile(
-            block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
-            high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
-            lead, n_cells, diagonals,
-            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, PRECISION,
-        )  # fmt: skip
-    for block in tl.range(full, rest, 1, num_stages=STAGES):
-        diagonals = _add_tile(
-            block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
-            high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
-            lead, n_cells, diagonals,
-            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, True, LEAVES, SOFTCAP, PRECISION,
-        )  # fmt: skip
-    for block in tl.range(rest, end, 1, num_stages=1):
-        diagonals = _add_tile(
-            block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
-            high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
-            lead, n_cells, diagonals,
-            SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, False, LEAVES, SOFTCAP, PRECISION,
-        )  # fmt: skip
+    for part in tl.static_range(3):
+        first_of = first if part == 0 else (full if part == 1 else rest)
+        last_of = full if part == 0 else (rest if part == 1 else end)
+        for block in tl.range(first_of, last_of, 1, num_stages=STAGES if part == 1 else 1):
+            diagonals = _add_tile(
+                block, (number + block * JUMP) * KEYS - lead, query, query_row, key, key_row, low,
+                high, even, peaks, tops, columns, overlap, cells, factor, softcap, n_query, n_key,
+                lead, n_cells, diagonals,
+                SIZE, WIDTH, ROWS, KEYS, STEP, POSITIONAL, part == 1, LEAVES, SOFTCAP, PRECISION,
+            )  # fmt: skip
     if POSITIONAL:  # noqa: SIM102 - one is known when the kernel is compiled, the other when it runs
         if end > first:
             down, along = tl.arange(0, ROWS)[:, None], tl.arange(0, KEYS)[None, :]

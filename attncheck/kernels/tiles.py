@@ -5,7 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["HIDDEN", "NOTHING", "load_query", "products", "shape_scores"]
+__all__ = ["HIDDEN", "LN2", "NOTHING", "load_query", "products", "shape_scores"]
+
+LN2 = tl.constexpr(0.6931471805599453)
 
 HIDDEN = tl.constexpr(-1e30)
 """Score of a hidden key: finite, so that 0 times it is 0."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from attncheck.kernels.tiles import LN2
+
 __all__ = ["measure_rows"]
 
-LN2 = tl.constexpr(0.6931471805599453)
 TINY = tl.constexpr(1.1754943508222875e-38)
 
 

@@ -19,6 +19,7 @@ from attncheck.compiled import SMALL
 from attncheck.compiled.ledger import ramp_of
 from attncheck.compiled.threads import on_one_thread
 from attncheck.kernels import missing
+from attncheck.kernels.launch import KernelError, launch, next_power
 
 __all__ = ["measure_rapidly"]
 
@@ -73,7 +74,6 @@ def _worth_kernel(layer: LayerAttention) -> bool:
 
 def _read_on_gpu(layer: LayerAttention) -> Tensor | None:
     """Numbers of each row, as `_read` has them."""
-    from attncheck.kernels.launch import KernelError, launch, next_power
     from attncheck.kernels.weights import measure_rows
 
     weights = layer.weights.detach()

@@ -17,8 +17,7 @@ from attncheck.evaluate.reach import reach_of
 from attncheck.evaluate.tally import Tally
 from attncheck.evaluate.tiles import tiled_sequences, unfit_for_tiles, walk_tiles
 from attncheck.evaluate.trial import departure
-from attncheck.kernels import launch as launching
-from attncheck.kernels.launch import KernelError, launch
+from attncheck.kernels.launch import KernelError, Tiles, launch
 from attncheck.patterns.grid import read_marks
 from attncheck.profile import LayerProfile
 from tests.evaluate.agreement import Drawn, assert_agree, layers
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")  # of
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes as long for a small tile as for a large one."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(launching, "tiles_for", lambda *_: [launching.Tiles(128, 64, 4, 1)])
+        monkeypatch.setattr(tiles, "tiles_for", lambda *_: [Tiles(128, 64, 4, 1)])
 
 
 def _on_device(layer: LayerAttention) -> LayerAttention:

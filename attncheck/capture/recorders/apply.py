@@ -47,9 +47,10 @@ def show(cls: type, args: Any, kwargs: Mapping[str, Any]) -> Any:
 def _copied(function: Any) -> Callable[..., Any]:
     """Return the same function, which keeps its code; any other that is found stays as it is."""
     if not isinstance(function, FunctionType):
-        found: Callable[..., Any] = lambda cls, *args, **kwargs: _FOUND.__get__(None, cls)(  # noqa: E731
-            *args, **kwargs
-        )
+
+        def found(cls: type, *args: Any, **kwargs: Any) -> Any:
+            return _FOUND.__get__(None, cls)(*args, **kwargs)
+
         return found
     copied = FunctionType(
         function.__code__,
