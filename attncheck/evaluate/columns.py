@@ -8,10 +8,9 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.evaluate.blocked import tallies_of, valid_rows
-from attncheck.evaluate.dispatch import choose
+from attncheck.evaluate.dispatch import choose, run_walk
 from attncheck.evaluate.reach import reach_of
 from attncheck.evaluate.tally import Tally
-from attncheck.kernels.launch import KernelError
 from attncheck.patterns.grid import Marks
 
 __all__ = ["column_sums"]
@@ -41,11 +40,13 @@ def column_sums(layer: LayerAttention) -> Tensor:
         # Of a layer whose distances mean nothing none are measured; the rows that count stay.
         reach = reach_of(layer)
         bare = layer.changed(kind="cross", sighted=valid_rows(layer, reach))
-        try:
-            tallies = list(tallies_of(bare, reach, Marks(), fused=choice.evaluator == "fused"))
-        except KernelError:
-            tallies = list(tallies_of(bare, reach, Marks(), fused=False))
-        return torch.cat([_columns(tally) for tally in tallies])
+        found, _ = run_walk(
+            choice,
+            lambda fused: [
+                _columns(tally) for tally in tallies_of(bare, reach, Marks(), fused=fused)
+            ],
+        )
+        return torch.cat(found)
 
 
 def _columns(tally: Tally) -> Tensor:

@@ -16,9 +16,10 @@ Fused and blocked find the same; where fused reads given weights, it is told wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.arguments import words
@@ -31,7 +32,9 @@ from attncheck.evaluate.tiles import unfit_for_tiles
 from attncheck.kernels.launch import KernelError
 from attncheck.profile import LayerProfile
 
-__all__ = ["Choice", "choose", "profile_layer"]
+__all__ = ["Choice", "choose", "profile_layer", "run_walk"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,29 @@ def choose(layer: LayerAttention, also: Any = ()) -> Choice:
     return Choice("blocked", f"query and key are held; not fused: {why_not}")
 
 
+def run_walk(choice: Choice, walk: Callable[[bool], Result]) -> tuple[Result, Choice]:
+    """Walk a layer's query and key, fused where that was chosen and can be; else blocked.
+
+    Args:
+        choice: Fused or blocked.
+        walk: Walks, fused if its argument is true.
+
+    Returns:
+        What the walk found, and what was used in the end.
+
+    Example:
+        >>> run_walk(Choice("blocked", "no numba"), lambda fused: fused)[0]
+        False
+    """
+    if choice.evaluator != "fused":
+        return walk(False), choice
+    try:
+        return walk(True), choice
+    except KernelError as error:
+        instead = Choice("blocked", f"query and key are held; not fused: {error}")
+    return walk(False), instead
+
+
 def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> LayerProfile:
     """Profile the heads of one layer, with the evaluator that `choose` names.
 
@@ -107,13 +133,10 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
     found = None
     if choice.evaluator != "dense":
         options.pop("also", None)
-        fused = choice.evaluator == "fused"
         if layer.query_key is not None:
-            try:
-                found = profile_blocked(layer, tokens, fused=fused, **options)
-            except KernelError as error:
-                choice = Choice("blocked", f"query and key are held; not fused: {error}")
-                found = profile_blocked(layer, tokens, **options)
+            found, choice = run_walk(
+                choice, lambda fused: profile_blocked(layer, tokens, fused=fused, **options)
+            )
         else:
             found = profile_given(layer, tokens, **options)
             if found is None:

@@ -113,7 +113,7 @@ class Books:
             targets,
             valid,
             valid & (reach.seen >= 2),
-            first=reach.seen_keys.byte().argmax(-1),
+            first=reach.first,
             table=table,
             rows=rows,
             columns=torch.from_numpy(self.columns.sum(0)),
@@ -148,7 +148,7 @@ def _sight(targets: Targets, valid: Any, sequence: int) -> Sight:
         low=own(reach.low, *shape),
         high=own(reach.high, *shape),
         valid=valid[sequence],
-        first=own(reach.seen_keys.byte().argmax(-1), shape[0]),
+        first=own(reach.first, shape[0]),
         position=reach.n_key - reach.n_query,
         positional=targets.positional,
     )

@@ -8,67 +8,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attncheck.evaluate.chances import Chances, Counted
+from attncheck.evaluate.reach import Reach
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns.blocks import clear_columns, clear_diagonals
 from attncheck.patterns.sums import Array, Lines
 
-__all__ = ["ClearLines", "Counted", "as_columns", "as_offsets", "clear_lines"]
+__all__ = ["ClearLines", "as_columns", "as_offsets", "clear_lines"]
 
 
-@dataclass(frozen=True, eq=False)
-class Counted:
-    """What chance says of each line: of columns or of diagonals, ``(batch, head or 1, line)``.
+def as_columns(mass: Tensor, counted: Counted, variance: Tensor, reach: Reach) -> Lines:
+    """Return sums by key, counted from the first visible key of each sequence.
 
-    Attributes:
-        rows: Usable rows that see it.
-        chance: Mass that even attention would have there.
-        variance: What shuffled rows would do to the mass, ``(batch, head, line)``.
+    Args:
+        mass: Weight by key, ``(batch, head, key)``.
+        counted: What chance says of the keys.
+        variance: What shuffled rows would do to the mass, ``(batch, head, key)``.
+        reach: What rows see.
     """
-
-    rows: Tensor
-    chance: Tensor
-    variance: Tensor
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, chance and variance."""
-        return self.rows, self.chance, self.variance
+    mass, variance = reach.from_first(mass), reach.from_first(variance)
+    return Lines(_by_head(mass), *counted.by_head, _by_head(variance))
 
 
-def as_columns(mass: Tensor, counted: Counted, first: Tensor) -> Lines:
-    """Return sums by key, counted from the first visible key of each sequence."""
-    shifted = Counted(*(_from_first(part, first) for part in counted.parts))
-    return _lines(_from_first(mass, first), shifted, zero=0)
-
-
-def as_offsets(mass: Tensor, counted: Counted, *, n_query: int, causal: bool) -> Lines:
-    """Return sums by distance between query and key."""
+def as_offsets(
+    mass: Tensor, counted: Counted, variance: Tensor, *, n_query: int, causal: bool
+) -> Lines:
+    """Return sums by distance between query and key; the arguments are those of `as_columns`."""
     start = n_query - 1 if causal else 0
-    kept = Counted(*(part[..., start:] for part in counted.parts))
-    return _lines(mass[..., start:], kept, zero=n_query - 1 - start)
+    chance, rows = (held[:, start:] for held in counted.by_head)
+    mass, variance = mass[..., start:], variance[..., start:]
+    return Lines(_by_head(mass), chance, rows, _by_head(variance), zero=n_query - 1 - start)
 
 
-def _from_first(by_key: Tensor, first: Tensor) -> Tensor:
-    """Shift ``(batch, head, key)`` so that each sequence begins at its first visible key."""
-    if not bool(first.any()):
-        return by_key
-    shape = (by_key[..., 0] + first).shape
-    n_key = by_key.shape[-1]
-    index = torch.arange(n_key, device=by_key.device) + first[..., None]
-    wide = torch.nn.functional.pad(by_key, (0, 1)).expand(*shape, -1)
-    return wide.gather(-1, index.clamp(max=n_key).expand(*shape, -1))
-
-
-def _lines(mass: Tensor, counted: Counted, zero: int) -> Lines:
-    heads = mass.shape[1]
-
-    def total(held: Tensor) -> Array:
-        summed = held.sum(0, dtype=torch.float64).expand(heads, -1).cpu().numpy()
-        return np.array(summed)
-
-    return Lines(
-        total(mass), total(counted.chance), total(counted.rows), total(counted.variance), zero
-    )
+def _by_head(held: Tensor) -> Array:
+    """Sum over sequences, in float64."""
+    return np.asarray(held.sum(0, dtype=torch.float64).cpu().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +62,13 @@ class ClearLines:
     weights: Tensor
 
 
-def clear_lines(tally: Tally, columns: Counted, offsets: Counted) -> ClearLines:
+def clear_lines(tally: Tally, chances: Chances) -> ClearLines:
     """Find the lines, and look their weights up."""
+    assert chances.diagonals is not None
     usable = tally.usable
-    rows = usable.sum(-1, keepdim=True)
-    picked = clear_columns(tally.columns, columns.chance, rows, tally.first)
-    chosen = clear_diagonals(tally.by_offset(), offsets.rows)
+    rows = chances.rows.sum(-1, keepdim=True)
+    picked = clear_columns(tally.columns, chances.columns.chance, rows, tally.first)
+    chosen = clear_diagonals(tally.by_offset(), chances.diagonals.rows)
     n_query, positions = tally.reach.n_query, tally.reach.positions
     every = torch.arange(n_query, device=positions.device)
     batch, head, key = picked.nonzero(as_tuple=True)

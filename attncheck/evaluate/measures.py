@@ -64,8 +64,7 @@ def _without(values: Tensor, left_out: Tensor | None, instead: float) -> Tensor:
 
 def measures_of(tally: Tally) -> dict[str, Totals]:
     """Reduce every measure but Gini, which needs its rows sorted."""
-    reach, valid, rows = tally.reach, tally.valid, tally.rows
-    seen = reach.seen.double()
+    valid, rows = tally.valid, tally.rows
     held = {name: rows[name].double() for name in ("top", "mass", "norm", "first", "share")}
     share, mass = held["share"], held["mass"]
     sink = tally.source.sink_mass(share)
@@ -74,7 +73,7 @@ def measures_of(tally: Tally) -> dict[str, Totals]:
     found = {
         "row_sum_error": ((mass * share + sink - 1).abs(), valid),
         "entropy": (entropy, valid),
-        "normalized_entropy": (entropy / seen.clamp(min=1).log(), valid & (reach.seen >= 2)),
+        "normalized_entropy": (entropy / tally.chances.highest, tally.usable),
         "effective_keys": (entropy.exp(), valid),
         "max_weight": (held["top"] * share, valid),
         "participation_ratio": ((mass / held["norm"]).square(), valid),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.patterns.cells import CellGrid
 from attncheck.patterns.segments import worth_compiled
+
+if TYPE_CHECKING:
+    from attncheck.evaluate.chances import Chances
 
 __all__ = ["Reach", "reach_of"]
 
@@ -33,6 +37,8 @@ class Reach:
             visible ones; None where ``low`` and ``high`` say all.
         n_key: Number of keys.
         positions: Key position of each query, ``(query,)``.
+        chances: What even attention would do where every row counts that sees two keys, by shape
+            of the rows and whether distance means anything; see `chances_of`.
     """
 
     low: Tensor
@@ -41,6 +47,7 @@ class Reach:
     mask: Tensor | None
     n_key: int
     positions: Tensor
+    chances: dict[tuple[torch.Size, bool], Chances] = field(default_factory=dict)
 
     @property
     def n_query(self) -> int:
@@ -54,6 +61,8 @@ class Reach:
 
     def part(self, batch: slice) -> Reach:
         """Return the reach of some sequences."""
+        if len(self.low) == len(self.high) == len(self.seen) == 1 and self.mask is None:
+            return self
 
         def cut(held: Tensor) -> Tensor:
             return held if held.shape[0] == 1 else held[batch]
@@ -166,6 +175,21 @@ class Reach:
         """Which keys any query sees: bool ``(batch or 1, head or 1, key)``."""
         return self.by_key(torch.ones_like(self.low, dtype=torch.float64)) > 0.5
 
+    @cached_property
+    def first(self) -> Tensor:
+        """First key that any query sees: ``(batch or 1, head or 1)``."""
+        return self.seen_keys.byte().argmax(-1)
+
+    def from_first(self, by_key: Tensor) -> Tensor:
+        """Shift ``(batch, head, key)`` so that each sequence begins at its first visible key."""
+        first = self.first
+        if not bool(first.any()):
+            return by_key
+        shape = (by_key[..., 0] + first).shape
+        index = torch.arange(self.n_key, device=by_key.device) + first[..., None]
+        wide = torch.nn.functional.pad(by_key, (0, 1)).expand(*shape, -1)
+        return wide.gather(-1, index.clamp(max=self.n_key).expand(*shape, -1))
+
     def _widened(self, per_row: Tensor) -> Tensor:
         return per_row + torch.zeros_like(self.low, dtype=per_row.dtype)
 
@@ -179,7 +203,9 @@ class Reach:
 
 
 def reach_of(layer: LayerAttention) -> Reach:
-    """Read what a layer's queries see from its mask and causality; makes no weights.
+    """Read what a layer's queries, all of its call, see from its mask and causality.
+
+    No weights are made. Layers without a mask that see the same share one `Reach`.
 
     Example:
         >>> from attncheck.attention import QueryKey
@@ -187,13 +213,24 @@ def reach_of(layer: LayerAttention) -> Reach:
         >>> reach_of(LayerAttention(record, causal=True)).high.tolist()
         [[[1, 2, 3, 4]]]
     """
-    n_key, positions = layer.n_key, layer.query_positions()
+    bare = _bare(layer.n_query, layer.n_key, layer.causal, layer.device)
+    if type(bare.low) is not Tensor:
+        _bare.cache_clear()  # made under a mode whose tensors hold no numbers
+    return bare if layer.mask is None else _masked(bare, layer.mask)
+
+
+@lru_cache(maxsize=1)
+def _bare(n_query: int, n_key: int, causal: bool, device: torch.device) -> Reach:
+    """What the last queries of a sequence see where nothing but causality hides keys.
+
+    It is kept for the next layer, which mostly sees the same.
+    """
+    positions = torch.arange(n_key - n_query, n_key, device=device)
     high = torch.full_like(positions, n_key)
-    if layer.causal:
+    if causal:
         high = (positions + 1).clamp(min=0)
     low, high = torch.zeros_like(positions)[None, None], high[None, None]
-    bare = Reach(low, high, high - low, None, n_key, positions)
-    return bare if layer.mask is None else _masked(bare, layer.mask)
+    return Reach(low, high, high - low, None, n_key, positions)
 
 
 def _masked(bare: Reach, mask: Tensor) -> Reach:

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from attncheck.evaluate.chances import Chances, chances_of
 from attncheck.evaluate.reach import Reach
 from attncheck.evaluate.targets import Targets
 from attncheck.patterns.cells import CellGrid
@@ -113,7 +114,7 @@ class Tally:
             targets,
             valid,
             usable,
-            first=reach.seen_keys.byte().argmax(-1),
+            first=reach.first,
             table=table,
             rows=rows,
             columns=room(reach.n_key),
@@ -133,6 +134,11 @@ class Tally:
         return dict(zip(self.rows, parts, strict=True))
 
     @cached_property
+    def chances(self) -> Chances:
+        """What chance says of the usable rows."""
+        return chances_of(self.reach, self.usable, positional=self.offsets is not None)
+
+    @cached_property
     def entropy(self) -> Tensor:
         """Entropy of each row over its keys, in nats, float64: ``log Z - sum_j a_j s_j``.
 
@@ -140,8 +146,7 @@ class Tally:
         weight and nothing cancels that is large.
         """
         entropy = -self.rows["top"].double().log() - self.rows["inner"].double()
-        most = self.reach.seen.clamp(min=1).double().log()
-        return torch.clamp(entropy, torch.zeros_like(entropy), most)
+        return entropy.clamp_(min=0).minimum(self.chances.highest)
 
     def add_block(
         self, weights: Tensor, rows: slice, keys: slice, head: slice, *, ends: bool

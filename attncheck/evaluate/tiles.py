@@ -37,11 +37,9 @@ PROGRAMS: Final = (1 << 16) - 1
 LARGEST: Final = 256
 """Size of the largest heads."""
 
-_TRIED: Final[set[tuple[Any, ...]]] = set()
-"""Forms of kernels that found what torch finds."""
-
-_FAILED: Final[dict[tuple[Any, ...], str]] = {}
-"""Forms of kernels that can't be built, or found something else, and why."""
+_VERDICTS: Final[dict[tuple[Any, ...], str | None]] = {}
+"""Of each form of kernels that was tried: why it can't be used; None where it found what torch
+finds."""
 
 TARGETS: Final = {
     "DUPLICATE": "duplicate_token",
@@ -131,16 +129,16 @@ class _Reading:
         Raises:
             KernelError: A kernel can't be built, or does not find what torch finds.
         """
-        if self._form in _FAILED:
-            raise KernelError(_FAILED[self._form])
+        verdict = _VERDICTS.get(self._form)
+        if verdict is not None:
+            raise KernelError(verdict)
         try:
             self._run()
-            if self._form not in _TRIED:
+            if self._form not in _VERDICTS:
                 self._try(record, batch)
         except KernelError as error:
-            _FAILED[self._form] = str(error)
+            _VERDICTS[self._form] = str(error)
             raise
-        _TRIED.add(self._form)
 
     def _run(self) -> None:
         peaks = self._read_rows()
@@ -173,10 +171,11 @@ class _Reading:
         """Hold what was found against torch, the first time that kernels run in this form."""
         try:
             differs = departure(self.tally, record, batch)
-        except torch.OutOfMemoryError:  # no room for a trial
+        except torch.OutOfMemoryError:  # no room for a trial: the next layer may have it
             return
         if differs is not None:
             raise KernelError(f"on this device the kernels find another {differs} than torch")
+        _VERDICTS[self._form] = None
 
     @cached_property
     def _stretches(self) -> tuple[Tensor, Tensor]:

@@ -193,8 +193,7 @@ def test_rows_with_holes_are_refused() -> None:
 
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_TRIED", set())
-    monkeypatch.setattr(tiles, "_FAILED", {})
+    monkeypatch.setattr(tiles, "_VERDICTS", {})
 
 
 def test_kernels_that_do_not_find_what_torch_finds_are_refused(
