@@ -217,8 +217,10 @@ def _inside(
 
 def _sums(found: Tensor, inside: Tensor, keys: Tensor, mass: Tensor, square: Tensor) -> Sums:
     """Sums of a selection in rows of some mass over some keys; see `patterns.blocks`."""
-    inside = inside.double()
-    share = inside / keys.clamp(min=1)
-    spread = (square - mass * mass / keys.clamp(min=1)).clamp(min=0)
-    per_row = (found, mass * share, mass * (inside > 0), spread * share * (1 - share))
-    return Sums(*(value.sum((0, 2)).cpu().numpy() for value in per_row))
+    keys = keys.clamp(min=1).double()
+    share = inside.double() / keys
+    spread = (mass * mass).div_(keys).neg_().add_(square).clamp_(min=0).mul_(share)
+    spread.addcmul_(spread, share, value=-1)
+    rows = mass * (inside > 0)
+    per_row = (found, share.mul_(mass), rows, spread)
+    return Sums(*torch.stack([held.sum((0, 2)) for held in per_row]).cpu().numpy())
