@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -12,7 +12,7 @@ from attncheck.attention.arguments import reasons, words
 from attncheck.conformance import properties as _properties  # noqa: F401 - fills the registry
 from attncheck.conformance.capabilities import Capabilities
 from attncheck.conformance.design import Plan
-from attncheck.conformance.extensions import EXTENSIONS
+from attncheck.conformance.extensions import EXTENSIONS, Extension
 from attncheck.conformance.probe import probe
 from attncheck.conformance.registry import PROPERTIES, Property
 from attncheck.conformance.report import ConformanceReport, Outcome
@@ -78,7 +78,17 @@ def check_attention(
     expected = checked_arguments([function], effort, expected_failures)
     declared = declared_capabilities(capabilities)
     if extension is not None:
-        report = _run_extension(function, extension, declared, effort, seed, device, expected)
+        if extension not in EXTENSIONS:
+            raise ValueError(f"extension: {extension!r} is none of {', '.join(EXTENSIONS)}")
+        if returns_weights:
+            raise ValueError(
+                f"returns_weights: extension {extension!r} judges outputs alone; pass a function "
+                "that returns no weights"
+            )
+        entries = _properties_of(EXTENSIONS[extension], select)
+        report = _run_extension(
+            function, EXTENSIONS[extension], entries, declared, effort, seed, device, expected
+        )
     else:
         subject = Subject(function, returns_weights, declared, device)
         entries = select_properties(select, returns_weights)
@@ -175,17 +185,15 @@ def run_battery(
 
 def _run_extension(
     function: Callable[..., Any],
-    name: str,
+    extension: Extension,
+    entries: Sequence[Property],
     declared: Capabilities,
     effort: str,
     seed: int,
     device: str,
     expected: Mapping[str, str],
 ) -> ConformanceReport:
-    """Run the battery on every variant of an extension, then the extension's own properties."""
-    if name not in EXTENSIONS:
-        raise ValueError(f"extension: {name!r} is none of {', '.join(EXTENSIONS)}")
-    extension = EXTENSIONS[name]
+    """Run properties on every variant of an extension."""
     report = ConformanceReport(name_of(function), effort, seed)
     for variant in extension.variants:
         subject = Subject(
@@ -195,11 +203,30 @@ def _run_extension(
             rules=variant.rules,
             original=function,
         )
-        entries = [PROPERTIES[id] for id in extension.select] + list(extension.properties)
         part = run_battery(subject, entries, effort, seed, expected)
         report.outcomes += [_labelled(outcome, variant.label) for outcome in part.outcomes]
         report.unsupported += part.unsupported
     return report
+
+
+def _properties_of(extension: Extension, select: Iterable[str] | None) -> list[Property]:
+    """Return the properties of the battery that apply to an extension, then its own.
+
+    Raises:
+        TypeError: ``select`` holds no words.
+        ValueError: It selects nothing of these.
+    """
+    entries = [PROPERTIES[id] for id in extension.select] + list(extension.properties)
+    if select is None:
+        return entries
+    chosen = set(words(select, "select", "ids, families or tags of properties"))
+    known = {word for entry in entries for word in (entry.id, *entry.tags)}
+    if chosen - known:
+        raise ValueError(
+            f"select: nothing is called {', '.join(sorted(chosen - known))} among the properties "
+            f"of {extension.name}: {', '.join(entry.id for entry in entries)}"
+        )
+    return [entry for entry in entries if entry.id in chosen or entry.tags & chosen]
 
 
 def _labelled(outcome: Outcome, label: str) -> Outcome:

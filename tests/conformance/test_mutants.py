@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from attncheck.conformance import check_attention
 from attncheck.conformance.battery import select_properties
 from attncheck.conformance.design import Plan
+from attncheck.conformance.extensions import EXTENSIONS
 from attncheck.conformance.probe import probe
 from attncheck.conformance.run import attempt
 from attncheck.conformance.subject import Subject
@@ -59,10 +62,35 @@ def test_mutants_die(name: str) -> None:
 
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.slow
-def test_extensions(name: str) -> None:
+def test_right_extensions_pass(name: str) -> None:
     report = check_attention(RIGHT[name], extension=name, effort="quick", raises=False)
     assert report.passed, str(report)
-    for wrong in WRONG[name][::2]:  # the benchmark tries all of them
-        report = check_attention(wrong, extension=name, effort="quick", raises=False)
-        assert not report.passed, wrong.__name__
-        assert all("/" in failure.id for failure in report.failures)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [pytest.param(name, wrong, id=wrong.__name__) for name in WRONG for wrong in WRONG[name]],
+)
+def test_wrong_extensions_die(name: str, wrong: Callable[..., Any]) -> None:
+    """One property after another, until one fails; the benchmark runs all of them on each."""
+    extension = EXTENSIONS[name]
+    entries = [*extension.select, *(entry.id for entry in extension.properties)]
+    for entry in entries:
+        report = check_attention(
+            wrong, extension=name, effort="quick", select=[entry], raises=False
+        )
+        if not report.passed:
+            assert all("/" in failure.id for failure in report.failures)
+            return
+    pytest.fail(f"{wrong.__name__} passes")
+
+
+def test_properties_of_an_extension_are_selected() -> None:
+    report = check_attention(
+        RIGHT["softcap"], extension="softcap", effort="quick", select=["scale-default"]
+    )
+    assert {outcome.id.partition("/")[2] for outcome in report.outcomes} == {"scale-default"}
+    with pytest.raises(ValueError, match=r"select: .*'?dropout-rate.* of softcap: scale-default"):
+        check_attention(RIGHT["softcap"], extension="softcap", select=["dropout-rate"])
+    with pytest.raises(ValueError, match="returns_weights: extension 'softcap'"):
+        check_attention(RIGHT["softcap"], extension="softcap", returns_weights=True)
