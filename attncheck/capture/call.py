@@ -190,8 +190,13 @@ class Sink(Protocol):
         """Note that a softmax over this product multiplied values and was understood."""
         ...
 
-    def values_met(self, number: int) -> None:
-        """Note that what became of a softmax over this product multiplied another activation."""
+    def values_met(self, number: int, *, over_queries: bool = False) -> None:
+        """Note that what became of a softmax over this product multiplied another activation.
+
+        Args:
+            number: Of the product.
+            over_queries: The softmax ran over the queries, and no row sums to 1 over the keys.
+        """
         ...
 
     def part_seen(self, number: int) -> None:

@@ -78,8 +78,9 @@ class Session:
         self.modules = ModuleTable.of(model) if modules is None else modules
         self._parts: dict[int, str] = {}
         """Modules that raised the scores of some keys, and where that led is not known yet."""
-        self.missed: dict[int, str] = {}
-        """Modules in which such a softmax did multiply values, and was not recorded."""
+        self.missed: dict[int, tuple[str, bool]] = {}
+        """Modules in which such a softmax did multiply values, and was not recorded; and whether
+        that is because it ran over the queries."""
         self.records = 0
         """How many calls of attention were reported so far."""
         self.model_calls = 0
@@ -235,11 +236,11 @@ class Session:
         self.unused_softmaxes.pop(number, None)
         self.missed.pop(number, None)
 
-    def values_met(self, number: int) -> None:
+    def values_met(self, number: int, *, over_queries: bool = False) -> None:
         """Remember that what became of a softmax multiplied another activation."""
         place = self.here()
         if place is not None and not in_backward():
-            self.missed[number] = place[1]
+            self.missed[number] = place[1], over_queries
 
     def part_seen(self, number: int) -> None:
         """Remember raised scores of some keys that multiplied values, and where."""
@@ -254,8 +255,8 @@ class Session:
 
     def judge_parts(self) -> None:
         """Note modules in which a softmax was missed, or parts of one never became weights."""
-        for name in dict.fromkeys(self.missed.values()):
-            self.unreadable(name, MISSED, WHOLE)
+        for name, over_queries in dict.fromkeys(self.missed.values()):
+            self.unreadable(name, *((OVER_QUERIES, OVER_KEYS) if over_queries else (MISSED, WHOLE)))
         for name, count in Counter(self._parts.values()).items():
             if count > 1:
                 self.unreadable(name, ONLINE, ONCE)
@@ -352,6 +353,14 @@ MISSED = (
 WHOLE = (
     "Call scaled_dot_product_attention, or multiply the whole weights with the values at once; "
     "strict=False keeps the other layers"
+)
+OVER_QUERIES = (
+    "its softmax over query and key ran over the queries: what multiplied the values are no rows "
+    "that sum to 1 over the keys"
+)
+OVER_KEYS = (
+    "Normalise over the axis of the keys, the last one of query @ key.mT; where keys are meant to "
+    "be shared out among queries, pass strict=False to keep the other layers"
 )
 ONLINE = (
     "its softmax is computed a few keys at a time, and the parts were not seen to become weights "

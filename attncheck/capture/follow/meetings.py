@@ -19,7 +19,8 @@ from attncheck.capture.follow.reports import call_of
 from attncheck.capture.follow.steps import QUOTIENTS, Step
 from attncheck.capture.follow.tiles import after_summed
 from attncheck.capture.follow.traces import Part, Trace, Traces
-from attncheck.capture.follow.values import Meeting, Rows, meeting_of, rows_in
+from attncheck.capture.follow.values import Meeting, Rows, is_over_queries, meeting_of, rows_in
+from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import require_numbers
 
 __all__ = ["Meetings"]
@@ -41,8 +42,29 @@ class Meetings:
         self._columns = Columns()
         self._visible = VisibleKeys()
         self._reported: set[int] = set()
+        self._shared_out: set[int] = set()
 
-    def begin_sum(self, trace: Trace, out: Tensor) -> None:
+    def after_weights(self, step: Step) -> bool:
+        """Follow weights through a function; whether something that it returned is weights still."""
+        stays = False
+        for tensor, trace in after_weights(step, self._traces, self._origins):
+            self._traces[tensor], stays = trace, trace.stage == "weights"
+            if trace.stage == "weighted":
+                self._begin_sum(trace, step.out)
+            elif trace.stage == "sums" and trace.keys != step.trace.keys:
+                self._sum_over_queries(trace)
+        return stays
+
+    def _sum_over_queries(self, trace: Trace) -> None:
+        """Note sums over the other axis than that of the softmax: means are made by them.
+
+        Soft k-means divides by such sums what weights and values gave, before or after.
+        """
+        self._shared_out.add(trace.softmax)
+        if trace.softmax not in self._reported:
+            self._sink.softmax_used(trace.product)
+
+    def _begin_sum(self, trace: Trace, out: Tensor) -> None:
         """Weights that multiplied values element by element: one key at a time needs no sum."""
         assert trace.read is not None
         read, number = trace.read
@@ -81,7 +103,10 @@ class Meetings:
         require_numbers(product.operands[number])
         meeting = meeting_of(product, number, trace, self._traces, self._origins)
         if meeting is None:
-            if trace.stage == "weights" and not trace.over_last:
+            if is_over_queries(product, number, trace, self._traces, self._origins):
+                if trace.softmax not in self._reported | self._shared_out:
+                    self._sink.values_met(trace.product, over_queries=True)
+            elif trace.stage == "weights" and not trace.over_last:
                 # A softmax over the queries assigns each key to one of them: no row is weights.
                 self._sink.softmax_used(trace.product)
             return

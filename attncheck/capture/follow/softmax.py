@@ -32,7 +32,6 @@ from attncheck.capture.follow.scores import after_scores, mixed
 from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
 from attncheck.capture.follow.tiles import begins_sum
 from attncheck.capture.follow.traces import Trace, Traces
-from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import UnreadableError
 from attncheck.capture.recorders.fused_kernels import floats_in
 from attncheck.capture.recorders.kernels import FOREIGN
@@ -345,12 +344,7 @@ class SoftmaxWatcher:
         elif stage == "weighted":
             self._meetings.after_weighted(step)
         elif stage == "weights":
-            stays = False
-            for tensor, trace in after_weights(step, self._traces, self._origins):
-                self._traces[tensor], stays = trace, trace.stage == "weights"
-                if trace.stage == "weighted":
-                    self._meetings.begin_sum(trace, step.out)
-            if not stays:
+            if not self._meetings.after_weights(step):
                 self._sink.softmax_left(step.trace.product)
                 if step.custom:
                     self._outside.weigh(step.trace, (*step.args, *step.kwargs.values()))

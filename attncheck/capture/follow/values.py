@@ -16,7 +16,7 @@ from attncheck.capture.follow.products import LACKS, Product
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.plain import require_numbers
 
-__all__ = ["Meeting", "Rows", "meeting_of", "rows_in"]
+__all__ = ["Meeting", "Rows", "is_over_queries", "meeting_of", "rows_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +98,8 @@ def meeting_of(
     operand, letters = product.operands[number], product.letters[number]
     summed = product.summed(number)
     factors = [i for i in range(len(product.operands)) if i != number]
-    gone = {letters[axis] for axis in summed}
-    values = [i for i in factors if gone & set(product.letters[i])]
-    if not any(_is_value(product, i, letters, trace, traces, origins) for i in values):
+    values = _values(product, number, trace, traces, origins)
+    if not values:
         return None
     axes = trace.axes
     keys = summed
@@ -132,6 +131,38 @@ def meeting_of(
         rows = rows.unsqueeze(-1)
     left = tuple(letters[axis] for axis in order)
     return Meeting(trace, as_used, rows, tuple(keys), product, number, left)
+
+
+def is_over_queries(
+    product: Product, number: int, trace: Trace, traces: Traces, origins: Origins
+) -> bool:
+    """Whether values are multiplied by what a softmax over the queries returned: no row of weights.
+
+    What a model scaled since may be rows, as in slot attention, which divides by their sums. The
+    arguments are those of `meeting_of`.
+    """
+    axes, summed = trace.axes, product.summed(number)
+    if trace.stage != "weights" or axes is None or not trace.keys or not summed:
+        return False
+    if trace.changed in ("scaled", "lost"):
+        return False
+    sides = {atom.side for atoms in axes for atom in atoms if atom.number in trace.keys}
+    others = {atom.side for axis in summed for atom in axes[axis]}
+    if "shared" in others or len(others) != 1 or others == sides:
+        return False
+    return bool(_values(product, number, trace, traces, origins))
+
+
+def _values(
+    product: Product, number: int, trace: Trace, traces: Traces, origins: Origins
+) -> list[int]:
+    """Which factors share an axis that is summed with the weights, if one of them holds values."""
+    letters = product.letters[number]
+    gone = {letters[axis] for axis in product.summed(number)}
+    found = [i for i in range(len(product.letters)) if i != number]
+    found = [i for i in found if gone & set(product.letters[i])]
+    some = any(_is_value(product, i, letters, trace, traces, origins) for i in found)
+    return found if some else []
 
 
 def _is_value(

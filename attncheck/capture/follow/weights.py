@@ -59,6 +59,8 @@ def _one_after_weights(
     owning = _owning(step).but(axes=axes, also=_also(step, traces))
     sums = sums_among(step, traces)
     if sums is not None and name in (*QUOTIENTS, *TIMES):
+        if sums.keys != trace.keys:  # rows are made of a softmax over something else
+            owning = owning.but(own=None, own_axes=None)
         owning = owning.but(keys=sums.keys, n_key=sums.n_key)
     return owning.but(changed=_changed(step, origins))
 
