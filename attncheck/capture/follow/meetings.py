@@ -45,7 +45,7 @@ class Meetings:
         self._shared_out: set[int] = set()
 
     def after_weights(self, step: Step) -> bool:
-        """Follow weights through a function; whether something that it returned is weights still."""
+        """Follow weights through a function; whether anything that it returned is weights still."""
         stays = False
         for tensor, trace in after_weights(step, self._traces, self._origins):
             self._traces[tensor], stays = trace, trace.stage == "weights"
