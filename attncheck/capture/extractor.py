@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attncheck.attention import AttentionMaps, LayerAttention
 from attncheck.attention.maps import Tokens
 from attncheck.attention.tokens import as_tokens
+from attncheck.capture.arguments import as_meant
 from attncheck.capture.coverage import Coverage
 from attncheck.capture.keeping import (
     Settings,
@@ -224,10 +225,12 @@ class AttentionExtractor:
         """Call the model in eval mode without gradients and return its attention.
 
         Args:
-            args: For the model.
+            args: For the model; ``(input_ids, attention_mask)`` also for models that take a cache
+                in the second place.
             kwargs: For the model.
 
         Raises:
+            TypeError: The inputs are one mapping; pass ``**inputs``.
             CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
         """
         self.watch(*args, **kwargs)
@@ -246,6 +249,7 @@ class AttentionExtractor:
         Raises:
             CaptureError: No attention was captured, or ``strict`` and not all of it faithfully.
         """
+        args, kwargs = as_meant(self.model, args, kwargs)
         modules = ModuleTable.of(self.model)
         with evaluating(self.model, modules), ExitStack() as stack:
             going_on = self._open
