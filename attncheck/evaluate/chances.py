@@ -22,8 +22,8 @@ class Counted:
     """What chance says of each line, be it columns or diagonals.
 
     Attributes:
-        rows: Usable rows that see it, ``(batch, head or 1, line)``.
-        chance: Mass that even attention would have there, ``(batch, head or 1, line)``.
+        rows: Usable rows that see it, ``(batch or 1, head or 1, line)``.
+        chance: Mass that even attention would have there, of the same shape.
         by_head: Chance and rows, summed over sequences, ``(head, line)``; columns are counted from
             the first visible key of each sequence.
     """
@@ -38,10 +38,10 @@ class Chances:
     """What even attention would do in the rows that count.
 
     Attributes:
-        rows: 1 for rows that count, else 0: float64 ``(batch, head or 1, query)``.
-        inverse: Weight of a visible key in an even row: float64 ``(batch or 1, head or 1, query)``.
-        even: The same in rows that count, else 0: float64 ``(batch, head or 1, query)``.
-        highest: Entropy of an even row, in nats: float64 ``(batch or 1, head or 1, query)``.
+        rows: 1 for rows that count, else 0: float64 ``(batch or 1, head or 1, query)``.
+        inverse: Weight of a visible key in an even row, of the same kind.
+        even: The same in rows that count, else 0.
+        highest: Entropy of an even row, in nats, of the same kind.
         sums: Sums by head, ``(head,)``, over rows that count: of 1, of `inverse`, of `highest`.
         columns: By key.
         diagonals: By distance, as `attncheck.patterns.diagonals.by_offset` lays it; None where
@@ -60,20 +60,23 @@ class Chances:
 
     @classmethod
     def of(cls, reach: Reach, usable: Tensor, *, positional: bool) -> Chances:
-        """Count."""
+        """Count; sequences and heads that see the same are counted once."""
+        heads, times = usable.shape[1], 1
+        if reach.same_for_all and bool((usable == usable[:1]).all()):
+            usable, times = usable[:1], len(usable)
         alike = bool((usable == usable[:, :1]).all())
         rows = (usable[:, :1] if alike else usable).double()
         seen = reach.seen.clamp(min=1).double()
         inverse, highest = 1 / seen, seen.log()
-        even, heads = rows * inverse, usable.shape[1]
+        even = rows * inverse
         each, share, most = (
-            np.broadcast_to(total(part), heads) for part in (rows, even, rows * highest)
+            np.broadcast_to(times * total(part), heads) for part in (rows, even, rows * highest)
         )
         by_key = reach.by_key(rows), reach.by_key(even)
         diagonals = None
         if positional:
             by_offset = reach.by_offset(rows), reach.by_offset(even)
-            diagonals = _counted(by_offset, by_offset, heads)
+            diagonals = _counted(by_offset, by_offset, heads, times)
         end = reach.n_key - reach.seen_keys.byte().flip(-1).argmax(-1)
         return cls(
             rows=rows,
@@ -81,9 +84,9 @@ class Chances:
             even=even,
             highest=highest,
             sums=(each, share, most),
-            columns=_counted(by_key, tuple(map(reach.from_first, by_key)), heads),
+            columns=_counted(by_key, tuple(map(reach.from_first, by_key)), heads, times),
             diagonals=diagonals,
-            spans=Spans.within(usable, reach.positions, reach.first, end),
+            spans=Spans.within(usable, reach.positions, reach.first, end).times(times),
         )
 
 
@@ -111,8 +114,8 @@ def total(rows: Tensor) -> NDArray[np.float64]:
 Pair: TypeAlias = tuple[Tensor, ...]
 
 
-def _counted(lines: Pair, from_first: Pair, heads: int) -> Counted:
+def _counted(lines: Pair, from_first: Pair, heads: int, times: int) -> Counted:
     rows, chance = lines
-    every, even = (np.asarray(part.sum(0).cpu().numpy()) for part in from_first)
+    every, even = (np.asarray(times * part.sum(0).cpu().numpy()) for part in from_first)
     shape = (heads, every.shape[-1])
     return Counted(rows, chance, (np.broadcast_to(even, shape), np.broadcast_to(every, shape)))

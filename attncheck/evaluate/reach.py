@@ -55,13 +55,19 @@ class Reach:
         return self.low.shape[-1]
 
     @property
+    def same_for_all(self) -> bool:
+        """Whether every sequence sees the same."""
+        held = (self.low, self.high, self.seen, self.low if self.mask is None else self.mask)
+        return all(len(part) == 1 for part in held)
+
+    @property
     def ahead(self) -> bool:
         """Whether any query sees a key behind its own position."""
         return bool((self.high > (self.positions + 1).clamp(min=0)).any())
 
     def part(self, batch: slice) -> Reach:
         """Return the reach of some sequences."""
-        if len(self.low) == len(self.high) == len(self.seen) == 1 and self.mask is None:
+        if self.same_for_all:
             return self
 
         def cut(held: Tensor) -> Tensor:

@@ -82,6 +82,10 @@ class Spans:
             np.concatenate([self.count, other.count], axis=1),
         )
 
+    def times(self, number: int) -> Spans:
+        """Return the spans of so many copies of each sequence."""
+        return Spans(self.bounds, self.count * number)
+
     def select(self, heads: list[int]) -> Spans:
         """Return the spans of some heads."""
         return _each_once(self.bounds, self.count[heads])
