@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["NUMBERS", "Keys", "Ledger", "Sight", "ramp_of"]
+__all__ = ["NUMBERS", "Keys", "Ledger", "Sight", "places_before", "ramp_of"]
 
 NUMBERS: Final = (
     *("peak", "top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share"),
@@ -48,6 +48,8 @@ class Keys(NamedTuple):
             means nothing.
         tokens: Token of each key, int32.
         before: Token before each key, int32, -1 before the first.
+        previous: The last earlier position of each key's token, int32, -1 where there is none.
+        rank: Number of earlier positions of each key's token, int32.
         marks: 1 where the key is a delimiter, else 0, float32.
         segments: Segment of each key, int32.
     """
@@ -55,6 +57,8 @@ class Keys(NamedTuple):
     ramp: Any
     tokens: Any
     before: Any
+    previous: Any
+    rank: Any
     marks: Any
     segments: Any
 
@@ -96,3 +100,20 @@ def ramp_of(n_query: int, n_key: int, positional: bool) -> Any:
     if not positional:
         return np.zeros(length, np.float32)
     return np.abs(np.arange(length) - n_key).astype(np.float32)
+
+
+def places_before(tokens: Any) -> tuple[Any, Any]:
+    """Return the last earlier position of each token, -1 without, and how many there are, int32.
+
+    Example:
+        >>> [found.tolist() for found in places_before(np.array([7, 5, 7, 7]))]
+        [[-1, -1, 0, 2], [0, 0, 1, 2]]
+    """
+    order = np.argsort(tokens, kind="stable")
+    again = np.zeros(len(tokens), bool)
+    again[1:] = tokens[order[1:]] == tokens[order[:-1]]
+    previous, rank = np.full(len(tokens), -1, np.int32), np.zeros(len(tokens), np.int32)
+    previous[order[1:][again[1:]]] = order[:-1][again[1:]]
+    place = np.arange(len(tokens))
+    rank[order] = place - np.maximum.accumulate(np.where(again, 0, place))
+    return previous, rank

@@ -14,6 +14,10 @@ __all__ = ["look_over", "measure_rows", "read_scores", "read_weights"]
 LANES: Final = 16
 """Entries that a loop takes at once; what is left of a row is taken one by one."""
 
+OFTEN: Final = 8
+"""A token that is one of so many keys before it, or more, is looked for key by key: many at once
+cost what one place costs that the chain of its places leads to."""
+
 HIDDEN: Final = np.float32(-1e30)
 """Score of a hidden key: makes no weight, and 0 times it is 0."""
 
@@ -35,7 +39,8 @@ BLOCK: Final = 16
 measure, peak, raise_row = of_row.measure, of_row.peak, of_row.raise_
 add_row, size, total = of_row.add_row, of_row.size, of_row.total
 sum_and_least = of_row.sum_and_least
-on_marks, on_same, on_tokens = of_row.on_marks, of_row.on_same, of_row.on_tokens
+on_marks, on_same = of_row.on_marks, of_row.on_same
+on_chain, on_tokens = of_row.on_chain, of_row.on_tokens
 add_into, flush_into, halve = of_row.add_into, of_row.flush_into, of_row.halve
 
 
@@ -55,9 +60,12 @@ def _pick(row: Any, low: int, place: int, keys: Any, factor: float, numbers: Any
     own = max(place, 0)
     if keys.tokens.shape[0] and place >= 0:
         end = max(min(place, high), low)
-        same, n_same, behind, n_behind = on_tokens(
-            row[: end - low], keys.tokens[low:end], keys.before[low:end], keys.tokens[own]
-        )
+        if keys.rank[own] * OFTEN < end - low:
+            same, n_same, behind, n_behind = on_chain(row[: end - low], low, own, keys.previous)
+        else:
+            same, n_same, behind, n_behind = on_tokens(
+                row[: end - low], keys.tokens[low:end], keys.before[low:end], keys.tokens[own]
+            )
         numbers[DUPLICATE], numbers[DUPLICATE + 1] = same * factor, n_same
         numbers[INDUCTION], numbers[INDUCTION + 1] = behind * factor, n_behind
     if keys.marks.shape[0]:

@@ -19,6 +19,7 @@ __all__ = [
     "flush_into",
     "halve",
     "measure",
+    "on_chain",
     "on_marks",
     "on_same",
     "on_tokens",
@@ -166,8 +167,7 @@ def on_tokens(row: Any, tokens: Any, before: Any, own: Any) -> Any:
     Returns:
         Weight and number of the keys of the same token, then of those behind it.
     """
-    same_mass = next_mass = 0.0
-    same = following = 0
+    same_mass = next_mass = same = following = 0.0
     for start in range(0, row.shape[0], PIECE):
         piece = row[start : start + PIECE]
         here, there = tokens[start : start + PIECE], before[start : start + PIECE]
@@ -183,6 +183,33 @@ def on_tokens(row: Any, tokens: Any, before: Any, own: Any) -> Any:
         next_mass += b
         same += m
         following += n
+    return same_mass, same, next_mass, following
+
+
+@loop
+def on_chain(row: Any, low: int, own: int, previous: Any) -> Any:
+    """Do what `on_tokens` does, from one earlier place of the token to the one before it.
+
+    Args:
+        row: Weights of the keys before the query.
+        low: Position of the first of them.
+        own: The query's own position.
+        previous: The last earlier position of each position's token, -1 where there is none.
+
+    Returns:
+        Weight and number of the keys of the same token, then of those behind it.
+    """
+    same_mass = next_mass = same = following = 0.0
+    place = previous[own]
+    while place >= 0 and place >= low - 1:
+        at = place - low
+        if 0 <= at < row.shape[0]:
+            same_mass += row[at]
+            same += 1.0
+        if at + 1 < row.shape[0]:
+            next_mass += row[at + 1]
+            following += 1.0
+        place = previous[place]
     return same_mass, same, next_mass, following
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncheck.compiled.ledger import NUMBERS, Keys, Ledger, Sight, ramp_of
+from attncheck.compiled.ledger import NUMBERS, Keys, Ledger, Sight, places_before, ramp_of
 from attncheck.evaluate.tally import Source, Tally
 from attncheck.evaluate.targets import Targets
 from attncheck.patterns.cells import CellGrid
@@ -168,6 +168,7 @@ def _keys(targets: Targets, sequence: int) -> Keys:
         ramp_of(reach.n_query, reach.n_key, targets.positional),
         tokens,
         before,
+        *places_before(tokens),
         own(marks.delimiters, "delimiter", np.float32),
         own(marks.segments, "block", np.int32),
     )
