@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from attncheck.patterns.sums import Array, Lines
 
 __all__ = ["ClearLines", "as_columns", "as_offsets", "clear_lines"]
 
+VARIANCE: Final = torch.float32
+"""What variances are held in, as they are stored: these sums are most of a profile's memory."""
+
 
 def as_columns(mass: Tensor, counted: Counted, variance: Tensor, reach: Reach) -> Lines:
     """Return sums by key, counted from the first visible key of each sequence.
@@ -27,7 +31,7 @@ def as_columns(mass: Tensor, counted: Counted, variance: Tensor, reach: Reach) -
         reach: What rows see.
     """
     mass, variance = reach.from_first(mass), reach.from_first(variance)
-    return Lines(_by_head(mass), *counted.by_head, _by_head(variance))
+    return Lines(_by_head(mass), *counted.by_head, _by_head(variance, VARIANCE))
 
 
 def as_offsets(
@@ -37,12 +41,13 @@ def as_offsets(
     start = n_query - 1 if causal else 0
     chance, rows = (held[:, start:] for held in counted.by_head)
     mass, variance = mass[..., start:], variance[..., start:]
-    return Lines(_by_head(mass), chance, rows, _by_head(variance), zero=n_query - 1 - start)
+    held = _by_head(mass), chance, rows, _by_head(variance, VARIANCE)
+    return Lines(*held, zero=n_query - 1 - start)
 
 
-def _by_head(held: Tensor) -> Array:
-    """Sum over sequences, in float64."""
-    return np.asarray(held.sum(0, dtype=torch.float64).cpu().numpy())
+def _by_head(held: Tensor, dtype: torch.dtype = torch.float64) -> Array:
+    """Sum over sequences in float64, and round."""
+    return np.asarray(held.sum(0, dtype=torch.float64).to(dtype).cpu().numpy())
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,8 @@ class Lines:
     """The same sums for many single-key relations at once, each ``(head, line)``.
 
     For offsets line ``k`` is the diagonal ``k - zero`` tokens behind the query; for columns it is
-    the ``k``-th key, counted from the first key that anyone sees (``zero`` is 0).
+    the ``k``-th key, counted from the first key that anyone sees (``zero`` is 0). Variances may
+    be float32. Arrays may be shared, and are not to be written to.
     """
 
     mass: Array

@@ -160,14 +160,19 @@ def assert_agree(found: LayerProfile, expected: LayerProfile, layer: LayerAttent
     assert set(mine.templates) == set(theirs.templates)
     for name, (one, other) in groups.items():
         for part in ("mass", "chance", "rows", "variance"):
-            near(getattr(one, part), getattr(other, part), bound, f"{name} {part}")
+            mine_held, its = getattr(one, part), getattr(other, part)
+            rounded = 2.0**-24 if mine_held.dtype == np.float32 else 0.0  # variances of lines
+            assert not rounded or (part == "variance" and name in ("offsets", "columns"))
+            near(mine_held, its, bound, f"{name} {part}", rounded)
     assert mine.spans.to_dict() == theirs.spans.to_dict()
 
 
-def near(found: Any, expected: Any, bound: float, name: str) -> None:
-    """Compare arrays; NaN stands against NaN."""
+def near(found: Any, expected: Any, bound: float, name: str, rounded: float = 0.0) -> None:
+    """Compare arrays, one of them rounded by a share of itself; NaN stands against NaN."""
     assert found.shape == expected.shape, name
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound, err_msg=name, equal_nan=True)
+    np.testing.assert_allclose(
+        found, expected, rtol=rounded, atol=bound, err_msg=name, equal_nan=True
+    )
 
 
 def _slack(layer: LayerAttention) -> float:
