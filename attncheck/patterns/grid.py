@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -191,6 +192,10 @@ def encode_tokens(rows: list[list[Any]]) -> Tensor:
         >>> encode_tokens([["to", "be", "or", "not", "to", "be"]]).tolist()
         [[0, 1, 2, 3, 0, 1]]
     """
+    if rows and rows[0] and isinstance(rows[0][0], int):
+        ids = np.asarray(rows)
+        if ids.dtype.kind == "i":
+            return torch.from_numpy(np.unique(ids, return_inverse=True)[1].reshape(ids.shape))
     numbers: dict[Any, int] = {}
     return torch.tensor([[numbers.setdefault(t, len(numbers)) for t in row] for row in rows])
 
