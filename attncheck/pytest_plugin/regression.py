@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from attncheck.attention import AttentionMaps
-    from attncheck.regression import Capture, Choice, Judgement, Place
+    from attncheck.regression import Capture, Choice, Judgement, Place, Staged
     from attncheck.regression.tolerance import Atol
 
 __all__ = ["HeadRegression", "head_regression"]
@@ -51,7 +51,8 @@ class HeadRegression:
         """Fail if a head behaves differently from what was recorded.
 
         Without a baseline the test fails and nothing is written. ``--attncheck-update`` writes, for
-        tests that pass otherwise. A second check of one name in one test is judged by the first.
+        tests that pass otherwise. A second check of one name in one test is a repetition, which
+        must agree with the first.
 
         Args:
             attention: Attention weights in any form that `as_attention` takes, or a `HeadProfile`.
@@ -136,7 +137,8 @@ class _Check:
 
         choice = choose(self.plain, capture.environment)
         self.ledger.use(self.item, self.plain)
-        staged = self.ledger.staged(self.item).get(self.plain)
+        staged = self._passed.get(self.plain)
+        repeats = self.plain in self._passed
         baseline = choice.baseline if staged is None else staged.baseline
         place = self._place(choice)
         if baseline is None:
@@ -150,7 +152,7 @@ class _Check:
             held = load_weights(choice.path, baseline.weights)
         found = judge_capture(capture, baseline, held, atol=atol)
         if found.judgement.verdict == "changed":
-            if "changed" in self.ledger.update and staged is None:
+            if "changed" in self.ledger.update and not repeats:
                 self._stage(choice, capture, "changed")
                 return None
             message = change_message(
@@ -160,6 +162,7 @@ class _Check:
                 capture.environment,
                 other_input=None not in (baseline.input, capture.input)
                 and baseline.input != capture.input,
+                repeats="recorded" if staged else "passed" if repeats else None,
             )
             return CheckFailure(message, found.finding)
         self._pass(choice, capture, found.judgement, stored=baseline.weights is not None)
@@ -167,10 +170,12 @@ class _Check:
 
     def _pass(self, choice: Choice, capture: Capture, found: Judgement, *, stored: bool) -> None:
         drifted = found.verdict == "drifted"
-        again = self.plain in self.ledger.staged(self.item)
         if drifted:
             self.ledger.drift(self.item, str(found.drift))
-        if "all" in self.ledger.update and not again and (drifted or (self.weights and not stored)):
+        if self.plain in self._passed:
+            return
+        self._passed[self.plain] = None
+        if "all" in self.ledger.update and (drifted or (self.weights and not stored)):
             self._stage(choice, capture, "refreshed")
 
     def _stage(self, choice: Choice, capture: Capture, why: Any) -> None:
@@ -185,7 +190,12 @@ class _Check:
         )
         maps = self._kept(capture) if self.weights else None
         staged = Staged(target_of(choice, capture.environment), baseline, why, maps)
-        self.ledger.staged(self.item)[self.plain] = staged
+        self._passed[self.plain] = staged
+
+    @property
+    def _passed(self) -> dict[Path, Staged | None]:
+        """Checks that this test has passed."""
+        return self.ledger.checked(self.item)
 
     def _kept(self, capture: Capture) -> AttentionMaps:
         """Copy the weights to the CPU, if they are not too many."""

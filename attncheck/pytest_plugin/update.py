@@ -19,7 +19,7 @@ KEY: Final = "attncheck_heads"
 """Name of what reports and workers carry to the controller; strings and lists only."""
 
 LEDGER = pytest.StashKey["Ledger"]()
-STAGED = pytest.StashKey["dict[Path, Staged]"]()
+CHECKED = pytest.StashKey["dict[Path, Staged | None]"]()
 NOTES = pytest.StashKey[dict[str, list[Any]]]()
 
 
@@ -124,9 +124,9 @@ class Ledger:
             raise RuntimeError("head_regression.check: no test is running; call it inside a test")
         return self._item
 
-    def staged(self, item: pytest.Item) -> dict[Path, Staged]:
-        """What a test is to write if it passes, by the file of the check."""
-        return item.stash.setdefault(STAGED, {})
+    def checked(self, item: pytest.Item) -> dict[Path, Staged | None]:
+        """Checks that a test has passed, by their file, and what it is to write if all is well."""
+        return item.stash.setdefault(CHECKED, {})
 
     def use(self, item: pytest.Item, plain: Path) -> None:
         """Note that a test used the baseline of a check."""
@@ -159,10 +159,10 @@ class Ledger:
         if call.when != "call":
             return report
         self._properties(item, call)
-        staged = item.stash.get(STAGED, None)
+        staged = [one for one in self.checked(item).values() if one is not None]
         if staged and report.passed:
-            self._write(item, report, list(staged.values()))
-        item.stash[STAGED] = {}
+            self._write(item, report, staged)
+        item.stash[CHECKED] = {}
         notes = item.stash.get(NOTES, None)
         if notes:
             setattr(report, KEY, {kind: list(texts) for kind, texts in notes.items()})

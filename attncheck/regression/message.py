@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from attncheck.checks.text import columns_of, safe
 from attncheck.regression.changes import HeadChange, Judgement, MeasureMove
@@ -36,6 +36,15 @@ WORDS: Final = {
     "participation_ratio": "key ratio",
 }
 """Names that a table has no room for, or that need words."""
+
+TWICE: Final = "two checks in one test: pass name="
+"""Verdict where only an earlier check of the same test disagrees."""
+
+REPEATS: Final = {
+    "passed": "an earlier check of this test passed",
+    "recorded": "an earlier check of this test is recorded",
+}
+"""What a check that repeats another one has against it; no update accepts both."""
 
 EVENNESS: Final = (
     "entropy",
@@ -113,6 +122,7 @@ def change_message(
     now: Environment,
     *,
     other_input: bool = False,
+    repeats: Literal["passed", "recorded"] | None = None,
 ) -> str:
     """Say which heads changed, by how much, and how to accept it.
 
@@ -122,9 +132,11 @@ def change_message(
         recorded: Where the baseline was made.
         now: Where the test runs.
         other_input: Whether the input is known to be another one.
+        repeats: What an earlier check of the same name in the same test came to: it passed, or it
+            is what will be recorded.
     """
     rows = [row for one in judgement.changed for row in rows_of(one)]
-    lines = [headline(judgement), ""]
+    lines = [TWICE if repeats == "recorded" else headline(judgement), ""]
     if rows:
         lines += _table(rows)
     unseen = [one.name for one in judgement.changed]
@@ -148,7 +160,10 @@ def change_message(
     ]
     if other_input:
         lines.append("  input     not the one that was recorded")
-    lines.append(f"  accept    {safe(place.accept)}")
+    if repeats is None:
+        lines.append(f"  accept    {safe(place.accept)}")
+    else:
+        lines.append(f"  twice     {REPEATS[repeats]}; give each name=")
     return "\n".join(lines)
 
 

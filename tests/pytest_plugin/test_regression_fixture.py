@@ -321,8 +321,42 @@ def test_two_different_checks_of_one_name_disagree(run: Run, pytester: pytest.Py
         head_regression.check(torch.eye(12))
         head_regression.check(torch.full((12, 12), 1 / 12))
     """
-    run(source, "--attncheck-update").assert_outcomes(failed=1)
+    result = run(source, "--attncheck-update")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E       attncheck.CheckFailure: two checks in one test: pass name=",
+            "E         L0H0  pattern      diagonal   uniform",
+            "E         twice     *; give each name=",
+        ]
+    )
+    assert "accept" not in result.stdout.str()
+    assert all(len(line) <= 80 for line in result.stdout.lines if line.startswith("E "))
     assert files_below(pytester.path) == []
+
+
+@pytest.mark.parametrize("args", [(), ("--attncheck-update",)])
+def test_a_second_check_that_disagrees_with_one_that_passed_is_not_written(
+    run: Run, pytester: pytest.Pytester, args: tuple[str, ...]
+) -> None:
+    one = """
+    import torch
+    def test_it(head_regression):
+        head_regression.check(torch.eye(12))
+    """
+    run(one, "--attncheck-update").assert_outcomes(passed=1)
+    path = pytester.path / "__heads__/test_it/test_it.json"
+    before = path.read_bytes()
+    result = run(one + "    head_regression.check(torch.full((12, 12), 1 / 12))\n", *args)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E       attncheck.CheckFailure: 1 of 1 heads changed: L0H0",
+            "E         twice     an earlier check of this test passed; give each name=",
+        ]
+    )
+    assert "accept" not in result.stdout.str()
+    assert path.read_bytes() == before
 
 
 def test_under_hypothesis_what_fails_is_written_once(run: Run, pytester: pytest.Pytester) -> None:
