@@ -28,8 +28,9 @@ from attncheck.benchmark import (
 from attncheck.capture.memory import free_memory
 from attncheck.checks.text import clip, safe
 from attncheck.cli.arguments import ids_of, positive
+from attncheck.cli.names import asks_the_hub
 from attncheck.cli.problem import CommandError
-from attncheck.cli.subject import Request, Subject, asks_the_hub, load_subject
+from attncheck.cli.subject import Request, Subject, load_subject
 from attncheck.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
             if asks_the_hub(model):
                 progress.note(f"{model} is no local folder: asking the Hugging Face hub")
             progress.say("loading the model")
-            request = Request(model, ids=ids_of(args.tokens), device=args.device)
+            ids = ids_of(args.tokens)
+            request = Request(model, ids=ids, device=args.device, any_prompt=True)
             table = _measured(load_subject(request), args, progress)
     finally:
         progress.done()

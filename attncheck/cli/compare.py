@@ -197,16 +197,14 @@ class _Job:
         return run_side(shown, subject, setting, layers_of(args.layers))
 
     def _subject(self, name: str | None, *, same: bool) -> Subject:
+        args = self.args
+        request = Request(name, args.text, ids_of(args.tokens), args.max_tokens, args.device)
         if self.first is None:
-            args = self.args
-            request = Request(name, args.text, ids_of(args.tokens), args.max_tokens, args.device)
             self.first = load_subject(request)
             return self.first
         if same:
             return self.first
-        args = self.args
-        request = Request(name, args.text, ids_of(args.tokens), args.max_tokens, args.device)
-        other = load_subject(request)
+        other = load_subject(replace(request, any_prompt=True))
         note = other.note
         if other.tokens != self.first.tokens:
             note = "called with the inputs of A"

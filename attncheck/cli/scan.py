@@ -12,12 +12,13 @@ from typing import Any, Final
 from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
 from attncheck.cli.arguments import add_prompt, ids_of, layers_of
+from attncheck.cli.names import asks_the_hub
 from attncheck.cli.page import Page
 from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError
 from attncheck.cli.promises import add_promises, checked, printed
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
-from attncheck.cli.subject import Request, Subject, asks_the_hub, call_model, load_subject
+from attncheck.cli.subject import Request, Subject, call_model, load_subject
 from attncheck.errors import CaptureError
 from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
@@ -85,7 +86,14 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     folder = None if args.check else _folder(args)
-    request = Request(args.model, args.text, ids_of(args.tokens), args.max_tokens, args.device)
+    request = Request(
+        args.model,
+        args.text,
+        ids_of(args.tokens),
+        args.max_tokens,
+        args.device,
+        any_prompt=args.check and args.text is None,
+    )
     progress = Progress()
     try:
         with redirect_stdout(sys.stderr):  # what models print must not mix with the result

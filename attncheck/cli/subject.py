@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture import load_huggingface
+from attncheck.cli.names import is_factory, require_there
 from attncheck.cli.problem import CommandError, described
+from attncheck.cli.tokenizer import Tokenizer
 from attncheck.errors import CaptureError
+from attncheck.model_checks.huggingface import huggingface_facts, make_inputs
 from attncheck.models import encode, load_tiny_model, repeated_tokens, tokens_of
 
-__all__ = ["Request", "Subject", "asks_the_hub", "call_model", "load_subject"]
-
-FACTORY: Final = re.compile(r"[\w.]+:[\w.]+")
-OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-TRUE: Final = ("1", "ON", "YES", "TRUE")
-"""What the variables of huggingface_hub hold where they are set."""
+__all__ = ["Request", "Subject", "call_model", "load_subject"]
 
 TINY_NAME: Final = "attncheck's trained 2-layer model"
 DEFAULT_TEXT: Final = "The quick brown fox jumps over the lazy dog. " * 2
@@ -33,13 +29,18 @@ DEFAULT_TEXT: Final = "The quick brown fox jumps over the lazy dog. " * 2
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a model by name, and a prompt as text or token ids."""
+    """What the user asked for: a model by name, and a prompt as text or token ids.
+
+    With ``any_prompt`` the prompt does not matter: where it needs a tokenizer and the model has
+    none, the model is called with something it takes.
+    """
 
     model: str | None = None
     text: str | None = None
     ids: tuple[int, ...] | None = None
     max_tokens: int | None = None
     device: str = "cpu"
+    any_prompt: bool = False
 
 
 @dataclass
@@ -74,7 +75,7 @@ def load_subject(request: Request) -> Subject:
     device = _device(request.device)
     if request.model is None:
         subject = _tiny(request)
-    elif FACTORY.fullmatch(request.model) and not Path(request.model).exists():
+    elif is_factory(request.model):
         subject = _from_factory(request.model, request)
     else:
         subject = _from_huggingface(request.model, request)
@@ -82,13 +83,6 @@ def load_subject(request: Request) -> Subject:
     subject.args = tuple(_moved(value, device) for value in subject.args)
     subject.kwargs = {name: _moved(value, device) for name, value in subject.kwargs.items()}
     return subject
-
-
-def asks_the_hub(name: str | None) -> bool:
-    """Whether transformers will look for a model of this name on the network."""
-    local = name is None or FACTORY.fullmatch(name) or Path(name).exists()
-    offline = any(os.environ.get(v, "").upper() in TRUE for v in OFFLINE)
-    return not (local or offline)
 
 
 def call_model(subject: Subject) -> None:
@@ -130,27 +124,36 @@ def _tiny(request: Request) -> Subject:
 
 
 def _from_huggingface(name: str, request: Request) -> Subject:
+    require_there(name)
+    tokenizer = Tokenizer(name)
     try:
-        model, tokenizer = load_huggingface(name)
+        model, _ = load_huggingface(name, tokenizer)
     except (ImportError, OSError) as error:
         hint = "" if ":" in name or not Path(f"{name}.py").exists() else _FACTORY_HINT
         raise CommandError(" ".join(str(error).split()) + hint) from None
     except Exception as error:
         raise CommandError(f"cannot load {name!r}: {described(error)}") from None
+    if request.ids is None and request.any_prompt and not tokenizer.found:
+        return _with_made_inputs(name, model)
     if request.ids is not None:
         ids = torch.tensor([request.ids])
     else:
-        text = DEFAULT_TEXT.strip() if request.text is None else request.text
-        ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()
-    limits = (
-        getattr(tokenizer, "model_max_length", None),
-        getattr(model.config, "max_position_embeddings", None),
-    )
+        ids = tokenizer.ids(DEFAULT_TEXT.strip() if request.text is None else request.text)
+    limits = (tokenizer.longest, getattr(model.config, "max_position_embeddings", None))
     longest = min((int(limit) for limit in limits if limit and limit > 0), default=None)
     ids, note = _fitted(ids, longest, request)
     _require_vocabulary(ids, getattr(model.config, "vocab_size", None))
-    tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids[0].tolist())]
-    return Subject(name, model, kwargs={"input_ids": ids}, tokens=[list(tokens)], note=note)
+    tokens = tokenizer.strings(ids[0].tolist())
+    return Subject(name, model, kwargs={"input_ids": ids}, tokens=[tokens], note=note)
+
+
+def _with_made_inputs(name: str, model: nn.Module) -> Subject:
+    """Call a model that has no tokenizer with small random inputs."""
+    try:
+        inputs = make_inputs(model, huggingface_facts(model))
+    except ValueError as error:
+        raise CommandError(f"{name}: {error}") from None
+    return Subject(name, model, kwargs=inputs, tokens=_ids_in(inputs.get("input_ids")))
 
 
 _FACTORY_HINT: Final = " To scan a model of your own, name a factory: package.module:function"

@@ -160,6 +160,60 @@ def test_prompts_that_do_not_fit_a_hugging_face_model(
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture
+def without_tokenizer(hugging_face_folder: Path, tmp_path: Path) -> str:
+    """The same model as `save_pretrained` of the model alone leaves it."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((hugging_face_folder / name).read_bytes())
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "--tokens", "1 2 3 4 1 2 3 4", "--out", ""],
+        ["scan", "--check", "--kind", "decoder"],
+        ["bench", "--lengths", "8"],
+        ["compare", "--tokens", "1 2 3 4 1 2 3 4", "--dtype-b", "float64"],
+    ],
+    ids=["scan", "check", "bench", "compare"],
+)
+def test_no_tokenizer_is_needed_where_there_is_no_text(
+    without_tokenizer: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    command, *rest = arguments
+    assert main([command, without_tokenizer, *rest]) == 0
+    assert "error" not in capsys.readouterr().err
+
+
+def test_a_second_model_needs_no_tokenizer(
+    hugging_face_folder: Path, without_tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(hugging_face_folder), without_tokenizer, "--text", "the cat"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["scan"], ["scan", "--check", "--text", "the"], ["compare", "--dtype-b=float64"]]
+)
+def test_a_text_needs_a_tokenizer(
+    without_tokenizer: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    command, *rest = arguments
+    assert main([command, without_tokenizer, *rest]) == 2
+    message = f"{without_tokenizer}: has no tokenizer; pass --tokens with ids such as '1 2 3'\n"
+    assert capsys.readouterr().err.endswith(f"attncheck {command}: error: {message}")
+
+
+def test_a_damaged_tokenizer_is_said_in_full(
+    without_tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(without_tokenizer, "tokenizer.json").write_text("{")
+    assert main(["scan", without_tokenizer]) == 2
+    err = capsys.readouterr().err
+    assert "its tokenizer cannot be loaded (" in err
+    assert err.endswith("; pass --tokens with ids such as '1 2 3'\n")
+
+
 def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     assert main(["scan", str(tmp_path)]) == 2
