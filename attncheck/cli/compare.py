@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from attncheck.cli import changes, history, trajectory
 from attncheck.cli.arguments import add_prompt, ids_of, layers_of
+from attncheck.cli.names import require_there
 from attncheck.cli.page import require_page, write_report
 from attncheck.cli.problem import CommandError
 from attncheck.cli.sides import (
@@ -134,6 +135,8 @@ class _Job:
 
     def result(self) -> tuple[Any, Any]:
         """Do what was asked; return the module that presents the result, and the result."""
+        for name in (self.args.a, self.args.b, self.args.into):
+            require_there(name)
         histories = [name for name in (self.args.a, self.args.b) if history.is_history(name)]
         if histories and self.args.b is not None:
             raise CommandError(f"{histories[0]}: a history is shown alone; two have no same steps")

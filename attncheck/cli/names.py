@@ -1,4 +1,4 @@
-"""What a name on the command line stands for: a factory, something on the disk, a model on the hub."""
+"""What a name on the command line stands for: a factory, a path, or a model on the hub."""
 
 from __future__ import annotations
 

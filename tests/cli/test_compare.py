@@ -215,6 +215,10 @@ def test_two_state_dicts_of_one_model(capsys: Capture, checkpoints: Path) -> Non
     [
         ([], "B: the same as A; name a second model or file, or pass --dtype-b or --backend-b"),
         ([TINY, TINY], "B: the same as A"),
+        (["old.json", "a.json"], "error: old.json: no such file or folder\n"),
+        (["a.json", "./new"], "error: ./new: no such file or folder\n"),
+        (["runs/heads.jsonl"], "error: runs/heads.jsonl: no such file or folder\n"),
+        (["a.pt", "b.pt", "--into", TINY], "error: a.pt: no such file or folder\n"),
         (["a.json", "broken.json"], "broken.json is not readable JSON"),
         (["a.json", "b.json"], "B: holds 1 layer with heads L0H0, L0H1"),
         (["a.json", "a.json", "--dtype-b", "float16"], "--dtype-b, --backend-b: a.json is saved"),

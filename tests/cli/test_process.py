@@ -229,6 +229,7 @@ def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("no-such/model", "0", True),
         ("no-such/model", "1", False),
         ("folder", "", False),
+        ("./folder/missing", "", False),
         ("package.module:make", "", False),
         (None, "", False),
     ],
