@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from attncheck.pytest_plugin import benchmark, profiles, report, update
+from attncheck.pytest_plugin.tracebacks import Tracebacks
 
 __all__ = [
     "artifacts_folder",
@@ -63,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     report.configure(config)
     profiles.configure(config)
     benchmark.register(config)
+    config.pluginmanager.register(Tracebacks(), "attncheck-tracebacks")
     folder = artifacts_folder(config)
     if folder is not None:
         if folder.exists() and not folder.is_dir():

@@ -1,0 +1,90 @@
+"""What a user sees of an error: the line of the test and the message, and our source if asked."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.pytest_plugin.conftest import Run
+
+DELIBERATE = """
+import pytest, torch, unittest
+import attncheck
+
+class Odd(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+class Inner(torch.nn.Module):
+    def forward(self, x):
+        return attncheck.assert_causal(x, atol="a")
+
+def test_capture(attention_extractor):
+    attention_extractor(Odd()).get_attention(torch.randn(1, 4, 8))
+
+def test_argument():
+    attncheck.assert_pattern(torch.eye(9), "diagnal", min_mass=0.5)
+
+def test_profile():
+    attncheck.profile_model(Odd(), torch.randn(1, 4, 8))
+
+def test_within():
+    attncheck.profile_model(Inner(), torch.eye(9))
+
+def test_key():
+    attncheck.profile_attention(torch.eye(12))["nothing"]
+
+def test_heads(head_regression):
+    head_regression.check("nothing")
+
+class TestUnit(unittest.TestCase):
+    def test_unit(self):
+        attncheck.profile_model(Odd(), torch.randn(1, 4, 8))
+"""
+
+BUG = """
+import torch
+import attncheck
+import attncheck.checks.pattern as own
+
+def test_bug(monkeypatch):
+    monkeypatch.setattr(own, "_pattern_name", None)
+    attncheck.assert_pattern(torch.eye(9), "diagonal", min_mass=0.5)
+"""
+
+
+def frames(result: pytest.RunResult) -> list[str]:
+    """Lines that name a file and a line of ours."""
+    return [line for line in result.stdout.lines if "attncheck/" in line and ".py:" in line]
+
+
+@pytest.mark.parametrize("style", ["auto", "long", "short", "line"])
+def test_an_error_of_ours_shows_the_users_line(run: Run, style: str) -> None:
+    result = run(DELIBERATE, f"--tb={style}")
+    result.assert_outcomes(failed=7)
+    assert frames(result) == []
+    assert not any("torch/nn" in line or "contextlib.py" in line for line in result.stdout.lines)
+    if style != "line":
+        text = result.stdout.str()
+        assert text.count("CaptureError: captured no attention in Odd") >= 3
+        for line in ("get_attention(torch", '"diagnal"', '["nothing"]', 'atol="a"', 'check("noth'):
+            assert line in text
+
+
+def test_full_trace_shows_everything(run: Run) -> None:
+    result = run(DELIBERATE, "--full-trace", "-k", "test_profile")
+    assert any("capture/profile_model.py:" in line for line in frames(result))
+
+
+def test_a_bug_of_ours_shows_where_it_is(run: Run) -> None:
+    result = run(BUG)
+    result.assert_outcomes(failed=1)
+    assert any("checks/pattern.py:" in line for line in frames(result))
+    result.stdout.fnmatch_lines(["E *TypeError: 'NoneType' object is not callable"])
+
+
+def test_what_pytest_is_told_holds_for_the_report_only(run: Run) -> None:
+    run(DELIBERATE, "-k", "test_profile").assert_outcomes(failed=1)
+    modules = [sys.modules[name] for name in ("attncheck.capture.profile_model", "contextlib")]
+    assert not any(hasattr(module, "__tracebackhide__") for module in modules)
