@@ -112,6 +112,17 @@ def test_importing_is_light(module: str) -> None:
     assert result.stdout.strip() == "[] []"
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["scan", "--help"], ["scan"]])
+def test_reading_arguments_is_light(arguments: list[str]) -> None:
+    code = (
+        "import sys, attncheck.cli, attncheck.cli.__main__\n"
+        f"try: attncheck.cli._parser().parse_args({arguments!r})\n"
+        f"finally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "[]\n")
+
+
 def test_every_public_name_loads() -> None:
     import attncheck
 

@@ -1,5 +1,7 @@
 """The command line: `attncheck scan`, `compare`, `bench` and whatever else stands in `COMMANDS`.
 
+Arguments are read before anything heavy is imported; that is left to the command.
+
 Exit codes: 0 all is well, 1 something was found, 2 wrong use or a model that cannot be loaded or
 captured, 130 interrupted.
 """
@@ -10,17 +12,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Final
+from importlib import import_module
 
 from attncheck import __version__
-from attncheck.cli import bench, compare, scan
+from attncheck.cli.parsers import COMMANDS
 from attncheck.cli.problem import CommandError
 
 __all__ = ["main"]
-
-COMMANDS: Final[tuple[ModuleType, ...]] = (scan, compare, bench)
-"""One module per command, each with ``add_parser(subparsers)``, which sets ``run(args) -> int``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,19 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         model   attncheck's trained 2-layer model ...
         0
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.run is None:
-        parser.print_help(sys.stderr)
-        return 2
     try:
-        code: int = args.run(args)
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        code: int = import_module(f"attncheck.cli.{args.command}").run(args)
         sys.stdout.flush()
     except CommandError as error:
         print(f"attncheck {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nattncheck: interrupted; files already written are whole", file=sys.stderr)
+        behind = "\n" if sys.stderr.isatty() else ""  # the line that shows ^C
+        print(f"{behind}attncheck: interrupted; files already written are whole", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 well, 1 something found, 2 wrong use or nothing to scan",
     )
     parser.add_argument("--version", action="version", version=f"attncheck {__version__}")
-    parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for module in COMMANDS:
         module.add_parser(commands)

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from attncheck.cli.problem import CommandError, described
 from attncheck.cli.subject import Subject
 from attncheck.model_checks import ModelReport, check_model
-from attncheck.model_checks.subject import Kind
 
-__all__ = ["add_promises", "checked", "printed"]
+__all__ = ["checked", "printed"]
 
 SCHEMA: Final = "attncheck.check.1"
-
-
-def add_promises(parser: argparse.ArgumentParser) -> None:
-    """Add ``--check`` and ``--kind``."""
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="try what the whole model promises (no future, padding, cache, ...) instead of "
-        "naming its heads; writes no files",
-    )
-    parser.add_argument(
-        "--kind",
-        choices=[kind for kind in get_args(Kind) if kind != "unknown"],
-        help="with --check: what the model promises (default: found out for Hugging Face models)",
-    )
 
 
 def checked(subject: Subject, kind: str | None) -> ModelReport:

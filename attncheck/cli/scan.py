@@ -7,16 +7,16 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Final
 
 from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
-from attncheck.cli.arguments import add_prompt, ids_of, layers_of
+from attncheck.cli.arguments import ids_of, layers_of
 from attncheck.cli.names import asks_the_hub
 from attncheck.cli.page import Page
+from attncheck.cli.parsers.scan import DEFAULT_FOLDER
 from attncheck.cli.pictures import Pictures
 from attncheck.cli.problem import CommandError
-from attncheck.cli.promises import add_promises, checked, printed
+from attncheck.cli.promises import checked, printed
 from attncheck.cli.report import ScanResult, invalid_heads, render, to_json
 from attncheck.cli.subject import Request, Subject, call_model, load_subject
 from attncheck.errors import CaptureError
@@ -24,63 +24,7 @@ from attncheck.evaluate import profile_layer
 from attncheck.profile import HeadProfile, LayerProfile
 from attncheck.progress import Progress
 
-__all__ = ["add_parser", "run"]
-
-DEFAULT_FOLDER: Final = "attncheck-scan"
-
-DESCRIPTION: Final = """\
-Run a model on one prompt, measure and name every attention head, and draw them.
-
-A pattern's mass is the share of attention on its keys, chance is what uniform
-attention would put there, lift is (mass - chance) / (1 - chance). Entropy is
-normalised: 1 is uniform over the visible keys. Sink is the mass on the first
-visible key. Margin is the lead over the next pattern of another kind."""
-
-EPILOG: Final = """\
-examples:
-  attncheck scan                                  the shipped trained model
-  attncheck scan --text "abcabcabc"               on a prompt of your own
-  attncheck scan gpt2 --text "Mary and John"      a Hugging Face model (attncheck[hf])
-  attncheck scan ./checkpoint --layers 0 5 -1     some layers of a local one
-  attncheck scan mylib.models:make --tokens "5 8" a factory: () -> model or (model, inputs)
-
-  attncheck scan gpt2 --check                     does the whole model keep its promises?
-
-exit codes: 0 attention is valid, 1 it is not, 2 nothing could be scanned"""
-
-
-def add_parser(commands: Any) -> None:
-    """Add ``scan`` to the commands."""
-    parser = commands.add_parser(
-        "scan",
-        help="name, measure and draw every head of a model",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="Hugging Face name or folder, or package.module:factory (default: the shipped model)",
-    )
-    add_prompt(parser)
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help=f"where pictures and profile.json go (default: {DEFAULT_FOLDER}; with --json, or as "
-        "an empty word: nowhere)",
-    )
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        help="write one self-contained HTML page with every head (default: none)",
-    )
-    parser.add_argument("--no-plots", action="store_true", help="write no pictures")
-    parser.add_argument("--all", action="store_true", help="list every head of a large model")
-    parser.add_argument("--json", action="store_true", help="print JSON on standard output")
-    add_promises(parser)
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,8 +24,6 @@ from attncheck.evaluate import profile_attention
 from attncheck.profile import HeadProfile
 
 __all__ = [
-    "BACKENDS",
-    "DTYPES",
     "Setting",
     "Side",
     "into_model",
@@ -35,15 +33,13 @@ __all__ = [
     "saved_side",
 ]
 
-DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
 KERNELS: Final = {
     "math": SDPBackend.MATH,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-BACKENDS: Final = ("eager", "sdpa", *KERNELS)
-"""The first two are implementations of Hugging Face models, the others kernels of torch."""
+"""What torch calls the kernels of `attncheck.cli.parsers.compare`."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from attncheck import __version__
-from attncheck.cli import main
+from attncheck.cli import main, parsers, sides
+from attncheck.cli.parsers.scan import KINDS
 from attncheck.cli.problem import CommandError
+from attncheck.model_checks.subject import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "attncheck.cli"]
@@ -63,6 +66,30 @@ def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; files already written are whole" in rest
     assert "Traceback" not in rest
+
+
+def test_ctrl_c_while_torch_is_loaded_is_one_line(tmp_path: Path) -> None:
+    slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "torch.py").write_text(slow, encoding="utf-8")
+    with subprocess.Popen(
+        [*COMMAND, "scan"],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest == "attncheck: interrupted; files already written are whole\n"
+
+
+def test_words_of_arguments_are_those_of_the_library() -> None:
+    assert {*KINDS, "unknown"} == set(get_args(Kind))
+    assert set(parsers.compare.KERNELS) == set(sides.KERNELS)
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
