@@ -35,6 +35,12 @@ TIERS = (
 
 HEIGHT = {part: height for height, parts in enumerate(TIERS) for part in parts}
 HEAVY = ("torch", "numpy", "matplotlib", "hypothesis", "scipy", "transformers", "safetensors")
+ROOT = {
+    *(".ci", ".gitignore", "Makefile", "README.md", "constraints.txt", "pyproject.toml"),
+    *("attncheck", "benchmarks", "docs", "fixtures", "tests"),
+}
+"""All that belongs at the top of the repository; a test that writes there is noticed."""
+
 ONLY_IN = {
     "matplotlib": {"plot"},
     "hypothesis": {"strategies", "conformance"},
@@ -143,6 +149,16 @@ def test_every_public_name_is_documented_with_an_example() -> None:
         if inspect.isfunction(thing) or inspect.isclass(thing):
             assert thing.__doc__, f"{name} has no docstring"
             assert ">>>" in thing.__doc__, f"{name} has no example"
+
+
+def test_nothing_is_left_in_the_root() -> None:
+    root = PACKAGE.parent
+    if not (root / ".git").exists():
+        pytest.skip("no checkout")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert {path.partition("/")[0] for path in listed} <= ROOT
 
 
 def test_files_stay_small() -> None:

@@ -34,6 +34,12 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan makes its folder in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_result_on_stdout_and_nothing_else(tmp_path: Path) -> None:
     done = run("scan", "--json", cwd=tmp_path)
     assert done.returncode == 0
