@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from torch import Tensor
 
-from attncheck.attention.arguments import whole_numbers
+from attncheck.attention.arguments import whole_number
 from attncheck.attention.maps import LayerAttention
 
 __all__ = ["BERTVIZ_FIELDS", "from_lens_cache", "to_bertviz", "unwrapped"]
@@ -97,7 +97,7 @@ def to_bertviz(
         TypeError: ``element`` is no number.
         ValueError: No such sequence, no layer of that kind, or layers of different lengths.
     """
-    element = whole_numbers([element], "element", "the number of a sequence")[0]
+    element = whole_number(element, "element", "the number of a sequence")
     chosen = [layer for layer in layers if kind in (None, layer.kind)]
     if not chosen:
         kinds = sorted({layer.kind for layer in layers})

@@ -6,9 +6,12 @@ import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from numbers import Real
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["flag", "number_within", "reasons", "whole_numbers", "words"]
+__all__ = ["flag", "number_within", "reasons", "whole_number", "whole_numbers", "words"]
+
+FLAGS: Final = ("bool", "bool_")
+"""Types of flags, in Python and in numpy."""
 
 
 def number_within(value: Any, name: str, low: float, high: float, what: str) -> float:
@@ -52,16 +55,45 @@ def whole_numbers(values: Any, name: str, what: str) -> list[int]:
     listed = isinstance(values, Iterable) and getattr(values, "ndim", 1) > 0
     if not listed or isinstance(values, str):
         raise TypeError(f"{name}: {values!r} is {type(values).__name__}; expected a list of {what}")
-    found = []
-    for value in values:
-        number = None
-        if not isinstance(value, bool) and not getattr(value, "ndim", 0):
-            with suppress(TypeError):
-                number = operator.index(value)
-        if number is None:
-            raise TypeError(f"{name}: {value!r} is {type(value).__name__}; expected {what}")
-        found.append(number)
-    return found
+    return [whole_number(value, name, what) for value in values]
+
+
+def whole_number(
+    value: Any,
+    name: str,
+    what: str = "a whole number",
+    low: int | None = None,
+    high: int | None = None,
+) -> int:
+    """Return a whole number of any library as Python's own.
+
+    Args:
+        value: The number.
+        name: What the message calls it.
+        what: What the message asks for.
+        low: Smallest value; None: there is none.
+        high: Largest value; None: there is none.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It lies outside.
+
+    Example:
+        >>> whole_number(0, "limit", low=1)
+        Traceback (most recent call last):
+        ValueError: limit: 0; expected at least 1
+    """
+    number = None
+    if type(value).__name__ not in FLAGS and not getattr(value, "ndim", 0):
+        with suppress(TypeError):
+            number = operator.index(value)
+    if number is None:
+        raise TypeError(f"{name}: {value!r} is {type(value).__name__}; expected {what}")
+    if low is not None and number < low:
+        raise ValueError(f"{name}: {number}; expected at least {low}")
+    if high is not None and number > high:
+        raise ValueError(f"{name}: {number}; expected at most {high}")
+    return number
 
 
 def words(values: Any, name: str, what: str) -> list[str]:
@@ -110,6 +142,6 @@ def flag(value: Any, name: str) -> bool:
     Raises:
         TypeError: It is neither.
     """
-    if type(value).__name__ not in ("bool", "bool_"):
+    if type(value).__name__ not in FLAGS:
         raise TypeError(f"{name}: got {type(value).__name__}; expected True or False")
     return bool(value)

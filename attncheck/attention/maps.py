@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, overload
 import torch
 from torch import Tensor
 
-from attncheck.attention.arguments import whole_numbers
+from attncheck.attention.arguments import whole_number
 from attncheck.attention.held import SinkMass, Weights, held_by, held_fields, state_of
 from attncheck.attention.query_key import QueryKey
 from attncheck.tolerances import TOLERANCES, tolerance_for
@@ -309,7 +309,7 @@ class AttentionMaps(Sequence[Tensor]):
                 if layer.name == which:
                     return layer
             raise KeyError(f"no layer named {which!r}; the layers are {self._listed()}")
-        (number,) = whole_numbers([which], "layer", "a number, name or slice")
+        number = whole_number(which, "layer", "a number, name or slice")
         if not -len(self) <= number < len(self):
             range_ = f", 0 to {len(self) - 1}: {self._listed()}" if self.layers else ""
             raise IndexError(f"no layer {number}; there are {len(self)}{range_}")

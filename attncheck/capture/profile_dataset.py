@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.attention.arguments import flag
+from attncheck.attention.arguments import flag, whole_number
 from attncheck.capture.call import Kind
 from attncheck.capture.modules import require_module
 from attncheck.capture.profile_model import measure_call
@@ -85,10 +85,8 @@ def profile_dataset(
         HeadProfile(1 layer, 2 heads, 42 rows each, float32)
     """
     require_module(model)
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise TypeError(f"limit: {limit!r}; expected a number of batches, or None for all")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: {limit}; expected at least 1, or None for all batches")
+    if limit is not None:
+        limit = whole_number(limit, "limit", "a number of batches, or None for all", low=1)
     for name, given in (("inputs", inputs), ("tokens", tokens)):
         if given is not None and not callable(given):
             raise TypeError(f"{name}: {given!r}; expected a function of a batch, or None")

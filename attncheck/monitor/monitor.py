@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck import __version__
+from attncheck.attention.arguments import whole_number
 from attncheck.capture.modules import module_names, require_module
 from attncheck.capture.select import LayerChoice, LayerSelection
 from attncheck.errors import HeadAlertError, MonitorWarning
@@ -64,7 +65,7 @@ class HeadMonitor:
             does, and writes a file of its own (``heads.rank3.jsonl``). Nothing is exchanged.
 
     Raises:
-        TypeError: ``model`` is no module, or ``thresholds`` no `Thresholds`.
+        TypeError: ``model`` is no module, ``thresholds`` no `Thresholds`, or a number is none.
         ValueError: An argument makes no sense, or ``path`` is another kind of file.
 
     Example:
@@ -92,13 +93,13 @@ class HeadMonitor:
         start: int | None = None,
         ranks: Literal["first", "all"] = "first",
     ) -> None:
-        _require(model, every, sequences, on_alert, ranks)
+        _require(model, on_alert, ranks)
         self.model = _unwrapped(model)
-        self.every = every
+        self.every = whole_number(every, "every", low=1)
         self.active = ranks == "all" or _rank() == 0
         self._on_alert = on_alert
         self._layers = LayerSelection(layers, list(module_names(self.model).values()))
-        self._sequences = sequences
+        self._sequences = whole_number(sequences, "sequences", low=1)
         self._probe = _call_of(probe)
         if thresholds is not None and not isinstance(thresholds, Thresholds):
             raise TypeError(
@@ -113,7 +114,7 @@ class HeadMonitor:
         for sample in self.history:
             self._judge.judge(sample)
         after = self.history.steps[-1] + 1 if len(self.history) else 0
-        self._start = self._step = after if start is None else start
+        self._start = self._step = after if start is None else whole_number(start, "start")
         self._counted_by_caller = False
         self._seen = False
         self._sampled: int | None = None
@@ -296,11 +297,8 @@ class HeadMonitor:
         }
 
 
-def _require(model: Any, every: Any, sequences: Any, on_alert: Any, ranks: Any) -> None:
+def _require(model: Any, on_alert: Any, ranks: Any) -> None:
     require_module(model)
-    for name, value in (("every", every), ("sequences", sequences)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: got {value!r}; expected a whole number from 1 up")
     if on_alert not in ("warn", "raise", "ignore") and not callable(on_alert):
         raise ValueError(f"on_alert: got {on_alert!r}; expected warn, raise, ignore or a function")
     if ranks not in ("first", "all"):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attncheck.attention import head_name
+from attncheck.attention.arguments import whole_number
 
 __all__ = ["HeadLabel", "HeadLabels", "PatternScore"]
 
@@ -97,8 +98,8 @@ class HeadLabels(Sequence[HeadLabel]):
     def __getitem__(self, which: int | str | slice) -> HeadLabel | HeadLabels:
         if isinstance(which, slice):
             return HeadLabels(self._labels[which])
-        if isinstance(which, int):
-            return self._labels[which]
+        if not isinstance(which, str):
+            return self._labels[whole_number(which, "head", "a number, name or slice")]
         for label in self._labels:
             if label.name == which:
                 return label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -9,6 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from attncheck.attention.arguments import number_within, whole_number
 from attncheck.patterns.grid import Grid
 
 __all__ = ["STRENGTH", "Option", "Pattern", "Requirement", "Verdict"]
@@ -45,20 +47,22 @@ class Option:
         low = 0.0 if self.low is None else self.low
         return low, max(low, seq_len - 1.0) if self.high is None else self.high
 
-    def check(self, value: Any, pattern: str) -> None:
-        """Raise unless ``value`` lies in the range.
+    def checked(self, value: Any, pattern: str) -> Any:
+        """Return a value as Python's own number, where the option is one.
 
         Raises:
-            ValueError: It does not.
+            TypeError: It is no such number.
+            ValueError: It does not lie in the range.
         """
         if value is None or self.kind not in ("int", "float"):
-            return
+            return value
         whole = self.kind == "int"
-        good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if (
-            not good
-            or (self.low is not None and value < self.low)
-            or (self.high is not None and value > self.high)
+        if whole:
+            value = whole_number(value, self.name)
+        else:
+            value = number_within(value, self.name, -math.inf, math.inf, "a number")
+        if (self.low is not None and value < self.low) or (
+            self.high is not None and value > self.high
         ):
             low = "-inf" if self.low is None else self.low
             high = "seq_len - 1" if self.high is None else self.high
@@ -71,6 +75,7 @@ class Option:
                 f"{self.name}: {value!r} makes another pattern than {pattern!r}: 0 is diagonal, "
                 "1 previous_token, -1 next_token"
             )
+        return value
 
 
 STRENGTH: Final = Option(

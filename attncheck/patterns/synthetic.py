@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from attncheck.attention.arguments import whole_number
+from attncheck.attention.placement import device_of, floating_dtype
 from attncheck.patterns.catalogue import PATTERNS, VERDICTS, canonical_name
 from attncheck.patterns.grid import Grid, encode_tokens, is_delimiter, tokens_with_repeats
 from attncheck.patterns.noise import NOISES
@@ -64,8 +66,9 @@ def create_synthetic_attention(
         ``(query, key)``, ``(heads, query, key)`` or ``(batch, heads, query, key)``.
 
     Raises:
-        ValueError: An unknown name or option, a value outside its range, or ``next_token`` with
-            ``causal=True``.
+        TypeError: A number that is none, or ``dtype`` is no dtype.
+        ValueError: An unknown name or option, a value outside its range, ``next_token`` with
+            ``causal=True``, a ``dtype`` without fractions, or a ``device`` that is not there.
 
     Example:
         >>> weights = create_synthetic_attention(4, "previous_token", 0, causal=True)
@@ -75,36 +78,36 @@ def create_synthetic_attention(
         torch.Size([2, 3, 6, 6])
     """
     name = canonical_name(pattern)
-    _check(seq_len, noise_level, noise, batch, heads)
+    seq_len = whole_number(seq_len, "seq_len", low=1)
+    batch = None if batch is None else whole_number(batch, "batch", low=1)
+    heads = None if heads is None else whole_number(heads, "heads", low=1)
+    _check_noise(noise_level, noise)
+    dtype, device = floating_dtype(dtype), device_of(device)
     options = _options(name, pattern_options)
     strength = options.pop("strength")
     grid = _grid(name, seq_len, causal, tokens, delimiters, batch)
-    generator = Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    generator = _generator(seed)
     shape = (batch or 1, heads or 1, seq_len, seq_len)
     weights = _target(name, grid, shape, generator, options).expand(shape)
     weights = strength * weights + (1 - strength) * normalise(weights * 0, grid.visible)
     if noise_level > 0:
         weights = NOISES[noise](weights, grid.visible, noise_level, generator)
-    weights = weights.to(dtype or torch.get_default_dtype()).to(
-        device or torch.get_default_device()
-    )
+    weights = weights.to(dtype).to(device)
     if batch is None:
         weights = weights[0] if heads is not None else weights[0, 0]
     return weights.clone() if noise_level == 0 else weights
 
 
-def _check(
-    seq_len: int, noise_level: float, noise: str, batch: int | None, heads: int | None
-) -> None:
-    for name, value in (("seq_len", seq_len), ("batch", batch), ("heads", heads)):
-        if value is None and name != "seq_len":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: {value!r}; expected a positive integer")
+def _generator(seed: int | None) -> Generator:
+    generator = Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(whole_number(seed, "seed", low=-(2**63), high=2**64 - 1))
+    return generator
+
+
+def _check_noise(noise_level: float, noise: str) -> None:
     if noise not in NOISES:
         raise ValueError(f"noise: unknown kind {noise!r}; expected one of {', '.join(NOISES)}")
     top = float("inf") if noise == "logit" else 1.0
@@ -124,7 +127,7 @@ def _options(name: str, given: dict[str, Any]) -> dict[str, Any]:
                 f"{option}: unknown option for pattern {name!r}; expected one of "
                 f"{', '.join(known)}, or an argument of create_synthetic_attention"
             )
-        known[option].check(value, name)
+        given[option] = known[option].checked(value, name)
     return {option.name: given.get(option.name, option.default) for option in known.values()}
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from attncheck.attention import AttentionMaps, LayerAttention, head_name
-from attncheck.attention.arguments import whole_numbers
+from attncheck.attention.arguments import whole_number
 
 __all__ = ["Cells", "cells_of", "select_batch", "select_head", "select_layers"]
 
@@ -67,7 +67,7 @@ def select_batch(layers: Iterable[LayerAttention], batch: int | None) -> tuple[i
     """
     chosen = []
     if batch is not None:
-        batch = whole_numbers([batch], "batch", "the number of a sequence")[0]
+        batch = whole_number(batch, "batch", "the number of a sequence")
     for layer in layers:
         if batch is None and layer.batch > 1:
             raise ValueError(

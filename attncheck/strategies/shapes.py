@@ -7,6 +7,7 @@ from typing import Literal
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from attncheck.attention.arguments import whole_numbers
 from attncheck.strategies.drawing import Given, drawn
 
 __all__ = ["Shape", "attention_shapes", "drawn_shape"]
@@ -19,11 +20,13 @@ def drawn_shape(draw: DrawFn, given: Given[Shape]) -> Shape:
     """Return a shape, drawn if need be, that weights can have.
 
     Raises:
+        TypeError: It holds something else than whole numbers.
         ValueError: It is none.
     """
-    shape = tuple(drawn(draw, given))
-    if len(shape) != 4 or any(not isinstance(size, int) or size < 1 for size in shape):
-        raise ValueError(f"shape: got {shape}; expected (batch, head, query, key), 1 or more each")
+    what = "(batch, head, query, key), 1 or more each"
+    shape = tuple(whole_numbers(drawn(draw, given), "shape", what))
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"shape: got {shape}; expected {what}")
     return shape
 
 

@@ -112,8 +112,13 @@ def test_errors_name_the_batch() -> None:
         profile_dataset(Decoder(), [])
     with pytest.raises(ValueError, match="limit: 0; expected at least 1"):
         profile_dataset(Decoder(), batches(), limit=0)
-    with pytest.raises(TypeError, match="limit: '3'; expected a number of batches"):
+    with pytest.raises(TypeError, match="limit: '3' is str; expected a number of batches"):
         profile_dataset(Decoder(), batches(), limit="3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="limit: True is bool; expected a number of batches"):
+        profile_dataset(Decoder(), batches(), limit=True)
+    one = profile_dataset(Decoder(), batches(), limit=np.int64(1), progress=False)
+    same = profile_dataset(Decoder(), batches(), limit=1, progress=False)
+    assert one.layers[0].n_rows == same.layers[0].n_rows
     with pytest.raises(TypeError, match=r"loader: is NoneType; expected batches .*a DataLoader or"):
         profile_dataset(Decoder(), None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"model: is NoneType; expected a torch\.nn\.Module"):

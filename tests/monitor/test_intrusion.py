@@ -210,7 +210,7 @@ def test_arguments_are_checked() -> None:
     model = TinyTransformer()
     with pytest.raises(TypeError, match="model: is int"):
         HeadMonitor(3)
-    with pytest.raises(ValueError, match="every: got 0"):
+    with pytest.raises(ValueError, match="every: 0; expected at least 1"):
         HeadMonitor(model, 0)
     with pytest.raises(TypeError, match=r"thresholds: is dict; expected attncheck.monitor.Thr"):
         HeadMonitor(model, thresholds={"dead": 0.1})  # type: ignore[arg-type]

@@ -161,8 +161,7 @@ def test_tokens_decide() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((0,), {}, "seq_len: 0; expected a positive integer"),
-        ((2.5,), {}, "seq_len"),
+        ((0,), {}, "seq_len: 0; expected at least 1"),
         ((4, "nope"), {}, "unknown name 'nope'"),
         ((4, "diagonal", 1.5), {}, "noise_level: 1.5; expected a share"),
         ((4, "diagonal", -1), {"noise": "logit"}, "standard deviation"),
@@ -179,6 +178,11 @@ def test_tokens_decide() -> None:
         ((4, "undetermined"), {}, "none can be built"),
         ((4, "mixed"), {"weights": (1, 0)}, "expected 2 positive numbers"),
         ((4,), {"batch": 3, "tokens": [[1, 2, 3, 4]] * 2}, "tokens: 2 sequences for batch 3"),
+        ((4,), {"dtype": torch.int32}, "dtype: torch.int32 holds no fractions; expected one such"),
+        ((4,), {"dtype": torch.bool}, "dtype: torch.bool holds no fractions"),
+        ((4,), {"device": "foo"}, "device: 'foo' is not there .*; expected a device of this"),
+        ((4,), {"device": "cuda:77"}, "device: 'cuda:77' is not there .*such as 'cpu'"),
+        ((4,), {"seed": 2**64}, "seed: 18446744073709551616; expected at most"),
     ],
 )
 def test_errors_name_argument_and_way_out(
@@ -186,3 +190,34 @@ def test_errors_name_argument_and_way_out(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         create_synthetic_attention(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((2.5,), {}, "seq_len: 2.5 is float; expected a whole number"),
+        ((True,), {}, "seq_len: True is bool"),
+        ((np.bool_(True),), {}, "seq_len: .*True.* is bool"),
+        ((4,), {"heads": "2"}, "heads: '2' is str"),
+        ((4,), {"dtype": "float32"}, "dtype: 'float32' is str; expected a dtype such as torch.fl"),
+        ((4,), {"seed": "a"}, "seed: 'a' is str; expected a whole number"),
+        ((4, "offset"), {"offset": 2.0}, "offset: 2.0 is float; expected a whole number"),
+        ((4, "local"), {"strength": "1"}, "strength: got str; expected a number"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    arguments: tuple[Any, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        create_synthetic_attention(*arguments, **options)
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, torch.tensor])
+def test_whole_numbers_of_any_library_are_taken(whole: Any) -> None:
+    found = create_synthetic_attention(
+        whole(8), "offset", heads=whole(2), batch=whole(1), seed=whole(3), offset=whole(2)
+    )
+    same = create_synthetic_attention(8, "offset", heads=2, batch=1, seed=3, offset=2)
+    assert torch.equal(found, same)
+    share = create_synthetic_attention(8, strength=np.float32(0.5), seed=0)
+    assert torch.equal(share, create_synthetic_attention(8, strength=0.5, seed=0))
