@@ -41,7 +41,10 @@ def describe(model: Any, inputs: Any, options: Mapping[str, Any]) -> ModelSubjec
     if inputs is None and known:
         inputs = make_inputs(plain, wanted)
     if inputs is None:
-        raise ValueError(f"inputs: missing; {type(plain).__name__} is called with what?")
+        raise ValueError(
+            f"inputs: missing; pass what {type(plain).__name__} is called with: a tensor, a tuple, "
+            "or a mapping by name. A factory returns (model, inputs), or a ModelSubject"
+        )
     bound = _widened(_bound(plain, inputs))
     kind = wanted.get("kind", "unknown")
     name = str(wanted.get("tokens") or _stream_name(bound, kind))

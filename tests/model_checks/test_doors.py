@@ -132,3 +132,13 @@ def test_arguments_of_another_kind_are_named(arguments: dict[str, Any], words: s
         check_model(Decoder(), token_ids(), **arguments)
     with pytest.raises(TypeError, match=f"^{words}"):
         attncheck.parametrize_with_model_checks([Decoder], **arguments)
+
+
+def test_a_model_without_inputs_is_told_how_to_pass_some() -> None:
+    message = r"inputs: missing; pass what Linear .* A factory returns \(model, inputs\), or "
+    with pytest.raises(ValueError, match=message):
+        check_model(nn.Linear(2, 2))
+    decorator = attncheck.parametrize_with_model_checks([lambda: nn.Linear(2, 2)], select=["mask"])
+    factory, check = decorator.args[1][0].values
+    with pytest.raises(ValueError, match=message):
+        check(factory)
