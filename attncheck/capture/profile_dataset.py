@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ def profile_dataset(
     inputs: Callable[[Any], Any] | None = None,
     tokens: Callable[[Any], Any] | None = None,
     kinds: Mapping[str, Kind] | None = None,
+    also: Collection[str] = (),
     limit: int | None = None,
     progress: bool | None = None,
     save: str | Path | None = None,
@@ -59,6 +61,7 @@ def profile_dataset(
         tokens: Takes a batch and returns its tokens, ``(batch, key)``, strings or ids, for the
             patterns of tokens. Default: the ``input_ids`` of the call.
         kinds: What layers are where the capture cannot tell, see `profile_model`.
+        also: Measures to add that sort every row, ``"gini"``, see `profile_model`.
         limit: Most batches to take. Default: all.
         progress: Show batches and time left on stderr. Default: on rank 0.
         save: JSON file for the profile.
@@ -97,9 +100,10 @@ def profile_dataset(
         )
     shown = rank_of(group) == 0 if progress is None else flag(progress, "progress")
     run = _Run(None if save is None or gather else Path(save), shown, _length(loader, limit))
+    measure = partial(measure_call, model, kinds=kinds, also=also)
     with run.kept():
         try:
-            _stream(run, model, itertools.islice(loader, limit), inputs, tokens, kinds)
+            _stream(run, model, itertools.islice(loader, limit), inputs, tokens, measure)
         except Exception as error:
             if gather:
                 announce_failure(f"{type(error).__name__}: {error}", group)
@@ -166,7 +170,7 @@ def _stream(
     batches: Iterable[Any],
     inputs: Callable[[Any], Any] | None,
     tokens: Callable[[Any], Any] | None,
-    kinds: Mapping[str, Kind] | None,
+    measure: Callable[..., HeadProfile],
 ) -> None:
     first = next(iter(model.parameters()), None)
     device = None if first is None or first.is_meta else first.device
@@ -174,7 +178,7 @@ def _stream(
         try:
             args, kwargs = _arguments(batch if inputs is None else inputs(batch), device)
             named = None if tokens is None else tokens(batch)
-            run.add(measure_call(model, args, kwargs, named, kinds=kinds))
+            run.add(measure(args, kwargs, named))
         except Exception as error:
             error.add_note(f"in batch {run.batches}, counted from 0: {_described(batch)}")
             raise

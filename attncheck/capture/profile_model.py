@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from attncheck.capture.call import Kind
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.profiler import Evaluator, Profiler
 from attncheck.evaluate import profile_layer
-from attncheck.profile import HeadProfile
+from attncheck.profile import HeadProfile, LayerProfile
 
 __all__ = ["measure_call", "profile_model"]
 
@@ -22,6 +23,7 @@ def profile_model(
     tokens: Any = None,
     evaluator: Evaluator = profile_layer,
     kinds: Mapping[str, Kind] | None = None,
+    also: Collection[str] = (),
     **kwargs: Any,
 ) -> HeadProfile:
     """Call a model once and profile every head of every attention layer.
@@ -44,6 +46,8 @@ def profile_model(
         kinds: ``"self"``, ``"cross"`` or ``"unknown"`` for layers where the capture cannot tell, by
             name or pattern: cross-attention of one's own over a sequence that happens to be as long
             as its queries is taken for self-attention. Default: as captured.
+        also: Measures to add that are left out because they sort every row: ``"gini"``. For them
+            the weights of each layer are made. An evaluator of one's own gets it by name.
         kwargs: For the model.
 
     Warns:
@@ -53,8 +57,8 @@ def profile_model(
         CaptureError: Attention ran that cannot be captured faithfully, or none did.
         TypeError: ``kinds`` is no mapping, or ``evaluator`` no function that returns a
             `LayerProfile`.
-        ValueError: ``tokens`` fit no layer, ``kinds`` names none or holds another word, or a layer
-            has no sequences, heads, queries or keys.
+        ValueError: ``tokens`` fit no layer, ``kinds`` names none or holds another word, ``also``
+            names no measure, or a layer has no sequences, heads, queries or keys.
 
     Example:
         >>> import torch
@@ -63,7 +67,7 @@ def profile_model(
         >>> profile["normalized_entropy"].shape  # (layer, head)
         (1, 2)
     """
-    return measure_call(model, args, kwargs, tokens, evaluator, kinds)
+    return measure_call(model, args, kwargs, tokens, evaluator, kinds, also)
 
 
 def measure_call(
@@ -71,10 +75,13 @@ def measure_call(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     tokens: Any,
-    evaluator: Evaluator = profile_layer,
+    evaluator: Callable[..., LayerProfile] = profile_layer,
     kinds: Mapping[str, Kind] | None = None,
+    also: Collection[str] = (),
 ) -> HeadProfile:
     """Call a model once; see `profile_model`."""
+    if also:
+        evaluator = partial(evaluator, also=also)
     profiler = Profiler(evaluator, tokens, kinds)
     extractor = AttentionExtractor(
         model,

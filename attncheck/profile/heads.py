@@ -33,8 +33,9 @@ class HeadProfile:
 
     ``profile[measure]`` is an array ``(layer, head)``, NaN where a layer has fewer heads or no such
     value. Names of `METRICS` give the mean over rows, except ``row_sum_error``, which gives the
-    maximum; ``".mean"`` and ``".max"`` give either. Names of `PATTERNS` give the mass of the
-    pattern; ``".chance"`` and ``".lift"`` the rest.
+    maximum; ``".mean"`` and ``".max"`` give either. ``gini`` sorts every row, and is there only if
+    it was asked for, ``also=["gini"]``; `measures` lists what is there. Names of `PATTERNS` give
+    the mass of the pattern; ``".chance"`` and ``".lift"`` the rest.
 
     Args:
         layers: Profile of each captured call, in execution order.

@@ -154,7 +154,7 @@ class LayerProfile:
             if name in METRICS:
                 raise KeyError(
                     f"{name} was not measured, since it sorts every row; "
-                    f"profile_attention(..., also=[{name!r}]) measures it"
+                    f"pass also=[{name!r}] to profile_attention, profile_model or profile_dataset"
                 ) from None
             known = ", ".join([*self.sums, *PATTERNS])
             raise KeyError(f"no measure {name!r}; the measures are {known}") from None

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncheck import AttentionExtractor, CaptureError, profile_attention, profile_model
+from attncheck import (
+    METRICS,
+    AttentionExtractor,
+    CaptureError,
+    profile_attention,
+    profile_dataset,
+    profile_model,
+)
 from attncheck.attention import LayerAttention
 from attncheck.attention.maps import Tokens
 from attncheck.evaluate import profile_layer, walk
@@ -184,3 +191,19 @@ def test_what_is_no_evaluator_is_named() -> None:
         AttentionExtractor(model, evaluator="dense")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="evaluator: returned NoneType for layer 0; expected"):
         profile_model(model, X, evaluator=lambda layer, tokens: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_measure_that_sorts_rows_is_there_if_asked_for() -> None:
+    model = Language()
+    profile = profile_model(model, IDS)
+    with pytest.raises(KeyError, match=r"gini was not measured.*pass also=\['gini'\] to prof"):
+        profile["gini"]
+    profile = profile_model(model, IDS, also=["gini"])
+    for name in METRICS:
+        assert np.isfinite(profile[name]).all()
+    reference = profile_attention(AttentionExtractor(model).get_attention(IDS), also=["gini"])
+    np.testing.assert_allclose(profile["gini"], reference["gini"], atol=1e-6)
+    whole = profile_dataset(model, [IDS[:1], IDS[1:]], also=["gini"], progress=False)
+    np.testing.assert_allclose(whole["gini"], profile["gini"], atol=1e-6)
+    with pytest.raises(ValueError, match="also: no measure 'ginny'; on request there is gini"):
+        profile_model(model, IDS, also=["ginny"])
