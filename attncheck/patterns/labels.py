@@ -21,8 +21,10 @@ class PatternScore:
 
     Attributes:
         pattern: Canonical name.
-        mass: Mean share of attention on the pattern's keys.
-        chance: What uniform attention over the visible keys would put there.
+        mass: Mean share of attention on the pattern's keys; for ``uniform`` the share that even
+            attention over the visible keys has in common with it.
+        chance: What uniform attention over the visible keys would put there; for ``uniform``, where
+            that would be all, what attention to a single key has in common with even attention.
         lift: ``(mass - chance) / (1 - chance)``.
         strength: Share of the head that the pattern explains beside the other patterns found in
             it; the ranking goes by this.

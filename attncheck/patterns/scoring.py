@@ -116,6 +116,8 @@ def pattern_scores(
 ) -> dict[str, PatternScore]:
     """Score every pattern on one head: mass, chance, lift, strength; strongest first.
 
+    What these are of ``uniform``, whose keys are all, `PatternScore` says.
+
     Args:
         attention: ``(query, key)``, or anything that holds exactly one head.
         tokens: Strings or ids, one per key; without them the three patterns of tokens are left out.
@@ -130,6 +132,11 @@ def pattern_scores(
         >>> scores = pattern_scores(torch.eye(10), causal=False)
         >>> print(scores["diagonal"])
         diagonal 1.00 (chance 0.10)
+
+        Of ``uniform`` the chance level is what a head on a single key would have:
+
+        >>> print(scores["uniform"], "|", pattern_scores(torch.full((10, 10), 0.1))["uniform"])
+        uniform 0.10 (chance 0.10) | uniform 1.00 (chance 0.10)
     """
     label = _one(classify_heads(attention, tokens=tokens, mask=mask, causal=causal))
     return {score.pattern: score for score in label.ranked}

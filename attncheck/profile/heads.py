@@ -35,7 +35,8 @@ class HeadProfile:
     value. Names of `METRICS` give the mean over rows, except ``row_sum_error``, which gives the
     maximum; ``".mean"`` and ``".max"`` give either. ``gini`` sorts every row, and is there only if
     it was asked for, ``also=["gini"]``; `measures` lists what is there. Names of `PATTERNS` give
-    the mass of the pattern; ``".chance"`` and ``".lift"`` the rest.
+    the mass of the pattern; ``".chance"`` and ``".lift"`` the rest, see
+    `attncheck.patterns.PatternScore`; measures of `METRICS` have no chance level.
 
     Args:
         layers: Profile of each captured call, in execution order.

@@ -127,6 +127,7 @@ def test_no_command_shows_help_and_is_2(capsys: pytest.CaptureFixture[str]) -> N
         (["--version"], 0, "out", f"attncheck {__version__}\n"),
         (["--help"], 0, "out", "name, measure and draw every head of a model"),
         (["scan", "--help"], 0, "out", "package.module:factory"),
+        (["scan", "--help"], 0, "out", "uniform is measured the other way round"),
         (["bogus"], 2, "err", "invalid choice: 'bogus'"),
         (["scan", "--text", "a", "--tokens", "1"], 2, "err", "not allowed with argument"),
         (["scan", "--max-tokens", "0"], 2, "err", "'0' is no positive number"),

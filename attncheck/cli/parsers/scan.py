@@ -18,9 +18,12 @@ DESCRIPTION: Final = """\
 Run a model on one prompt, measure and name every attention head, and draw them.
 
 A pattern's mass is the share of attention on its keys, chance is what uniform
-attention would put there, lift is (mass - chance) / (1 - chance). Entropy is
-normalised: 1 is uniform over the visible keys. Sink is the mass on the first
-visible key. Margin is the lead over the next pattern of another kind."""
+attention would put there, lift is (mass - chance) / (1 - chance). The pattern
+uniform is measured the other way round: mass is the share that it has in common
+with even attention, chance what a head on a single key would have. Entropy is
+normalised: 1 is uniform over the visible keys; it has no chance level. Sink is
+the mass on the first visible key. Margin is the lead over the next pattern of
+another kind."""
 
 EPILOG: Final = """\
 examples:
