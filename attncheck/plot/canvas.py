@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from attncheck.attention.arguments import number_within
 from attncheck.plot.labels import drawable
 
 __all__ = ["DPI", "folded", "new_figure", "root_figure", "save_figure"]
+
+MIN_INCHES: Final = 0.1
+MAX_INCHES: Final = 400.0
+"""Of a side; at `DPI` matplotlib draws no more than 65,536 pixels."""
 
 DPI: Final = 150
 """Pixels per inch of files that `save_figure` writes."""
@@ -32,13 +38,33 @@ STABLE_METADATA: Final[dict[str, dict[str, Any]]] = {
 """Per format, what to leave out so that one picture always gives the same bytes."""
 
 
-def new_figure(figsize: tuple[float, float]) -> Figure:
-    """Return a figure that belongs to nobody's global state, ``figsize`` in inches."""
+def new_figure(usual: tuple[float, float], figsize: Any = None) -> Figure:
+    """Return a figure that belongs to nobody's global state.
+
+    Args:
+        usual: Width and height in inches.
+        figsize: What a caller wants instead; None: nothing.
+
+    Raises:
+        TypeError: ``figsize`` is no pair of numbers.
+        ValueError: One of them is no size.
+    """
     figure = Figure(
-        figsize=figsize, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, compress=True)
+        figsize=usual if figsize is None else _inches(figsize),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, compress=True),
     )
     FigureCanvasAgg(figure)
     return figure
+
+
+def _inches(figsize: Any) -> tuple[float, float]:
+    sides = list(figsize) if isinstance(figsize, Iterable) and not isinstance(figsize, str) else []
+    if len(sides) != 2:
+        raise TypeError(f"figsize: {figsize!r}; expected width and height in inches, as (6, 4)")
+    width, height = (
+        number_within(side, "figsize", MIN_INCHES, MAX_INCHES, "inches") for side in sides
+    )
+    return width, height
 
 
 def folded(title: str, figure: Figure) -> str:

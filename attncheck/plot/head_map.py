@@ -47,7 +47,7 @@ def plot_head_map(
         The axes; layer ``l``, head ``h`` is at ``(h, l)`` if numbers have no gaps.
 
     Raises:
-        TypeError: ``heads`` is none of the above.
+        TypeError: ``heads`` is none of the above, or ``figsize`` no pair.
         ValueError: No heads, or not attention weights.
 
     Example:
@@ -61,7 +61,7 @@ def plot_head_map(
     numbers = sorted({label.head for label in labels})
     if ax is None:
         wide, high = 0.62 * len(numbers), 0.46 * len(layers)
-        ax = new_figure(figsize or (max(wide, 2.4) + 2.6, max(high, 2.0) + 1.1)).add_subplot()
+        ax = new_figure((max(wide, 2.4) + 2.6, max(high, 2.0) + 1.1), figsize).add_subplot()
     present = [name for name in PATTERN_STYLES if any(label.label == name for label in labels)]
     present += sorted({label.label for label in labels} - set(present))
     colours = [style_of(name)[0] for name in present]

@@ -74,7 +74,7 @@ def plot_heads(  # noqa: PLR0913 - keyword-only, as users of matplotlib expect t
         The figure; its first axes are the heads in order.
 
     Raises:
-        TypeError: ``attention`` is nothing that holds attention.
+        TypeError: ``attention`` is nothing that holds attention, or ``figsize`` no pair.
         ValueError: Not attention weights, a batch and no element chosen, more heads than one
             picture can show, or another number of labels than heads.
 
@@ -101,7 +101,7 @@ def plot_heads(  # noqa: PLR0913 - keyword-only, as users of matplotlib expect t
     columns = _columns(layers)
     rows = -(-len(heads) // columns) if len(layers) == 1 else len(layers)
     panel = _panel(layers[0], len(heads))
-    figure = new_figure(figsize or _figsize(panel, rows, columns))
+    figure = new_figure(_figsize(panel, rows, columns), figsize)
     grid = figure.add_gridspec(rows, columns)
     places = _places(layers, columns)
     for number, (held, position, element) in enumerate(heads):

@@ -105,8 +105,7 @@ def plot_attention_heatmap(  # noqa: PLR0913 - the classic's seven, others by ke
             f"be readable; pass show_values=False, or at most {MOST_VALUES} queries and keys"
         )
     if ax is None:
-        figsize = figsize or _figsize(cells, show_values)
-        ax = new_figure(figsize).add_subplot()
+        ax = new_figure(_figsize(cells, show_values), figsize).add_subplot()
     ax = checked_axes(ax)
     image = draw_cells(ax, cells, cmap=cmap, vmin=vmin, vmax=vmax)
     _name_axes(ax, cells, x_tokens, y_tokens, chosen.weights.shape[2:])

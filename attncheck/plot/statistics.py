@@ -57,7 +57,8 @@ def plot_statistics(
         The figure, one axes per measure first, then their colour bars.
 
     Raises:
-        TypeError: ``attention`` is nothing that holds attention, or ``measures`` no names.
+        TypeError: ``attention`` is nothing that holds attention, ``measures`` no names, or
+            ``figsize`` no pair.
         ValueError: No measure, one that the profile has not, or not attention weights.
 
     Example:
@@ -77,7 +78,7 @@ def plot_statistics(
     rows, columns = len(profile.layers), len(heads)
     panel = max(0.38 * columns, 1.8) if columns <= MOST_NUMBERED else 0.2 * columns
     height = max(0.32 * rows, 1.6) if rows <= MOST_NUMBERED else max(0.15 * rows, 1.6)
-    figure = new_figure(figsize or (len(measures) * (panel + 1.2) + 0.3, height + 1.2))
+    figure = new_figure((len(measures) * (panel + 1.2) + 0.3, height + 1.2), figsize)
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     names = [str(layer.index) for layer in profile.layers], [str(head) for head in heads]
     for ax, (name, table) in zip(panels, tables.items(), strict=True):

@@ -198,6 +198,9 @@ def test_statistics_are_those_of_the_profile() -> None:
         (plot_heads, {"batch": 0.5}, "batch: 0.5 is float"),
         (plot_statistics, {"measures": 3}, "measures: 3 is int; expected names"),
         (plot_statistics, {"measures": [None]}, "measures: None is NoneType"),
+        (plot_heads, {"figsize": 3}, "figsize: 3; expected width and height in inches"),
+        (plot_statistics, {"figsize": "big"}, "figsize: 'big'; expected width and height"),
+        (plot_head_map, {"figsize": 3}, "figsize: 3; expected width and height in inches"),
         (plot_head_map, {"ax": "left"}, "ax: is str; expected one matplotlib Axes"),
     ],
 )

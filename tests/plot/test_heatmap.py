@@ -192,11 +192,23 @@ def test_wrong_choices_say_what_to_do(
         ({"vmin": "low"}, "vmin: got str; expected a weight"),
         ({"vmax": [1]}, "vmax: got list"),
         ({"ax": np.array([None])}, "ax: is ndarray; expected one matplotlib Axes"),
+        ({"figsize": 3}, "figsize: 3; expected width and height in inches, as \\(6, 4\\)"),
+        ({"figsize": (3,)}, "figsize: \\(3,\\); expected width and height"),
+        ({"figsize": ("a", 2)}, "figsize: got str; expected inches"),
     ],
 )
 def test_arguments_of_another_kind_are_named(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=f"^{message}"):
         plot_attention_heatmap(weights(4, 4), **chosen)
+
+
+def test_a_size_may_be_any_pair_of_numbers_above_0() -> None:
+    for size in ((3, 2), [3, 2], np.array([3.0, 2.0])):
+        figure = plot_attention_heatmap(weights(4, 4), figsize=size).figure  # type: ignore[arg-type]
+        assert tuple(figure.get_size_inches()) == (3, 2)
+    for wrong in ((3, 0), (3, float("nan")), (1e9, 1)):
+        with pytest.raises(ValueError, match=r"figsize: .*; expected inches between 0.1 and 400"):
+            plot_attention_heatmap(weights(4, 4), figsize=wrong)
 
 
 def test_a_title_may_be_anything() -> None:
