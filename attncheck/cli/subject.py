@@ -22,6 +22,9 @@ from attncheck.models import encode, load_tiny_model, repeated_tokens, tokens_of
 
 __all__ = ["Request", "Subject", "call_model", "load_subject"]
 
+MOST_UNKNOWN: Final = 5
+"""Ids that a message lists."""
+
 TINY_NAME: Final = "attncheck's trained 2-layer model"
 DEFAULT_TEXT: Final = "The quick brown fox jumps over the lazy dog. " * 2
 """Said twice, so that heads which look for repetitions have something to find."""
@@ -224,8 +227,12 @@ def _fitted(ids: Tensor, longest: int | None, request: Request) -> tuple[Tensor,
 
 
 def _require_vocabulary(ids: Tensor, size: int | None) -> None:
-    if size is not None and not bool(((ids >= 0) & (ids < size)).all()):
-        raise CommandError(f"--tokens: ids of this model are 0 to {size - 1}")
+    if size is None:
+        return
+    unknown = ids[(ids < 0) | (ids >= size)].tolist()
+    if unknown:
+        listed = ", ".join(str(token) for token in dict.fromkeys(unknown[:MOST_UNKNOWN]))
+        raise CommandError(f"--tokens: no {listed}; ids of this model are 0 to {size - 1}")
 
 
 def _ids_in(value: Any) -> list[list[str | int]] | None:

@@ -181,7 +181,7 @@ def test_a_hugging_face_folder(
     [
         (["--text", "the " * 25], "--text: 25 tokens, and the model takes 24"),
         (["--text", ""], "--text: has no tokens"),
-        (["--tokens", "7"], "--tokens: ids of this model are 0 to 6"),
+        (["--tokens", "7"], "--tokens: no 7; ids of this model are 0 to 6"),
     ],
 )
 def test_prompts_that_do_not_fit_a_hugging_face_model(

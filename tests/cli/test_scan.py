@@ -185,8 +185,8 @@ def test_row_sums_and_leaks_are_findings() -> None:
     [
         (["--tokens", "1 x"], "--tokens: '1 x'; expected token ids such as '1 2 3'"),
         (["--tokens", ""], "--tokens: ''; expected token ids"),
-        (["--tokens", "1 32"], "--tokens: ids of this model are 0 to 31"),
-        (["--tokens", "-1"], "--tokens: ids of this model are 0 to 31"),
+        (["--tokens", "1 32 99 32"], "--tokens: no 32, 99; ids of this model are 0 to 31"),
+        (["--tokens", "-1"], "--tokens: no -1; ids of this model are 0 to 31"),
         (["--text", "Aé"], "'A', '\xe9' not in the vocabulary"),
         (["--text", "abcd" * 8], "--text: 33 tokens, and the model takes 32; shorten it, or pass"),
         (["--tokens", "1 " * 33], "--tokens: 33 tokens, and the model takes 32"),
