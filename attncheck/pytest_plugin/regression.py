@@ -77,7 +77,9 @@ class HeadRegression:
         """
         __tracebackhide__ = True
         from attncheck.regression import open_capture
+        from attncheck.regression.tolerance import require_atol
 
+        require_atol(atol)  # also where nothing is compared, only recorded
         ledger = ledger_of(self._config)
         item = ledger.current()
         capture = open_capture(

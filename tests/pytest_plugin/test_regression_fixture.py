@@ -175,6 +175,17 @@ def test_an_update_writes_only_for_tests_that_pass(run: Run, pytester: pytest.Py
     assert files_below(pytester.path) == ["__heads__/test_it/test_passes.json"]
 
 
+@pytest.mark.parametrize("args", [(), ("--attncheck-update",)])
+def test_a_wrong_tolerance_is_told_before_anything_is_written(
+    run: Run, pytester: pytest.Pytester, args: tuple[str, ...]
+) -> None:
+    set_patterns(pytester, "uniform")
+    result = run(SAMPLE.replace("check(maps)", "check(maps, atol={'foo': 1})"), *args)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *ValueError: atol: no measure 'foo'; the measures are *"])
+    assert files_below(pytester.path) == []
+
+
 def test_drift_is_said_and_rewritten_by_all_only(run: Run, pytester: pytest.Pytester) -> None:
     source = """
     import torch
