@@ -1,4 +1,4 @@
-"""Which module parts first: two runs are compared module by module, in order of execution."""
+"""Which module parts first, or is NaN first: runs are read module by module, as executed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from attncheck.model_checks.noise import distance
 from attncheck.model_checks.trial import Align, Replay
 
-__all__ = ["first_departure"]
+__all__ = ["THE_MODEL", "first_departure", "first_spoiled"]
 
 CLEAR: Final = 1e-2
 """A module parts when it moved by this share of how far the worst module moved."""
+
+THE_MODEL: Final = "the model itself"
+"""Where it happens in no module of the model but in its own code."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +74,68 @@ def first_departure(model: nn.Module, replay: Replay, limit: float) -> str | Non
     if not known or max(known.values()) <= 0:
         return None
     enough = min(max(limit, 0.0), CLEAR * max(min(v, 1.0) for v in known.values()))
+
+    def agreed(name: str, number: int) -> bool | None:
+        pairs = zip(one.seen[name, number].entered, two.seen[name, number].entered, strict=False)
+        gaps = [_moved(a, b, replay) for a, b in pairs]
+        told = [gap for gap in gaps if gap is not None]
+        return all(gap <= enough for gap in told) if told else None
+
     for (name, number), far in known.items():
         if far <= enough:
             continue
-        return _origin(name, number, one, two, replay, enough)
+        return _climbed(name, number, one, agreed)
     return None
 
 
-def _origin(name: str, number: int, one: _Log, two: _Log, replay: Replay, enough: float) -> str:
-    """Climb from the first module that parts while what entered it had parted already."""
+def first_spoiled(model: nn.Module, run: Callable[[], Any], align: Align) -> str | None:
+    """Name the module in which a run turns NaN or infinite: what enters it is finite.
+
+    Args:
+        model: The model.
+        run: The run.
+        align: Which part of a module's output counts.
+    """
+    with torch.no_grad(), _logging(model) as log:
+        run()
+
+    def clean(name: str, number: int) -> bool | None:
+        known = [_spoiled(held, align) for held in log.seen[name, number].entered]
+        told = [held for held in known if held is not None]
+        return not any(told) if told else None
+
+    for (name, number), seen in log.seen.items():
+        if seen.returned is not None and _spoiled(seen.returned, align):
+            return _climbed(name, number, log, clean)
+    return None
+
+
+def _climbed(name: str, number: int, log: _Log, clean: Callable[[str, int], bool | None]) -> str:
+    """Climb from the first module that is wrong while what entered it was wrong already.
+
+    Args:
+        name: The module.
+        number: Which of its calls.
+        log: The calls of all modules.
+        clean: Whether what entered a call was right; None where that can't be told.
+    """
     while name:
-        pairs = zip(one.seen[name, number].entered, two.seen[name, number].entered, strict=False)
-        gaps = [_moved(a, b, replay) for a, b in pairs]
-        known = [gap for gap in gaps if gap is not None]
-        if known and all(gap <= enough for gap in known):
+        right = clean(name, number)
+        if right:
             return name
         parent = name.rpartition(".")[0]
-        while parent and (parent, number) not in one.seen:
+        while parent and (parent, number) not in log.seen:
             parent = parent.rpartition(".")[0]
-        if not known and (not parent or parent.rpartition(".")[2].isdigit()):
+        if right is None and (not parent or parent.rpartition(".")[2].isdigit()):
             return name
         name = parent
-    return "the model itself"
+    return THE_MODEL
+
+
+def _spoiled(held: Tensor, align: Align) -> bool | None:
+    """Whether the part that counts holds NaN or inf; -inf hides keys, and is meant."""
+    part = _aligned(held, align)
+    return None if part is None else bool((~(part < torch.inf)).any())
 
 
 def _moved(one: Tensor | None, two: Tensor | None, replay: Replay) -> float | None:
@@ -102,8 +145,9 @@ def _moved(one: Tensor | None, two: Tensor | None, replay: Replay) -> float | No
     a, b = _aligned(one, replay.align_one), _aligned(two, replay.align_two)
     if a is None or b is None or a.shape != b.shape or not a.numel():
         return None
-    scale = float(a.float().nan_to_num(0).abs().max())
-    gap = float(distance(a.float().flatten(1), b.float().flatten(1)).max())
+    scale = float(a.float().nan_to_num(0, 0, 0).abs().max())
+    apart = distance(a.float().flatten(1), b.float().flatten(1))
+    gap = float(apart.nan_to_num(0.0, posinf=torch.inf).max())
     return gap / scale if scale else float(gap > 0)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.text import VERDICT, number
 from attncheck.model_checks.blame import first_departure
 from attncheck.model_checks.evidence import COLUMNS, guilty_heads
+from attncheck.model_checks.finite import unfinite_trial
 from attncheck.model_checks.noise import NoiseFloor, noise_of
 from attncheck.model_checks.subject import ModelSubject
 from attncheck.model_checks.trial import Trial
@@ -62,6 +64,8 @@ def conclude(
         noise = noise_of(subject, rounds=CAREFUL)
         trials = [replace(t, limit=max(t.limit, noise.limit)) if t.limit else t for t in trials]
     failed = [trial for trial in trials if trial.failed]
+    if failed and not any(trial.exceeds for trial in failed):
+        return unfinite_trial(subject, words.check, failed[0])
     judged = max((trial.judged for trial in trials), default=0)
     facts = [_fact(trial) for trial in _one_per_method(failed or list(trials))]
     if noise is not None:
@@ -70,8 +74,9 @@ def conclude(
     if not failed:
         verdict = f"{words.holds}: {len(trials)} trials"
         return _finding(subject, words, verdict, facts, judged, judged)
-    worst = max(failed, key=lambda trial: (trial.limit > 0, _severity(trial)))
-    shown = [t for t in failed if t.replay is not None]
+    known = [trial for trial in failed if trial.exceeds]
+    worst = max(known, key=lambda trial: (trial.limit > 0, _severity(trial)))
+    shown = [t for t in known if t.replay is not None]
     replay = max(shown, key=_severity).replay if shown else None
     layer: str | None = None
     offenders: list[Offender] = []
@@ -133,8 +138,8 @@ def _one_per_method(trials: list[Trial]) -> list[Trial]:
 
 
 def _severity(trial: Trial) -> float:
-    moved = float(trial.moved.nan_to_num(float("inf")).max()) if trial.moved.numel() else 0.0
-    return moved / trial.limit if trial.limit else (float("inf") if moved else 0.0)
+    moved = float(trial.moved.nan_to_num(0.0, posinf=inf).max()) if trial.moved.numel() else 0.0
+    return moved / trial.limit if trial.limit else (inf if moved else 0.0)
 
 
 def _fact(trial: Trial) -> tuple[str, str]:

@@ -64,13 +64,9 @@ class NoiseFloor:
 def distance(one: Tensor, two: Tensor) -> Tensor:
     """Largest absolute difference at each position, ``(batch, position)``.
 
-    Two NaN are equal, one is infinitely far.
+    NaN where either holds NaN: nothing can be said, not even where both do.
     """
-    gap = (one - two).abs()
-    gap = torch.where(one == two, 0.0, gap)
-    both, either = one.isnan() & two.isnan(), one.isnan() | two.isnan()
-    gap = torch.where(both, 0.0, torch.where(either, torch.inf, gap))
-    return gap.amax(-1)
+    return torch.where(one == two, 0.0, (one - two).abs()).amax(-1)
 
 
 def noise_of(subject: ModelSubject, rounds: int = 2) -> NoiseFloor:
@@ -93,14 +89,19 @@ def measure_noise(subject: ModelSubject, rounds: int = 2) -> NoiseFloor:
     again = output(subject)
     order = [*range(1, subject.batch), 0]
     turned = output(rows(subject, order))
-    moved = [float(distance(base, _jiggled(subject, seed)).max()) for seed in range(rounds)]
+    moved = [_largest(distance(base, _jiggled(subject, seed))) for seed in range(rounds)]
     return NoiseFloor(
-        repeat=float(distance(base, again).max()),
-        reorder=float(distance(base[order], turned).max()),
+        repeat=_largest(distance(base, again)),
+        reorder=_largest(distance(base[order], turned)),
         rounding=max(moved),
-        scale=float(base.nan_to_num(0).abs().max()),
+        scale=_largest(base.abs()),
         eps=torch.finfo(subject.dtype).eps,
     )
+
+
+def _largest(held: Tensor) -> float:
+    """The largest finite number: what is not finite is no noise, and lets nothing else pass."""
+    return float(held.nan_to_num(0.0, posinf=0.0).max())
 
 
 @contextmanager

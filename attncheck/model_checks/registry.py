@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from attncheck.checks.finding import Finding
+from attncheck.model_checks.finite import unfinite_output
 from attncheck.model_checks.subject import ModelSubject
 
 __all__ = ["PROMISES", "Promise", "register"]
@@ -58,6 +60,8 @@ def register(
 ) -> Callable[[AnyJudge], AnyJudge]:
     """Make a function that judges a model an entry of `PROMISES`.
 
+    It is asked only about models whose output is finite: of others that is told instead.
+
     Args:
         id: Unique; small letters, digits and hyphens.
         reason: Why it matters, one line.
@@ -69,7 +73,13 @@ def register(
     def enter(judge: AnyJudge) -> AnyJudge:
         if id in _ENTRIES:
             raise ValueError(f"id: a promise {id!r} exists already")
-        _ENTRIES[id] = Promise(id, reason, source, frozenset({id, *tags}), applies, judge)
-        return judge
+
+        @wraps(judge)
+        def judged(subject: ModelSubject, *args: Any, **kwargs: Any) -> Finding:
+            unfinite = unfinite_output(subject, id.replace("-", "_"))
+            return judge(subject, *args, **kwargs) if unfinite is None else unfinite
+
+        _ENTRIES[id] = Promise(id, reason, source, frozenset({id, *tags}), applies, judged)
+        return cast(AnyJudge, judged)
 
     return enter

@@ -103,7 +103,15 @@ class ModelReport:
             lines += textwrap.wrap(
                 start + text, WIDTH, subsequent_indent=" " * len(start), break_long_words=False
             )
+        for text, ids in self._told().items():
+            verdict, *rest = text.split("\n")
+            lines += ["", *textwrap.wrap(f"{', '.join(ids)}: {verdict}", WIDTH), *rest]
+        return "\n".join(lines)
+
+    def _told(self) -> dict[str, list[str]]:
+        """The text of each failure, with the promises that it is about: NaN breaks all of them."""
+        told: dict[str, list[str]] = {}
         for outcome in self.failures:
             if outcome.finding is not None and not outcome.finding.passed:
-                lines += ["", f"{outcome.id}: {render(outcome.finding)}"]
-        return "\n".join(lines)
+                told.setdefault(render(outcome.finding), []).append(outcome.id)
+        return told

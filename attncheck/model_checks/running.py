@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attncheck.model_checks.altering import real_positions
 from attncheck.model_checks.subject import ModelSubject, Stream
 
 __all__ = ["call", "embeddings_of", "evaluating", "input_gradient", "output", "random_state"]
@@ -50,7 +51,8 @@ def output(
 ) -> Tensor:
     """Run the model and return the judged tensor, ``(batch, position, feature)``.
 
-    An output that does not follow the positions becomes ``(batch, 1, feature)``.
+    An output that does not follow the positions becomes ``(batch, 1, feature)``. At positions of
+    padding it is 0: models return there what they like, NaN too.
     """
     returned = call(subject, seed=seed, gradients=gradients, **extra)
     return shaped(subject, returned)
@@ -61,9 +63,11 @@ def shaped(subject: ModelSubject, returned: Any, length: int | None = None) -> T
     length = subject.length if length is None else length
     held = subject.reader(returned, subject.batch, length)
     held = held.to(torch.promote_types(held.dtype, torch.float32))
-    if held.ndim > 2 and held.shape[1] == length and subject.is_sequence:
-        return held.flatten(2)
-    return held.flatten(1)[:, None]
+    if held.ndim <= 2 or held.shape[1] != length or not subject.is_sequence:
+        return held.flatten(1)[:, None]
+    held = held.flatten(2)
+    real = real_positions(subject, subject.stream).to(held.device)
+    return held if held.shape[:2] != real.shape else held.masked_fill(~real[..., None], 0)
 
 
 @contextmanager

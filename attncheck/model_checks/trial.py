@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from torch import Tensor
@@ -75,6 +76,11 @@ class Trial:
         return bool((~(self.moved <= self.limit)).any())
 
     @property
+    def exceeds(self) -> bool:
+        """Whether something is known to have moved further than it may."""
+        return bool((self.moved > self.limit).any())
+
+    @property
     def n_failed(self) -> int:
         """How many positions moved."""
         return int((~(self.moved <= self.limit)).sum())
@@ -82,6 +88,6 @@ class Trial:
     @property
     def worst(self) -> tuple[float, int, int]:
         """The largest movement, its row of the batch and its position."""
-        held = self.moved.nan_to_num(float("inf"))
+        held = self.moved.nan_to_num(-1.0 if self.exceeds else inf, posinf=inf)
         row, column = divmod(int(held.argmax()), held.shape[1])
         return float(self.moved[row, column]), row, column + self.offset

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, Final, Unpack
 
-from torch import nn
+from torch import Tensor, nn
 
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
@@ -69,7 +70,7 @@ def judge_dropout(subject: ModelSubject) -> Finding:
     with _dropout_raised(subject.model):
         base = output(subject, seed=0)
         found = [output(subject, seed=seed) for seed in (1, 2)]
-        moved = max((distance(base, other) for other in found), key=lambda held: float(held.max()))
+        moved = max((distance(base, other) for other in found), key=_farthest)
         replay = Replay(
             one=lambda: call(subject, seed=0),
             two=lambda: call(subject, seed=1),
@@ -81,6 +82,10 @@ def judge_dropout(subject: ModelSubject) -> Finding:
         what = "called under 3 seeds, dropout rates raised"
         trial = Trial("repeated", what, moved, limit, moved.numel(), replay=replay)
         return conclude(subject, WORDS, [trial], None)
+
+
+def _farthest(moved: Tensor) -> float:
+    return float(moved.nan_to_num(inf, posinf=inf).max())
 
 
 @contextmanager

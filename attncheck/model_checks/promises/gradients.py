@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Unpack
@@ -11,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention import LayerAttention
-from attncheck.capture import AttentionExtractor
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding, Offender
 from attncheck.checks.text import VERDICT
 from attncheck.errors import CaptureError
+from attncheck.model_checks.captured import attention_of
 from attncheck.model_checks.conclude import Words
 from attncheck.model_checks.outputs import tensors_of
 from attncheck.model_checks.registry import register
-from attncheck.model_checks.running import call, random_state
+from attncheck.model_checks.running import call
 from attncheck.model_checks.subject import ModelSubject, SubjectOptions
 
-__all__ = ["assert_gradients_flow", "attention_of", "judge_gradients"]
+__all__ = ["assert_gradients_flow", "judge_gradients"]
 
 CACHE: Final = 4
 """Axes of a cache: batch, head, position, feature."""
@@ -143,18 +142,6 @@ def _finding(subject: ModelSubject, offenders: list[Offender], blocks: int, laye
         unit="projections",
         hints=(WORDS.hint,) if offenders else (),
     )
-
-
-def attention_of(subject: ModelSubject) -> list[LayerAttention]:
-    """Attention that the model computes, one entry for each module."""
-    if "layers" not in subject.measured:
-        with warnings.catch_warnings(), random_state(0, subject.device):
-            warnings.simplefilter("ignore")
-            extractor = AttentionExtractor(subject.model, strict=False)
-            found = extractor.get_attention(**subject.inputs).layers
-        subject.measured["layers"] = list({layer.name: layer for layer in found}.values())
-    layers: list[LayerAttention] = subject.measured["layers"]
-    return layers
 
 
 def _owned(subject: ModelSubject, layer: LayerAttention) -> Iterator[tuple[str, Tensor]]:

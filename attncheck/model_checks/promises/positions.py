@@ -11,6 +11,7 @@ from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.checks.text import number
 from attncheck.model_checks.conclude import Words, conclude
+from attncheck.model_checks.finite import unfinite_trial
 from attncheck.model_checks.noise import distance, noise_of
 from attncheck.model_checks.registry import register
 from attncheck.model_checks.running import call, output
@@ -109,7 +110,10 @@ def judge_sensitive(subject: ModelSubject) -> Finding:
     # A causal model is asked at its last position only: earlier ones see other tokens.
     held = distance(expected, turned)
     held = held[:, -1:] if subject.causal and follows else held
-    moved = float(held.nan_to_num(torch.inf).max())
+    trial = Trial("perturbed", "earlier tokens in another order", held, noise.limit, held.numel())
+    if bool(held.isnan().any()):
+        return unfinite_trial(subject, "position_sensitive", trial)
+    moved = float(held.max())
     passed = moved > noise.limit
     fact = f"output moves by {number(moved)} when earlier tokens change their order"
     return Finding(

@@ -12,10 +12,10 @@ from attncheck.checks import assert_segments_isolated as assert_maps_isolated
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.model_checks.altering import other_content, shortened
+from attncheck.model_checks.captured import attention_of
 from attncheck.model_checks.conclude import Words, conclude
 from attncheck.model_checks.huggingface import text_config
 from attncheck.model_checks.noise import distance, noise_of
-from attncheck.model_checks.promises.gradients import attention_of
 from attncheck.model_checks.registry import register
 from attncheck.model_checks.running import call, input_gradient, output
 from attncheck.model_checks.subject import ModelSubject

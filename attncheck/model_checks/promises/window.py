@@ -13,10 +13,10 @@ from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.errors import CaptureError
 from attncheck.model_checks.altering import other_content
+from attncheck.model_checks.captured import attention_of
 from attncheck.model_checks.conclude import Words, conclude
 from attncheck.model_checks.huggingface import layer_windows
 from attncheck.model_checks.noise import distance, noise_of
-from attncheck.model_checks.promises.gradients import attention_of
 from attncheck.model_checks.registry import register
 from attncheck.model_checks.running import call, input_gradient, output
 from attncheck.model_checks.subject import ModelSubject, SubjectOptions
@@ -176,7 +176,8 @@ def _flow(
         return trials, [("gradient", found)]
     what = f"of output {first} on tokens before {cut}"
     trials.append(Trial("gradient", what, found[:, :cut], 0.0, cut * subject.batch, axis="input"))
-    unreached = (found[:, cut : cut + 1] == 0).float()
+    there = found[:, cut : cut + 1]
+    unreached = (there == 0).float().masked_fill(there.isnan(), torch.nan)
     what = f"gradient of output {first} on token {cut}, {reach} positions away, must not be 0"
     trials.append(Trial("reach", what, unreached, 0.0, subject.batch, offset=cut, axis="input"))
     return trials, []
