@@ -71,7 +71,7 @@ def assert_causal(
         name: What the message calls the attention.
 
     Raises:
-        CheckFailure: A later key has a weight above ``atol``, or NaN.
+        CheckFailure: A later key has a weight above ``atol``; or a row that counts holds NaN.
         ValueError: There is no self-attention, or no row to judge.
 
     Example:

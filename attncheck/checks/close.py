@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor
 from attncheck.attention import AttentionLike, LayerAttention
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
+from attncheck.checks.finite import judge_finite, spoiled_rows
 from attncheck.checks.select import HeadSelection
 from attncheck.checks.subject import Subject, head_label, open_subject
+from attncheck.checks.text import count
 from attncheck.tolerances import tolerance_for
 
 __all__ = ["assert_attention_close", "check_attention_close"]
@@ -63,12 +64,15 @@ def check_attention_close(
     subject = open_subject(actual, tokens=tokens, mask=mask, causal=causal, heads=heads, name=name)
     other = open_subject(expected, mask=mask, causal=causal, heads=heads, name="expected")
     limits = _limits(subject, other, max_variation, atol, rtol)
-    compared = [
-        _compare(a, e, limits, name) for a, e in _paired(subject.layers, other.layers, subject.name)
-    ]
+    pairs = _paired(subject.layers, other.layers, subject.name)
+    judged = [_judged_rows(a, e, name) for a, e in pairs]
+    unfinite = _unfinite(subject, other, judged)
+    if unfinite is not None:
+        return unfinite
+    compared = [_compare(a, e, rows, limits) for (a, e), rows in zip(pairs, judged, strict=True)]
     ranked = sorted(
         ((one, head) for one in compared for head in one.broken.nonzero().flatten().tolist()),
-        key=lambda pair: -float(pair[0].rows[:, pair[1]].nan_to_num(torch.inf).amax()),
+        key=lambda pair: -float(pair[0].rows[:, pair[1]].amax()),
     )
     n_heads, found = subject.n_heads, len(ranked)
     return Finding(
@@ -125,7 +129,7 @@ def assert_attention_close(
         name: What the message calls ``actual``.
 
     Raises:
-        CheckFailure: A head differs, or holds NaN in a row that sees a key.
+        CheckFailure: A head differs; or a row that sees a key holds NaN, be it in both.
         ValueError: Layers, heads or shapes do not match, no row is judged, or ``max_variation``
             comes together with ``atol`` or ``rtol``.
 
@@ -192,30 +196,51 @@ def _paired(
     return list(zip(actual, expected, strict=True))
 
 
+def _judged_rows(actual: LayerAttention, expected: LayerAttention, name: str) -> Tensor:
+    """Rows that see a key in either: bool ``(batch, head, query)``."""
+    sighted = actual.sighted_rows() | expected.sighted_rows().to(actual.weights.device)
+    judged = sighted.expand(actual.weights.shape[:3])
+    if not bool(judged.any(2).any(0).all()):
+        raise ValueError(
+            f"{name}: every row of a head of {actual.name} is masked; nothing to judge"
+        )
+    return judged
+
+
+def _unfinite(actual: Subject, expected: Subject, judged: list[Tensor]) -> Finding | None:
+    """Tell NaN: in both of them too, where it is the same and still no attention."""
+    sides = {
+        subject.name: [spoiled_rows(*pair) for pair in zip(subject.layers, judged, strict=True)]
+        for subject in (expected, actual)
+    }
+    mine, theirs = ([one.spoiled.cpu() for one in sides[s.name]] for s in (actual, expected))
+    if not any(bool(one.any()) for one in mine):
+        return judge_finite(expected, "attention_close", sides[expected.name])
+    same = all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+    n_theirs = sum(int(one.sum()) for one in theirs)
+    told = "not finite in the same rows" if same else f"not finite in {count(n_theirs)} rows"
+    fact = (expected.name, told if n_theirs else "finite")
+    return judge_finite(actual, "attention_close", sides[actual.name], [fact])
+
+
 def _compare(
-    actual: LayerAttention, expected: LayerAttention, limits: _Limits, name: str
+    actual: LayerAttention, expected: LayerAttention, judged: Tensor, limits: _Limits
 ) -> _Compared:
     """Compare in float32 at least; sum rows in float64."""
     wide = torch.promote_types(
         torch.promote_types(actual.weights.dtype, expected.weights.dtype), torch.float32
     )
     target = expected.weights.to(actual.weights.device, wide)
-    sighted = actual.sighted_rows() | expected.sighted_rows().to(actual.weights.device)
-    judged = sighted.expand(actual.weights.shape[:3])
     counts = judged.sum((0, 2))
-    if (counts == 0).any():
-        raise ValueError(
-            f"{name}: every row of a head of {actual.name} is masked; nothing to judge"
-        )
     gap = (actual.weights.to(wide) - target).masked_fill(~judged[..., None], 0).abs()
     rows = 0.5 * gap.sum(-1, dtype=torch.float64)
     mean = rows.sum((0, 2)) / counts
     if limits.weight is None:
-        far = ~(rows <= limits.row)
-        broken = ~(mean <= limits.head) | far.any(2).any(0)
-        over = ~(gap <= limits.row)
+        far = rows > limits.row
+        broken = (mean > limits.head) | far.any(2).any(0)
+        over = gap > limits.row
     else:
-        over = ~(gap <= limits.weight[0] + limits.weight[1] * target.abs())
+        over = gap > limits.weight[0] + limits.weight[1] * target.abs()
         over &= judged[..., None]
         broken = over.any(3).any(2).any(0)
     return _Compared(actual, gap, over, rows, mean, broken)
@@ -225,7 +250,7 @@ def _offender(subject: Subject, one: _Compared, head: int) -> Offender:
     batch, query, key = _worst(one, head)
     return Offender(
         head=head_label(one.layer, head),
-        values=(float(one.mean[head]), float(one.rows[:, head].nan_to_num(math.inf).amax())),
+        values=(float(one.mean[head]), float(one.rows[:, head].amax())),
         worst=float(one.gap[batch, head, query, key]),
         at=subject.position(one.layer, batch, query, key),
     )
@@ -237,7 +262,7 @@ def _evidence(subject: Subject, one: _Compared, head: int) -> Evidence:
 
 
 def _worst(one: _Compared, head: int) -> tuple[int, int, int]:
-    gaps = one.gap[:, head].nan_to_num(math.inf)
+    gaps = one.gap[:, head]
     place = torch.unravel_index(gaps.argmax(), gaps.shape)
     batch, query, key = (int(index) for index in place)
     return batch, query, key

@@ -11,6 +11,7 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.checks.door import require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
+from attncheck.checks.finite import judge_finite, spoiled_rows
 from attncheck.checks.subject import Subject, head_label
 from attncheck.checks.text import VERDICT, count
 
@@ -61,8 +62,8 @@ def judge_forbidden(
     """Find weights on forbidden keys.
 
     Rows that see no key at all (fully masked) and rows of padding are left out: they hold NaN,
-    zero or anything. With the default ``atol`` a row fails also if its forbidden weights, each too
-    small to count, add up to more than rounding allows.
+    zero or anything. NaN in any other row is told as such. With the default ``atol`` a row fails
+    also if its forbidden weights, each too small to count, add up to more than rounding allows.
 
     Args:
         subject: The attention.
@@ -76,13 +77,19 @@ def judge_forbidden(
     require_tolerance(atol)
     limit = subject.tolerance.atol if atol is None else float(atol)
     row_limit = None if atol is not None else subject.tolerance.row_sum
-    judged = [_judge(layer, allowed(layer), limit, row_limit) for layer in subject.layers]
+    kept = [allowed(layer) for layer in subject.layers]
+    pairs = list(zip(subject.layers, kept, strict=True))
+    rows = [spoiled_rows(layer, _judged_rows(layer, seen)) for layer, seen in pairs]
+    unfinite = judge_finite(subject, rule.check, rows)
+    if unfinite is not None:
+        return unfinite
+    judged = [_judge(layer, seen, limit, row_limit) for layer, seen in pairs]
     n_forbidden = sum(one.n_forbidden for one in judged)
     if n_forbidden == 0 and rule.vacuous is not None:
         raise ValueError(f"{subject.name}: {rule.vacuous}")
     ranked = sorted(
         ((one, head) for one in judged for head in range(one.layer.n_heads) if one.counts[head]),
-        key=lambda pair: -float(pair[0].mass[pair[1]].nan_to_num(torch.inf)),
+        key=lambda pair: -float(pair[0].mass[pair[1]]),
     )
     found = [_offender(subject, one, head) for one, head in ranked]
     n_over = sum(int(one.counts.sum()) for one in judged)
@@ -123,23 +130,27 @@ def require_positions(subject: Subject, doing: str) -> tuple[LayerAttention, ...
     return own
 
 
+def _judged_rows(layer: LayerAttention, allowed: Tensor) -> Tensor:
+    """Rows that have a key to attend to, and are no padding."""
+    return (allowed & layer.visible()).any(-1) & layer.sighted_rows()
+
+
 def _judge(
     layer: LayerAttention, allowed: Tensor, limit: float, row_limit: float | None
 ) -> _Judged:
     weights = layer.weights
-    seen = allowed & layer.visible()
-    rows = seen.any(-1) & layer.sighted_rows()
+    rows = _judged_rows(layer, allowed)
     forbidden = ~allowed & rows[..., None]
     magnitude = weights.masked_fill(~forbidden, 0).abs()
-    # Negated, so that NaN is over; and the limit rounded as the weights are.
-    over = ~(magnitude <= torch.tensor(limit, dtype=weights.dtype, device=weights.device))
+    # The limit is rounded as the weights are.
+    over = magnitude > torch.tensor(limit, dtype=weights.dtype, device=weights.device)
     row_mass = magnitude.sum(-1, dtype=torch.float64)
     if row_limit is not None:
-        over |= ~(row_mass <= row_limit)[..., None] & (magnitude != 0)
+        over |= (row_mass > row_limit)[..., None] & (magnitude != 0)
     n_rows = rows.expand(weights.shape[:3]).sum((0, 2)).clamp(min=1)
     return _Judged(
         layer=layer,
-        allowed=seen,
+        allowed=allowed & layer.visible(),
         over=over,
         magnitude=magnitude,
         mass=row_mass.sum((0, 2)) / n_rows,
@@ -149,7 +160,7 @@ def _judge(
 
 
 def _offender(subject: Subject, one: _Judged, head: int) -> tuple[Offender, Callable[[], Evidence]]:
-    cells = one.magnitude[:, head].nan_to_num(torch.inf)
+    cells = one.magnitude[:, head]
     where = int(cells.argmax())
     batch, query, key = (int(i) for i in torch.unravel_index(torch.tensor(where), cells.shape))
     offender = Offender(
@@ -174,7 +185,7 @@ def _verdict(
     total = f"{count(n_forbidden)} {rule.noun}"
     if not n_over:
         return f"{rule.holds}: {total} weights <= {limit:g}"
-    single = any(bool((~(one.magnitude[one.over] <= limit)).any()) for one in judged)
+    single = any(bool((one.magnitude[one.over] > limit).any()) for one in judged)
     how = f"> {limit:g}" if single else "add up"
     start = f"not {rule.holds}: {count(n_over)} of {total}"
     long = f"{start} weights {how}"

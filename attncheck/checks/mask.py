@@ -67,7 +67,7 @@ def assert_mask_respected(
         name: What the message calls the attention.
 
     Raises:
-        CheckFailure: A hidden key has a weight above ``atol``, or NaN.
+        CheckFailure: A hidden key has a weight above ``atol``; or a row that counts holds NaN.
         ValueError: There is no mask, it hides nothing, or its shape does not fit.
 
     Example:

@@ -75,7 +75,8 @@ def assert_segments_isolated(
         name: What the message calls the attention.
 
     Raises:
-        CheckFailure: A key of another segment has a weight above ``atol``, or NaN.
+        CheckFailure: A key of another segment has a weight above ``atol``; or a row that counts
+            holds NaN.
         ValueError: There is one segment only, or ``segment_ids`` does not fit.
 
     Example:

@@ -86,7 +86,7 @@ def assert_sliding_window(
         name: What the message calls the attention.
 
     Raises:
-        CheckFailure: A key outside has a weight above ``atol``, or NaN.
+        CheckFailure: A key outside has a weight above ``atol``; or a row that counts holds NaN.
         ValueError: The window covers every key, or is no window.
         TypeError: ``window`` is neither an integer nor a pair of them.
 

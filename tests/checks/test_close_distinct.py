@@ -82,7 +82,7 @@ def test_nan_never_agrees_unless_the_row_is_masked() -> None:
     actual = expected.clone()
     actual[0, 0, 0] = math.nan
     for one, other in ((actual, expected), (expected, actual), (actual, actual)):
-        with pytest.raises(CheckFailure, match="1 of 1 heads"):
+        with pytest.raises(CheckFailure, match="NaN in 1 of 4 rows"):
             assert_attention_close(one, other)
         assert not check_attention_close(one, other, atol=1.0).passed
     assert_attention_close(actual, expected, mask=torch.tensor([0, 1, 1, 1]), causal=True)

@@ -198,7 +198,7 @@ def test_finding_as_json_has_no_nan_and_no_arrays() -> None:
     weights[0, 1, 2, 5] = float("nan")
     described = check_causal(weights).to_dict()
     assert "evidence" not in described
-    assert json.loads(json.dumps(described, allow_nan=False))["offenders"][0]["worst"] == "nan"
+    assert json.loads(json.dumps(described, allow_nan=False))["offenders"][0]["worst"] == "NaN"
 
 
 def test_name_must_be_text() -> None:
