@@ -37,7 +37,7 @@ def diagnose(
         return f"float64 that holds float32 numbers: computed in float32? atol={wide:.2g} fits that"
     zero = (weights == 0).all(-1)
     if zero[broken].all():
-        return "these rows are all zero: where that is meant, masked_rows='zero' allows it"
+        return "these rows are all zero: where that is meant, pass mask= or masked_rows='zero'"
     columns = weights.sum(-2, dtype=torch.float64)
     if layer.n_query > 1 and _ones(columns, limit):
         return "the columns sum to 1: softmax ran over queries, use softmax(dim=-1)"

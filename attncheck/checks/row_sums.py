@@ -24,7 +24,7 @@ CHOICES: Final = get_args(MaskedRows)
 
 @dataclass(frozen=True)
 class _Rows:
-    """One layer, judged by rows: bool and float64 ``(batch, head, query)``."""
+    """One layer, judged by rows: bool and float64 ``(batch, head, query)``; how many are masked."""
 
     layer: LayerAttention
     nan: Tensor
@@ -32,6 +32,7 @@ class _Rows:
     off: Tensor
     sums: Tensor
     lowest: Tensor
+    n_masked: int
 
     @property
     def broken(self) -> Tensor:
@@ -64,6 +65,7 @@ def check_row_stochastic(
     n_rows = sum(one.sums.numel() for one in judged)
     n_broken = sum(int(one.broken.sum()) for one in judged)
     n_nan = sum(int(one.nan.sum()) for one in judged)
+    n_masked = sum(one.n_masked for one in judged)
     sink = any(layer.sink_mass is not None for layer in subject.layers)
     return Finding(
         check="row_stochastic",
@@ -72,6 +74,7 @@ def check_row_stochastic(
         name=name,
         subject=subject.description,
         rule=f"attn >= 0 and |attn.sum(-1){' + sink' if sink else ''} - 1| <= {limit:g}",
+        facts=(("masked", f"{count(n_masked)} rows see no key"),) if n_masked else (),
         columns=("wrong sums", "negative", "NaN rows", "worst"),
         offenders=tuple(_offender(subject, one, head) for one, head in broken),
         n_passed=subject.n_heads - len(broken),
@@ -107,10 +110,11 @@ def assert_row_stochastic(
             Default: all.
         atol: Largest ``|row sum - 1|``, and how far below 0 a weight may lie. Default: by dtype,
             see `TOLERANCES`.
-        masked_rows: What a fully masked row must hold: ``"zero"``, ``"nan"``, ``"any"`` (backends
-            differ), or ``"error"``: such rows are judged like all others. Which rows those are
-            ``mask`` and ``causal`` say; without a mask, rows of zeros only and rows of NaN only
-            are taken for masked.
+        masked_rows: What a fully masked row must hold: ``"zero"``, ``"nan"``, or ``"any"``
+            (backends differ). Which rows those are the mask (given, or carried by maps) and
+            ``causal`` say; without a mask, rows of zeros only and rows of NaN only are taken for
+            masked. Default ``"error"``: no row is taken for masked by what it holds, and rows that
+            the mask or ``causal`` blinds may hold anything finite.
         name: What the message calls the attention.
 
     Raises:
@@ -149,30 +153,31 @@ def _judge(layer: LayerAttention, limit: float, masked_rows: MaskedRows) -> _Row
     lowest = weights.amin(-1).double()
     negative = (lowest < -limit) & ~nan
     off = ((sums - 1).abs() > limit) & ~nan
-    if masked_rows != "error":
-        masked = _masked(layer)
-        if masked.all():
-            raise ValueError(f"mask: every row of {layer.name} is fully masked; nothing to judge")
-        excused = masked & _holds(weights, masked_rows)
-        # A masked row that holds anything but what it must hold is wrong, even if it sums to 1.
-        nan, negative = nan & ~excused, negative & ~excused
-        off = (off | (masked & ~nan)) & ~excused
-    return _Rows(layer, nan, negative, off, sums, lowest)
+    masked = _masked(layer, guess=masked_rows != "error")
+    if masked.all():
+        raise ValueError(f"mask: every row of {layer.name} is fully masked; nothing to judge")
+    excused = masked & _holds(weights, masked_rows)
+    # A masked row that holds anything but what it must hold is wrong, even if it sums to 1.
+    nan, negative = nan & ~excused, negative & ~excused
+    off = (off | (masked & ~nan)) & ~excused
+    return _Rows(layer, nan, negative, off, sums, lowest, int(masked.sum()))
 
 
 def _holds(weights: Tensor, masked_rows: MaskedRows) -> Tensor:
     """Which rows hold what a fully masked row may."""
     if masked_rows == "any":
         return torch.ones(weights.shape[:3], dtype=torch.bool, device=weights.device)
+    if masked_rows == "error":
+        return torch.isfinite(weights).all(-1)
     return ((weights == 0) if masked_rows == "zero" else torch.isnan(weights)).all(-1)
 
 
-def _masked(layer: LayerAttention) -> Tensor:
-    """Which rows see no key: as the mask says, or, without one, as their values look."""
-    if layer.mask is not None:
-        return (~layer.visible().any(-1)).expand(layer.weights.shape[:3])
-    empty = (layer.weights == 0).all(-1) | torch.isnan(layer.weights).all(-1)
-    return empty | ~layer.visible().any(-1)
+def _masked(layer: LayerAttention, *, guess: bool) -> Tensor:
+    """Which rows see no key: as the mask says, or, without one, if asked, as their values look."""
+    blind = (~layer.visible().any(-1)).expand(layer.weights.shape[:3])
+    if layer.mask is not None or not guess:
+        return blind
+    return blind | (layer.weights == 0).all(-1) | torch.isnan(layer.weights).all(-1)
 
 
 def _errors(one: _Rows, head: int) -> Tensor:

@@ -122,7 +122,8 @@ def test_masked_rows(value: str) -> None:
     mask = torch.tensor([0, 1, 1, 1])
     other = "nan" if value == "zero" else "zero"
     for options in ({}, {"mask": mask, "causal": True}):
-        assert not check_row_stochastic(weights, **options).passed  # type: ignore[arg-type]
+        blind = bool(options) and value == "zero"  # finite, and the mask says that it sees no key
+        assert check_row_stochastic(weights, **options).passed is blind  # type: ignore[arg-type]
         assert check_row_stochastic(weights, masked_rows=value, **options).passed  # type: ignore[arg-type]
         assert not check_row_stochastic(weights, masked_rows=other, **options).passed  # type: ignore[arg-type]
 
@@ -137,6 +138,28 @@ def test_a_masked_row_that_attends_is_wrong_even_if_it_sums_to_one() -> None:
     assert check_row_stochastic(weights, mask=mask, masked_rows="zero").passed
     weights[0] = 0
     assert not check_row_stochastic(weights, mask=mask, masked_rows="zero").passed
+
+
+def test_rows_that_the_layers_own_mask_blinds_hold_anything_finite() -> None:
+    """A left-padded batch of a causal model: padded queries see nothing, and backends fill them."""
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    mask[..., 0] = False
+    for value, passes in ((0, True), (0.25, True), (9, True), (math.nan, False), (math.inf, False)):
+        weights = causal_weights(1, 2, 4)
+        weights[:, :, :, 0] = 0
+        weights /= weights.sum(-1, keepdim=True)
+        weights[:, :, 0] = value
+        finding = check_row_stochastic(LayerAttention(weights, mask=mask))
+        assert finding.passed is passes
+        assert dict(finding.facts)["masked"] == "2 rows see no key"
+        assert not check_row_stochastic(weights).passed or value == 0.25
+        assert check_row_stochastic(LayerAttention(weights, mask=mask), masked_rows="any").passed
+    weights[:, :, 0] = 0
+    weights[0, 1, 2] *= 2
+    finding = check_row_stochastic(LayerAttention(weights, mask=mask))
+    assert [(one.head, one.at.query) for one in finding.offenders] == [("L0H1", 2)]
+    with pytest.raises(ValueError, match="every row of layer 0 is fully masked"):
+        assert_row_stochastic(LayerAttention(weights, mask=mask & False))
 
 
 def test_masked_rows_of_any_kind_are_left_out_but_no_others() -> None:
