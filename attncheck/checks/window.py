@@ -16,7 +16,7 @@ from attncheck.checks.forbidden import ForbiddenRule, judge_forbidden, require_p
 from attncheck.checks.select import HeadSelection
 from attncheck.checks.subject import open_subject
 
-__all__ = ["assert_sliding_window", "check_sliding_window"]
+__all__ = ["assert_sliding_window", "check_sliding_window", "require_window"]
 
 
 def check_sliding_window(
@@ -106,6 +106,20 @@ def assert_sliding_window(
     )
 
 
+def require_window(window: Any) -> int:
+    """Return a window that counts keys, the query's own included.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It leaves out the query's own key.
+    """
+    if isinstance(window, bool) or not isinstance(window, Integral):
+        raise TypeError(f"window: got {window!r}; expected an integer, a number of keys")
+    if window < 1:
+        raise ValueError(f"window: got {window}; a query sees 1 key at least, its own")
+    return int(window)
+
+
 def _reach(window: Any) -> tuple[int, int]:
     """Turn the window into keys before and after the query's own, -1 for no limit."""
     pair = tuple(window) if isinstance(window, tuple | list) else (window,)
@@ -115,9 +129,8 @@ def _reach(window: Any) -> tuple[int, int]:
         raise TypeError(f"window: got {window!r}; expected an integer or (before, after)")
     pair = tuple(int(x) for x in pair)
     if len(pair) == 1:
-        if pair[0] < 1:
-            raise ValueError(f"window: got {window}; a query sees 1 key at least, its own")
-        return pair[0] - 1, pair[0] - 1
+        size = require_window(pair[0])
+        return size - 1, size - 1
     if min(pair) < -1:
         raise ValueError(f"window: got {window}; expected numbers of keys, or -1 for no limit")
     return pair[0], pair[1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.checks.text import clip_start
+from attncheck.checks.window import require_window
 from attncheck.model_checks.outputs import OutputChoice, OutputReader
 
 __all__ = ["Kind", "ModelSubject", "Step", "Stream", "SubjectOptions"]
@@ -113,8 +114,9 @@ class ModelSubject:
         measured: What was measured on it already, such as its noise floor.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: Inputs are missing, or hold no sequence.
+        TypeError: ``model`` is no module, or ``window`` no integer.
+        ValueError: Inputs are missing, or hold no sequence; a kind that there is not; ``window``
+            below 1.
 
     Example:
         >>> encoder = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=8, batch_first=True)
@@ -165,6 +167,8 @@ class ModelSubject:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind: {self.kind!r}; expected one of {', '.join(get_args(Kind))}")
+        if self.window is not None:
+            require_window(self.window)
 
     @property
     def batch(self) -> int:

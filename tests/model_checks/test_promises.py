@@ -170,7 +170,7 @@ def test_torch_layers_need_no_options() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2)
-    report = check_model(encoder, torch.randn(2, 6, 8))
+    report = check_model(encoder, torch.randn(2, 6, 8), kind="set")
     statuses = {outcome.id: outcome.status for outcome in report.outcomes}
     for id in ("padding-invariant", "batch-invariant", "backends-agree", "gradients-flow"):
         assert statuses[id] == "passed", report
@@ -207,6 +207,11 @@ def test_wrong_use_is_told() -> None:
         attncheck.assert_cache_consistent(nn.Linear(4, 4), torch.randn(2, 6, 4))
     with pytest.raises(ValueError, match="no layer has one"):
         attncheck.assert_window_respected(nn.Linear(4, 4), torch.randn(2, 6, 4))
+    for window in (0, -3):
+        with pytest.raises(ValueError, match=f"window: got {window}; a query sees 1 key at least"):
+            attncheck.assert_window_respected(Decoder(), token_ids(), window=window, output=0)
+    with pytest.raises(TypeError, match=r"window: got 2.5; expected an integer"):
+        attncheck.assert_window_respected(Decoder(), token_ids(), window=2.5, output=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="kind: 'reader'"):
         attncheck.assert_deterministic(nn.Linear(4, 4), torch.randn(2, 6, 4), kind="reader")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="select: nothing is called hope"):
