@@ -19,6 +19,7 @@ _PUBLIC = {
         "CheckFailure",
         "HeadAlertError",
         "MonitorWarning",
+        "UncheckedWarning",
     ),
     "attncheck.tolerances": ("TOLERANCES", "tolerance_for"),
     "attncheck.attention": ("AttentionMaps", "LayerAttention", "as_attention"),

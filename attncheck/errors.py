@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BaselineError", "CaptureError", "CheckFailure", "HeadAlertError", "MonitorWarning"]
+__all__ = [
+    "BaselineError",
+    "CaptureError",
+    "CheckFailure",
+    "HeadAlertError",
+    "MonitorWarning",
+    "UncheckedWarning",
+]
 
 
 class CheckFailure(AssertionError):  # noqa: N818 - the name is the verdict a reader sees
@@ -73,6 +80,22 @@ class MonitorWarning(UserWarning):
     """
 
 
+class UncheckedWarning(UserWarning):
+    """A promise was not tried: it could not be told whether the model makes it.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", UncheckedWarning)
+    """
+
+
 # Short names in tracebacks and summaries: `attncheck.CheckFailure`.
-for _error in (BaselineError, CheckFailure, CaptureError, HeadAlertError, MonitorWarning):
+for _error in (
+    BaselineError,
+    CheckFailure,
+    CaptureError,
+    HeadAlertError,
+    MonitorWarning,
+    UncheckedWarning,
+):
     _error.__module__ = "attncheck"

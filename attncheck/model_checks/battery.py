@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -11,10 +13,10 @@ from torch import nn
 
 from attncheck.attention.arguments import reasons, words
 from attncheck.checks.finding import Finding
-from attncheck.errors import CheckFailure
+from attncheck.errors import CheckFailure, UncheckedWarning
 from attncheck.model_checks import promises as _promises  # noqa: F401 - fills the registry
-from attncheck.model_checks.registry import PROMISES, Promise
-from attncheck.model_checks.report import ModelReport, Outcome
+from attncheck.model_checks.registry import PROMISES, Guess, Promise
+from attncheck.model_checks.report import UNCHECKED, ModelReport, Outcome
 from attncheck.model_checks.subject import ModelSubject, SubjectOptions
 
 __all__ = ["check_model", "run_promise", "select_promises"]
@@ -37,7 +39,8 @@ def check_model(
             Hugging Face models: small random ones.
         select: Ids or tags of the promises to try; all that apply by default.
         expected_failures: Reasons by id: these must fail, and are reported apart.
-        raises: Whether to raise when a promise is broken.
+        raises: Whether to raise when a promise is broken, and to warn where it could not be told
+            whether the model makes one. If not, read the report.
         options: What cannot be found out from the model, see `ModelSubject`.
 
     Returns:
@@ -48,6 +51,9 @@ def check_model(
             report.
         TypeError: ``select`` holds no words, or ``expected_failures`` is no mapping.
         ValueError: A word in ``select`` or ``expected_failures`` that nothing is called.
+
+    Warns:
+        UncheckedWarning: It could not be told whether the model makes a promise: pass ``kind``.
 
     Example:
         >>> encoder = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=8, batch_first=True)
@@ -66,6 +72,8 @@ def check_model(
         report.outcomes.append(run_promise(entry, subject, expected))
     if raises and not report.passed:
         raise CheckFailure(str(report), report)
+    for line in report.unchecked if raises else ():
+        warnings.warn(line, UncheckedWarning, stacklevel=2)
     return report
 
 
@@ -93,17 +101,23 @@ def run_promise(
     finding: Finding | None = None
     state = torch.random.get_rng_state()
     try:
-        note = entry.applies(subject)
+        found = entry.applies(subject)
+        guess = found if isinstance(found, Guess) else None
+        note = guess.note if guess is not None else str(found)
         status = "not applicable" if note else ""
-        if not note:
+        if guess is not None:
+            status = "" if guess.made else UNCHECKED
+        if not status:
             finding = entry.judge(subject)
             status = "passed" if finding.passed else "failed"
+            if guess is not None:
+                finding = replace(finding, facts=(*finding.facts, ("kind", guess.note)))
     except Exception as error:
         status, note = "error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         torch.random.set_rng_state(state)
     reason = (expected or {}).get(entry.id)
-    if reason is not None and status != "not applicable":
+    if reason is not None and status not in ("not applicable", UNCHECKED):
         status = "expected failure" if status in ("failed", "error") else "unexpected pass"
         note = reason
     return Outcome(entry.id, status, round(time.perf_counter() - start, 4), note, finding)

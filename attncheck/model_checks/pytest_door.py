@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from torch import nn
 
 from attncheck.attention.arguments import reasons
 from attncheck.checks.render import render
-from attncheck.errors import CheckFailure
+from attncheck.errors import CheckFailure, UncheckedWarning
 from attncheck.model_checks.battery import run_promise, select_promises
 from attncheck.model_checks.registry import PROMISES, Promise
+from attncheck.model_checks.report import UNCHECKED
 from attncheck.model_checks.subject import ModelSubject
 
 if TYPE_CHECKING:
@@ -34,13 +36,21 @@ class ModelCheck:
     def __call__(self, factory: Factory) -> None:
         """Try the promise; raise `CheckFailure`, or skip where the model does not make it.
 
+        Where it can't be told whether it does, skip with an `UncheckedWarning`.
+
         Args:
             factory: Makes the model; it is called once for all promises.
         """
         import pytest
 
         __tracebackhide__ = True
-        outcome = run_promise(self.entry, self._subject_of(factory))
+        subject = self._subject_of(factory)
+        outcome = run_promise(self.entry, subject)
+        if outcome.status == UNCHECKED:
+            told = f"not checked: {outcome.note}"
+            line = f"{subject.name}: {outcome.id} was {told}"
+            warnings.warn(line, UncheckedWarning, stacklevel=2)
+            pytest.skip(told)
         if outcome.status == "not applicable":
             pytest.skip(f"not applicable: {outcome.note}")
         if outcome.finding is not None and not outcome.finding.passed:

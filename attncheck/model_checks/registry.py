@@ -12,9 +12,23 @@ from attncheck.checks.finding import Finding
 from attncheck.model_checks.finite import unfinite_output
 from attncheck.model_checks.subject import ModelSubject
 
-__all__ = ["PROMISES", "Promise", "register"]
+__all__ = ["PROMISES", "Guess", "Promise", "register"]
 
-Applies = Callable[[ModelSubject], str]
+
+@dataclass(frozen=True)
+class Guess:
+    """Whether a model makes a promise, where it does not say so and this was inferred.
+
+    Attributes:
+        made: Whether it looks like it. If not, nothing is tried, and that has to be seen.
+        note: What it was inferred from, or why it could not be, and how to decide.
+    """
+
+    made: bool
+    note: str
+
+
+Applies = Callable[[ModelSubject], str | Guess]
 Judge = Callable[[ModelSubject], Finding]
 AnyJudge = TypeVar("AnyJudge", bound=Judge)
 
@@ -28,7 +42,7 @@ class Promise:
         reason: Why it matters, one line.
         source: Where it comes from: a paper, documentation, an issue where the bug was real.
         tags: Further words to select by.
-        applies: Says why a model makes no such promise; empty if it does.
+        applies: Says why a model makes no such promise; empty if it does; or a guess.
         judge: Tries the model and returns a `Finding`; never raises for what it finds.
 
     Example:
@@ -66,7 +80,7 @@ def register(
         id: Unique; small letters, digits and hyphens.
         reason: Why it matters, one line.
         source: Where it comes from.
-        applies: Says why a model makes no such promise.
+        applies: Says why a model makes no such promise, see `Promise`.
         tags: Further words to select by.
     """
 

@@ -12,10 +12,13 @@ from typing import Any, Final
 from attncheck.checks.finding import Finding
 from attncheck.checks.render import render
 
-__all__ = ["ModelReport", "Outcome"]
+__all__ = ["UNCHECKED", "ModelReport", "Outcome"]
 
 BROKEN: Final = ("failed", "error", "unexpected pass")
 WIDTH: Final = 78
+
+UNCHECKED: Final = "not checked"
+"""Status of a promise of which could not be told whether the model makes it."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,11 @@ class Outcome:
     Attributes:
         id: The promise.
         status: ``"passed"``, ``"failed"``, ``"error"`` (the model raised), ``"not applicable"``,
-            ``"expected failure"`` or ``"unexpected pass"``.
+            ``"not checked"`` (it could not be told whether it applies), ``"expected failure"`` or
+            ``"unexpected pass"``.
         seconds: Time spent.
-        note: Why it does not apply, what was raised, or why it was expected to fail.
+        note: Why it does not apply, what was raised, why it was expected to fail, or that it was
+            inferred that it applies.
         finding: What was found; None where nothing was judged.
     """
 
@@ -72,6 +77,15 @@ class ModelReport:
         return not self.failures
 
     @property
+    def unchecked(self) -> list[str]:
+        """One line for each promise of which could not be told whether the model makes it."""
+        return [
+            f"{self.model}: {outcome.id} was not checked: {outcome.note}"
+            for outcome in self.outcomes
+            if outcome.status == UNCHECKED
+        ]
+
+    @property
     def seconds(self) -> float:
         """Time spent in all."""
         return sum(outcome.seconds for outcome in self.outcomes)
@@ -96,9 +110,12 @@ class ModelReport:
 
     def __str__(self) -> str:
         lines = [self.summary(), f"  {self.subject}", ""]
+        for line in self.unchecked:
+            lines += [*textwrap.wrap(line, WIDTH), ""]
         wide = max((len(outcome.id) for outcome in self.outcomes), default=0)
         for outcome in self.outcomes:
-            text = outcome.note or (outcome.finding.verdict if outcome.finding else "")
+            told = outcome.finding.verdict if outcome.finding else ""
+            text = "; ".join(part for part in (told, outcome.note) if part)
             start = f"  {outcome.id:{wide}}  {outcome.status:14}  "
             lines += textwrap.wrap(
                 start + text, WIDTH, subsequent_indent=" " * len(start), break_long_words=False

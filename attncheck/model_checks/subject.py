@@ -42,6 +42,8 @@ class SubjectOptions(TypedDict, total=False):
         output: Which part of what the model returns: a key, an index, or a function from it to a
             tensor ``(batch, position, ...)``. Default: the first fitting tensor.
         kind: ``"decoder"``, ``"encoder"``, ``"encoder-decoder"``, ``"vision"`` or ``"set"``.
+            Default: the configuration's; without one, whether the model is a decoder is inferred
+            from its attention for ``no-future-leakage`` alone.
         pad_id: Token id at padded positions. Default: the configuration's, or 0.
         window: Keys that a query of every layer may see, itself included; None: no window.
         segments: Argument that tells packed documents apart: segment ids, or ``"position_ids"``

@@ -40,3 +40,12 @@ def test_a_broken_promise_is_exit_code_1(capsys: Capture) -> None:
 def test_nothing_to_try_is_exit_code_2(capsys: Capture) -> None:
     assert main(["scan", f"{HERE}:no_attention", "--check"]) == 2
     assert "inputs: no sequence among them" in capsys.readouterr().err
+
+
+def test_a_promise_that_was_not_checked_is_said(capsys: Capture) -> None:
+    assert main(["scan", f"{HERE}:encoder", "--check"]) == 0
+    text = capsys.readouterr().out
+    assert "1 not checked" in text.splitlines()[0]
+    assert "no-future-leakage was not checked: " in text
+    assert main(["scan", f"{HERE}:encoder", "--check", "--kind", "encoder"]) in (0, 1)
+    assert "not checked" not in capsys.readouterr().out

@@ -12,9 +12,10 @@ from attncheck.attention import LayerAttention
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.model_checks.altering import other_content, real_positions
+from attncheck.model_checks.causality import guess_causality
 from attncheck.model_checks.conclude import Words, conclude
 from attncheck.model_checks.noise import distance, noise_of
-from attncheck.model_checks.registry import register
+from attncheck.model_checks.registry import Guess, register
 from attncheck.model_checks.running import call, input_gradient, output
 from attncheck.model_checks.subject import ModelSubject, SubjectOptions
 from attncheck.model_checks.trial import Replay, Trial
@@ -63,10 +64,16 @@ def assert_no_future_leakage(
     raise_if_failed(judge_future(subject))
 
 
-def _applies(subject: ModelSubject) -> str:
-    if not subject.causal:
+def _applies(subject: ModelSubject) -> str | Guess:
+    if not subject.causal and subject.kind != "unknown":
         return f"{subject.kind}: promises nothing about later tokens (kind='decoder' does)"
-    return "" if subject.is_sequence else "its input is no sequence"
+    if not subject.is_sequence:
+        return "its input is no sequence"
+    if subject.causal:
+        return ""
+    if output(subject).shape[1] != subject.length:
+        return "unknown: its output does not follow the positions (kind='decoder' must)"
+    return guess_causality(subject)
 
 
 @register(
