@@ -148,7 +148,8 @@ def _fact(trial: Trial) -> tuple[str, str]:
     if trial.failed:
         allowed = f"{number(trial.limit)} allowed" if trial.limit else "exactly 0 expected"
         where = f"{trial.axis} {position} of sequence {row}"
-        text = f"{number(size)} at {where} ({allowed}): {trial.what}"
+        told = f"{number(size)} at {where} ({allowed})" if trial.exceeds else f"NaN at {where}"
+        text = f"{told}: {trial.what}"
     elif trial.limit:
         text = f"at most {number(size)}: {trial.what}"
     else:

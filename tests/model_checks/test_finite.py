@@ -183,6 +183,18 @@ def test_a_gradient_of_nan_is_no_leak() -> None:
         assert "NaN at input " in dict(caught.value.finding.facts)["gradient"]
 
 
+def test_a_leak_beside_nan_is_told_with_it() -> None:
+    class Rooted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > -99, x, (x * 0 - 1).sqrt()) + x.mean(1, keepdim=True)
+
+    with pytest.raises(CheckFailure, match="sees the future") as caught:
+        attncheck.assert_no_future_leakage(Rooted(), torch.randn(2, 6, 4))
+    facts = dict(caught.value.finding.facts)
+    assert "allowed" in facts["perturbed"]
+    assert facts["gradient"].startswith("NaN at input 3 of sequence 0: of outputs")
+
+
 def test_nan_is_no_noise_that_hides_the_rest() -> None:
     ids = token_ids()
 
