@@ -54,9 +54,9 @@ def _guessed(subject: ModelSubject) -> Guess:
     if subject.length < SHORTEST:
         return Guess(False, f"{subject.length} positions are too few to tell; {DECIDE}")
     try:
-        layers = attention_of(subject)
+        layers = attention_of(subject, strict=True)
     except (CaptureError, RuntimeError, TypeError, ValueError):
-        return Guess(False, f"no attention was captured; {DECIDE}")
+        return Guess(False, f"its attention was not all captured; {DECIDE}")
     for layer in layers:
         if layer.kind == "cross" or not layer.n_query == layer.n_key == subject.length:
             return Guess(False, f"{layer.name} attends to another sequence; {DECIDE}")
