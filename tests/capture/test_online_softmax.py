@@ -79,6 +79,106 @@ def test_beside_attention_that_is_captured_anyway() -> None:
     assert close(maps[1], reference_weights(*model[1].last))
 
 
+def lists(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rabe and Staats: every tile beside its own largest score, their factors afterwards."""
+    tiles = []
+    for keys, values in zip(k.split(5, dim=2), v.split(5, dim=2), strict=True):
+        scores = q @ keys.mT / 2
+        largest = scores.amax(-1, keepdim=True)
+        raised = (scores - largest).exp()
+        tiles.append((largest, raised.sum(-1, keepdim=True), raised @ values))
+    largest = torch.stack([tile[0] for tile in tiles]).amax(0)
+    total = sum(part * (own - largest).exp() for own, part, _ in tiles)
+    return sum(part * (own - largest).exp() for own, _, part in tiles) / total
+
+
+def last_key_first(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return visiting([(5, 6), (3, 5), (0, 3)])(m, q, k, v)
+
+
+def visiting(
+    tiles: list[tuple[int, int]],
+    keys: Callable[[Tensor], Tensor] = lambda k: k / 2,
+    values: Callable[[Tensor], Tensor] = lambda v: v,
+) -> Callable[..., Tensor]:
+    """Visit tiles in an order; their keys are views of one tensor only if `keys` makes none."""
+
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        largest, total, out = running(q)
+        for start, end in tiles:
+            scores = q @ keys(k[:, :, start:end]).mT
+            new = torch.maximum(largest, scores.amax(-1, keepdim=True))
+            raised, shrink = (scores - new).exp(), (largest - new).exp()
+            total = total * shrink + raised.sum(-1, keepdim=True)
+            out = out * shrink + raised @ values(v[:, :, start:end])
+            largest = new
+        return out / total
+
+    return attend
+
+
+@pytest.mark.parametrize("length", [1, 6])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("attend", [lists, last_key_first])
+def test_a_tile_of_a_single_key_is_one_among_others(
+    attend: Callable[..., Tensor], batch: int, length: int
+) -> None:
+    """Raised beside itself, it is 1 in every row, as whole weights are."""
+
+    def last_queries(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(m, q[:, :, -length:], k, v).expand(-1, -1, N, -1)
+
+    module = Heads(last_queries)
+    (weights,) = AttentionExtractor(module).get_attention(X[:batch])
+    assert close(weights, reference_weights(*module.last)[:, :, -length:])
+
+
+def test_a_row_that_sees_one_key_of_the_first_tile_is_no_whole_row_yet() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        largest, total, out = running(q)
+        for start in (0, 2, 4):
+            scores = q @ k[:, :, start : start + 2].mT / 2
+            scores[..., 1:] = -math.inf  # keys 0, 2 and 4
+            new = torch.maximum(largest, scores.amax(-1, keepdim=True))
+            raised, shrink = (scores - new).exp(), (largest - new).exp()
+            total = total * shrink + raised.sum(-1, keepdim=True)
+            out = out * shrink + raised @ v[:, :, start : start + 2]
+            largest = new
+        return out / total
+
+    module = Heads(attend)
+    (weights,) = AttentionExtractor(module).get_attention(X)
+    assert close(weights, reference_weights(*module.last, sees=lambda b, h, i, j: j % 2 == 0))
+
+
+ORDERS = [[(4, 6), (2, 4), (0, 2)], [(2, 4), (0, 2), (4, 6)]]
+
+
+@pytest.mark.parametrize("tiles", ORDERS)
+def test_tiles_are_ordered_by_their_values_where_keys_are_copies(
+    tiles: list[tuple[int, int]],
+) -> None:
+    module = Heads(visiting(tiles))
+    (layer,) = AttentionExtractor(module).get_attention(X).layers
+    assert close(layer.weights, reference_weights(*module.last))
+    assert not layer.note
+
+
+@pytest.mark.parametrize("tiles", ORDERS)
+def test_an_order_of_tiles_that_nothing_tells_is_noted(tiles: list[tuple[int, int]]) -> None:
+    held: list[Tensor] = []  # no two copies in the same memory
+
+    def copied(t: Tensor) -> Tensor:
+        held.append(t.clone() / 2)
+        return held[-1]
+
+    module = Heads(visiting(tiles, copied, copied))
+    (layer,) = AttentionExtractor(module).get_attention(X).layers
+    order = [key for start, end in tiles for key in range(start, end)]
+    assert close(layer.weights, reference_weights(*module.last)[..., order])
+    assert "nothing tells where the keys of its parts stand" in layer.note
+
+
 def renormalised(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Divided by the sum so far after every tile: no row of a tile is final."""
     largest, total, out = running(q)

@@ -64,7 +64,6 @@ class Beginnings:
         hiding: tuple[Hiding, ...] = ()
         if product.added is not None:
             hiding = (Hiding("added", product.added, tuple(out.shape), axes),)
-        storage, offset = place_of(product.operands[free[1]])
         self._traces[out] = Trace(
             stage,
             axes,
@@ -72,8 +71,7 @@ class Beginnings:
             hiding,
             product=self.number(),
             fixed=fixed,
-            storage=storage,
-            offset=offset,
+            place=place_of(product.operands[free[1]]),
         )
 
     def pairs(self, name: str, left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -106,7 +104,7 @@ class Beginnings:
         trace = self._traces[scores] if self._traces else None
         if trace is None or trace.edges or trace.stage not in ("scores", "pairs"):
             return
-        self._weights(trace, dim, out)
+        self._weights(trace, dim, out, logged="log" in name)
 
     def softmax_inside(self, step: Step) -> bool:
         """Follow what a kernel made of scores, if it is a softmax by its numbers.
@@ -139,7 +137,7 @@ class Beginnings:
         known = [self._traces[t] for t in given if t.shape == step.source.shape]
         return [trace for trace in known if trace is not None and trace.stage == "scores"]
 
-    def _weights(self, trace: Trace, dim: int, out: Tensor) -> None:
+    def _weights(self, trace: Trace, dim: int, out: Tensor, logged: bool = False) -> None:
         keys = frozenset[int]()
         if trace.axes is not None:
             atoms = trace.axes[dim]
@@ -150,13 +148,11 @@ class Beginnings:
             return
         if keys & trace.fixed:  # over what does not depend on the input: a router, a codebook
             return
-        self._traces[out] = trace.but(
-            stage="weights",
-            softmax=self.number(),
-            keys=keys,
-            n_key=out.shape[dim],
-            over_last=dim in (-1, out.ndim - 1),
-        )
+        trace = trace.but(keys=keys, n_key=out.shape[dim], over_last=dim in (-1, out.ndim - 1))
+        if logged:
+            self._traces[out] = trace
+            return
+        self._traces[out] = trace.but(stage="weights", softmax=self.number())
         self._sink.softmax_seen(trace.product)
 
 

@@ -116,10 +116,13 @@ class Meetings:
         if found:
             self._report_all(found, out, meeting)
         elif trace.stage == "raised" and meeting.rows is not None:
-            part = Part(meeting.rows, None, trace.product, trace.storage, trace.offset)
+            places = trace.place, meeting.place_of_values()
+            part = Part(meeting.rows, None, trace.product, places, trace.share)
             trace = meeting.trace.but(stage="summed", parts=(part,), meeting=meeting)
             self._traces[out] = trace
-            if trace.shifted:
+            if trace.share:
+                self._sink.values_met(trace.product)
+            elif trace.shifted:
                 self._sink.part_seen(trace.product)
 
     def after_summed(self, step: Step) -> None:
@@ -135,11 +138,17 @@ class Meetings:
             place = self._sink.here()
             if place is not None:
                 self._sink.unreadable(place[1], *summed.trouble)
-        if summed.weights is not None:
-            self._sink.parts_used(numbers)
-            rows = Rows(summed.weights, None, trace)
+        if summed.weights is not None and summed.trace is not None:
+            trace = summed.trace
+            for part in trace.parts:
+                self._sink.softmax_used(part.product)
+            self._sink.parts_used(part.product for part in trace.parts)
+            rows = Rows(summed.weights, None, trace, summed.note)
             if self._report(rows, step.out, trace.meeting, reported=True):
                 return
+        else:
+            for number in summed.divided:
+                self._sink.values_met(number)
         if summed.trace is not None and target is not None:
             self._traces[target] = summed.trace
 

@@ -21,7 +21,7 @@ from attncheck.capture.follow.traces import Trace
 from attncheck.capture.sharded import held_here
 from attncheck.tolerances import tolerance_for
 
-__all__ = ["CUTS", "Columns", "cut", "keys_last", "sums_to_one"]
+__all__ = ["CUTS", "Columns", "cut", "is_one_hot", "keys_last", "sums_to_one"]
 
 CUTS: Final = (
     *("__getitem__", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split"),
@@ -109,6 +109,12 @@ def sums_to_one(weights: Tensor, *, sliced: bool = False) -> bool:
             return True
         fine = sums <= 1 + allowed if sliced else (sums - 1).abs() <= allowed
         return bool((fine | (sums == 0) | sums.isnan()).all())
+
+
+def is_one_hot(weights: Tensor) -> bool:
+    """Whether each row has all of its weight on one key."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        return bool((held_here(weights).amax(-1) == 1).all())
 
 
 class Columns:

@@ -85,7 +85,9 @@ def call_of(
         mask=mask,
         causal=causal,
         sink_is_rest=trace.sliced,
-        note="; ".join([OWN_KEYS] * beside + [AS_READ] * (untold and not waits)),
+        note="; ".join(
+            [OWN_KEYS] * beside + [AS_READ] * (untold and not waits) + [rows.note] * bool(rows.note)
+        ),
         layout=layout if waits else None,
         axes=axes,
         again=lambda told: call_of(module, name, rows, output, visible, None, told, kind),

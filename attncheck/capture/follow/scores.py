@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
-from attncheck.capture.follow.axes import JOINS, Atom, Axes, joined, numbers_in, reduced
+from attncheck.capture.follow.axes import JOINS, Atom, Axes, numbers_in, reduced
 from attncheck.capture.follow.hiding import hiding_in
 from attncheck.capture.follow.pairs import NORMS
 from attncheck.capture.follow.parts import CUTS
@@ -21,15 +21,13 @@ from attncheck.capture.follow.steps import (
     TIMES,
     Step,
 )
+from attncheck.capture.follow.sums import NEW, is_share, stacked, sums_among
 from attncheck.capture.follow.traces import Trace, Traces
 
-__all__ = ["Followed", "after_scores", "mixed", "summed_weights", "sums_among", "through_layer"]
+__all__ = ["Followed", "after_scores", "mixed", "summed_weights", "through_layer"]
 
 Followed: TypeAlias = Iterator[tuple[Tensor, Trace]]
 """Tensors that a function returned, with what is known about them."""
-
-NEW: Final = 1000
-"""Axes that neither query nor key had are numbered from here on."""
 
 
 def after_scores(step: Step, traces: Traces) -> Followed:
@@ -65,15 +63,23 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
     sums = sums_among(step, traces)
     if trace.stage == "raised":
         if sums is not None and step.name in (*QUOTIENTS, *TIMES):
+            if is_share(trace, sums):
+                return trace.but(share=True)
             return trace.but(stage="weights", keys=sums.keys, n_key=sums.n_key, rest=True)
         return trace
+    if trace.n_key and step.name in ("exp", "exp_"):  # of a log_softmax
+        return trace.but(stage="weights")
+    same = step.function_only_moves() or step.only_casts()
     hiding = hiding_in(step.name, step.source, step.args, step.kwargs, step.trace.axes)
-    shifted = step.name in DIFFERENCES and any(t.shape[-1:] == (1,) for t in step.others())
+    columns = (t for t in step.others() if t.shape[-1:] == (1,))
+    shifted = sums is None and step.name in DIFFERENCES and next(columns, None) is not None
     return trace.but(
         stage="raised" if step.raises() else trace.stage,
         hiding=(*trace.hiding, *hiding),
         shifted=trace.shifted or shifted,
         sizes=trace.sizes | set(target.shape),
+        keys=trace.keys if same else frozenset(),
+        n_key=trace.n_key if same else 0,
     )
 
 
@@ -82,7 +88,8 @@ def _cut_scores(step: Step) -> Followed:
     for part in held:
         if step.keeps(part):
             smaller = part.numel() < step.source.numel()
-            sliced = step.trace.sliced or (smaller and step.trace.stage == "raised")
+            column = smaller and step.trace.stage == "raised" and step.trace.foreign
+            sliced = step.trace.sliced or column
             yield part, step.trace.but(axes=step.axes_of(part), sliced=sliced)
 
 
@@ -92,15 +99,6 @@ def _picked(step: Step) -> Followed:
         if step.keeps(part):
             sizes = step.trace.sizes | set(part.shape)
             yield part, step.trace.but(axes=None, picked=True, sizes=sizes)
-
-
-def sums_among(step: Step, traces: Traces) -> Trace | None:
-    """Return the trace of the sums of these very numbers, if they are another argument."""
-    for other in step.others():
-        found = traces[other]
-        if found is not None and found.stage == "sums" and found.product == step.trace.product:
-            return found
-    return None
 
 
 def _reduced(step: Step) -> Trace | None:
@@ -128,16 +126,7 @@ def _reduced(step: Step) -> Trace | None:
 def _joined(step: Step, target: Tensor, traces: Traces) -> Trace:
     known = [traces[part] is not None for part in step.args[0] if isinstance(part, Tensor)]
     trace = step.trace.but(foreign=step.trace.foreign or not all(known))
-    axes = trace.axes
-    if step.name == "stack" and axes is not None:
-        dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
-        dim %= target.ndim
-        number = -step.trace.product if dim == 0 else NEW + step.trace.product
-        new = Atom((number,), target.shape[dim], "shared")
-        axes = (*axes[:dim], (new,), *axes[dim:])
-    else:
-        axes = joined(step.name, axes, step.source.shape, target)
-    return trace.but(axes=axes, sizes=trace.sizes | set(target.shape))
+    return trace.but(axes=stacked(step, target), sizes=trace.sizes | set(target.shape))
 
 
 def through_layer(step: Step, target: Tensor) -> Axes | None:

@@ -30,6 +30,7 @@ from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
 from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
+from attncheck.capture.follow.sums import after_sums
 from attncheck.capture.follow.tiles import begins_sum
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.plain import UnreadableError
@@ -40,7 +41,7 @@ __all__ = ["SoftmaxWatcher"]
 
 SOFTMAXES: Final = (
     *("softmax", "_softmax", "special_softmax", "_masked_softmax", "softmin", "_safe_softmax"),
-    "gumbel_softmax",
+    *("gumbel_softmax", "log_softmax", "_log_softmax", "special_log_softmax"),
 )
 
 
@@ -349,9 +350,8 @@ class SoftmaxWatcher:
                 if step.custom:
                     self._outside.weigh(step.trace, (*step.args, *step.kwargs.values()))
         elif stage == "sums":
-            target = step.target()
-            if target is not None and not step.ends() and not step.reduces():
-                self._traces[target] = step.trace
+            for tensor, trace in after_sums(step, self._traces):
+                self._traces[tensor] = trace
         else:
             self._after_scores(step)
 

@@ -13,6 +13,7 @@ from attncheck.capture.follow.axes import MOVES, Axes, after
 from attncheck.capture.follow.traces import Trace
 
 __all__ = [
+    "ADDITIONS",
     "DIFFERENCES",
     "EXPONENTIALS",
     "LAYERS",
@@ -54,6 +55,7 @@ LAYERS: Final = ("linear", "conv1d", "conv2d", "conv3d")
 EXPONENTIALS: Final = ("exp", "exp_", "exp2", "exp2_", "special_exp2", "__rpow__")
 QUOTIENTS: Final = ("div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__")
 TIMES: Final = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
+ADDITIONS: Final = ("add", "add_", "__add__", "__radd__", "__iadd__")
 DIFFERENCES: Final = ("sub", "sub_", "subtract", "__sub__", "__isub__")
 UNCHANGED: Final = ("contiguous", "clone", "detach", "requires_grad_", "cpu", "cuda", "alias")
 WHOLE: Final = frozenset(
@@ -130,13 +132,11 @@ class Step:
         return self.name in ENDS
 
     def reduces(self) -> bool:
-        """Whether it returns fewer numbers than it got."""
+        """Whether it makes one number of each row, which may be one number long."""
         out = self.out
-        return (
-            self.name in REDUCTIONS
-            and isinstance(out, Tensor)
-            and out.numel() < self.source.numel()
-        )
+        if self.name not in REDUCTIONS or not isinstance(out, Tensor):
+            return False
+        return out.numel() < self.source.numel() or self.reduced_dims() is not None
 
     def reduced_dims(self) -> tuple[int, ...] | None:
         """Return which axes a reduction is over; None: all of them."""

@@ -10,19 +10,19 @@ are the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from attncheck.capture.follow.parts import sums_to_one
-from attncheck.capture.follow.steps import QUOTIENTS, TIMES, Step
+from attncheck.capture.follow.parts import is_one_hot, sums_to_one
+from attncheck.capture.follow.steps import ADDITIONS, QUOTIENTS, TIMES, Step
+from attncheck.capture.follow.sums import sums_among
 from attncheck.capture.follow.traces import Part, Trace, Traces
 
 __all__ = ["Summed", "after_summed", "begins_sum"]
 
-SUMS: Final = ("add", "add_", "__add__", "__radd__", "__iadd__")
 SAME: Final = ("contiguous", "clone", "to", "float", "double", "half", "bfloat16", "detach")
 """Functions that change nothing."""
 
@@ -30,6 +30,12 @@ RENORMALISED: Final = (
     "its softmax is computed a few keys at a time and divided by its sum after each of them",
     "Divide once, behind the last tile, call scaled_dot_product_attention, or pass strict=False to "
     "keep the other layers",
+)
+
+
+VISITED: Final = (
+    "nothing tells where the keys of its parts stand: they are numbered in the order in which the "
+    "parts were added up"
 )
 
 
@@ -41,11 +47,15 @@ class Summed:
         trace: What it is now; None: nothing that is followed.
         weights: Whole weights, where it has just become the output of attention.
         trouble: Why that cannot be said, and the way out.
+        note: What is to be known of the weights.
+        divided: Numbers of the products whose parts were divided by sums over keys just now.
     """
 
     trace: Trace | None = None
     weights: Tensor | None = None
     trouble: tuple[str, str] | None = None
+    note: str = ""
+    divided: tuple[int, ...] = ()
 
 
 def begins_sum(name: str, args: Sequence[Any], source: Tensor) -> bool:
@@ -64,16 +74,16 @@ def after_summed(step: Step, traces: Traces) -> Summed:
         return Summed(trace)
     if step.name in SAME and step.out.shape == step.source.shape:
         return Summed(trace)
-    if step.name in SUMS and 0 in (arg for arg in step.args if isinstance(arg, int)):
+    if step.name in ADDITIONS and 0 in (arg for arg in step.args if isinstance(arg, int)):
         return Summed(trace)  # `sum` begins so
     if len(others) != 1:
         return Summed()
-    if step.name in SUMS:
+    if step.name in ADDITIONS:
         return _added(trace, others[0], traces[others[0]])
     if step.name in TIMES or (step.name in QUOTIENTS and step.args[0] is step.source):
         factor = others[0].detach()
         factor = factor.reciprocal() if step.name in QUOTIENTS else factor.clone()
-        return _scaled(trace, factor)
+        return _scaled(step, factor, sums_among(step, traces))
     return Summed()
 
 
@@ -85,19 +95,47 @@ def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
         return Summed() if bool(other.any()) else Summed(trace)
     if trace.reported != its.reported:
         return Summed(trouble=RENORMALISED)
-    return Summed(trace.but(parts=(*trace.parts, *its.parts), hiding=()))
+    trace = trace.but(parts=(*trace.parts, *its.parts), hiding=())
+    if trace.reported or not all(part.divided for part in trace.parts):
+        return Summed(trace)
+    return _if_whole(trace, trace.sliced)
 
 
-def _scaled(trace: Trace, factor: Tensor) -> Summed:
+def _scaled(step: Step, factor: Tensor, sums: Trace | None) -> Summed:
+    trace = step.trace
     if len(trace.parts) == 1:
         part = trace.parts[0]
         factor = _like_rows(factor, part.raised)
     if factor.ndim and factor.shape[-1] != 1:
         return Summed()
-    parts = tuple(part.times(factor) for part in trace.parts)
-    weights = None if trace.reported else _whole(parts)
-    trace = trace.but(parts=parts, reported=trace.reported or weights is not None)
-    return Summed(trace, weights)
+    parts = tuple(part.times(factor, sums is not None) for part in trace.parts)
+    divided = tuple(part.product for part in parts if part.divided and sums is not None)
+    trace = trace.but(parts=parts)
+    if trace.reported:
+        return Summed(trace)
+    rest = sums is not None and sums.n_key == sum(part.raised.shape[-1] for part in parts)
+    by_chance = sums is None and step.name in TIMES
+    return replace(_if_whole(trace, rest, by_chance), divided=divided)
+
+
+def _if_whole(trace: Trace, rest: bool, by_chance: bool = False) -> Summed:
+    """Put parts beside each other, if they are weights together.
+
+    Args:
+        trace: Of their sum.
+        rest: Rows may sum to less than 1: they were divided by more than their own sums.
+        by_chance: They were only scaled: a single key sums to 1 where it is the largest so far.
+    """
+    found = _beside(trace.parts)
+    if found is None:
+        return Summed(trace)
+    weights, note = found
+    exact = sums_to_one(weights)
+    if exact and by_chance and is_one_hot(weights):
+        return Summed(trace)
+    if not exact and not (rest and sums_to_one(weights, sliced=True)):
+        return Summed(trace)
+    return Summed(trace.but(reported=True, sliced=not exact), weights, note=note)
 
 
 def _like_rows(factor: Tensor, raised: Tensor) -> Tensor:
@@ -106,21 +144,25 @@ def _like_rows(factor: Tensor, raised: Tensor) -> Tensor:
     return factor.reshape(*rows, 1) if factor.numel() == rows.numel() else factor
 
 
-def _whole(parts: Sequence[Part]) -> Tensor | None:
-    """Put parts beside each other, if they are weights together."""
+def _beside(parts: Sequence[Part]) -> tuple[Tensor, str] | None:
+    """Put parts beside each other; return a note as well, if their order is a guess."""
+    order = _order(parts)
     try:
         scaled = [part.scaled() for part in parts]
         if len({tensor.shape[:-1] for tensor in scaled}) > 1:
             return None
-        weights = torch.cat(_in_order(parts, scaled), dim=-1)
+        ordered = [scaled[number] for number in order or range(len(parts))]
+        return torch.cat(ordered, dim=-1), "" if order is not None else VISITED
     except RuntimeError:  # they do not broadcast: not what it looked like
         return None
-    return weights if sums_to_one(weights) else None
 
 
-def _in_order(parts: Sequence[Part], scaled: list[Tensor]) -> list[Tensor]:
-    """Order tiles by the place of their keys, where these are views of one tensor."""
-    if len({part.storage for part in parts}) > 1:
-        return scaled
-    order = sorted(range(len(parts)), key=lambda number: parts[number].offset)
-    return [scaled[number] for number in order]
+def _order(parts: Sequence[Part]) -> list[int] | None:
+    """Order parts by where their keys, or else their values, are in one tensor; None: unknown."""
+    if len(parts) == 1:
+        return [0]
+    for places in zip(*(part.places for part in parts), strict=True):
+        storages = {storage for storage, _ in places}
+        if len(storages) == 1 and storages != {0} and len(set(places)) == len(places):
+            return sorted(range(len(places)), key=places.__getitem__)
+    return None

@@ -16,7 +16,7 @@ from attncheck.capture.recorders.shapes import Layout
 if TYPE_CHECKING:
     from attncheck.capture.follow.values import Meeting
 
-__all__ = ["Changed", "Hiding", "Part", "Trace", "Traces"]
+__all__ = ["Changed", "Hiding", "Part", "Place", "Trace", "Traces"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,10 @@ class Hiding:
     axes: Axes | None = None
 
 
+Place: TypeAlias = tuple[int, int]
+"""Address of the memory that a tensor is a view of, and where in it the tensor begins."""
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """Raised scores of some keys that multiplied their values.
@@ -44,19 +48,20 @@ class Part:
         raised: ``(..., query, key)``, as they were then.
         factor: What the product was multiplied with since; None: nothing.
         product: Number of their product of query and key.
-        storage: Address of the memory that their keys are a view of.
-        offset: Where in it they begin.
+        places: Of their keys, and of their values.
+        divided: They, or the product with the values, were divided by sums over keys.
     """
 
     raised: Tensor
     factor: Tensor | None = None
     product: int = -1
-    storage: int = 0
-    offset: int = 0
+    places: tuple[Place, ...] = ()
+    divided: bool = False
 
-    def times(self, factor: Tensor) -> Part:
+    def times(self, factor: Tensor, divides: bool = False) -> Part:
         """Return the part of a product that was multiplied once more, row by row."""
-        return replace(self, factor=factor if self.factor is None else self.factor * factor)
+        factor = factor if self.factor is None else self.factor * factor
+        return replace(self, factor=factor, divided=self.divided or divides)
 
     def scaled(self) -> Tensor:
         """Return ``(..., query, key)`` with its factor."""
@@ -82,8 +87,8 @@ class Trace:
         product: Number of the product of query and key in the capture.
         fixed: Numbers of the axes that come from what does not depend on the model's input.
         softmax: Number of the softmax over it.
-        keys: Numbers of the axes that softmax ran over.
-        n_key: Size of the dimension that softmax ran over.
+        keys: Numbers of the axes that softmax ran over; scores have them behind a `log_softmax`.
+        n_key: Size of the dimension that softmax ran over; of scores likewise, else 0.
         over_last: Whether that was the last one.
         own: What the softmax returned, where the model has changed it since.
         own_axes: Axes of `own`.
@@ -100,8 +105,9 @@ class Trace:
         parts: What a ``"summed"`` tensor is the sum of.
         reported: It was found to be the output of attention.
         shifted: A number for each row was subtracted from the scores, such as their largest.
-        storage: Address of the memory that the keys are a view of.
-        offset: Where in it they begin.
+        place: Of the keys.
+        joint: Numbers of other products whose sums were added to these.
+        share: Raised scores were divided by the sums of more keys than their own.
         edges: It has a number for each edge of a graph, see `Edges`.
         call: Number of the call that an ``"attended"`` tensor is the output of, see `Orders`.
         layout: As which that call is read if nothing tells.
@@ -136,8 +142,9 @@ class Trace:
     parts: tuple[Part, ...] = ()
     reported: bool = False
     shifted: bool = False
-    storage: int = 0
-    offset: int = 0
+    place: Place = (0, 0)
+    joint: frozenset[int] = frozenset()
+    share: bool = False
     edges: bool = False
     call: int = -1
     layout: Layout | None = None

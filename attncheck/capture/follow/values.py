@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attncheck.capture.follow.axes import FEATURES, Atom, Axes, numbers_in
 from attncheck.capture.follow.origins import Origins
-from attncheck.capture.follow.parts import Columns, keys_last, sums_to_one
-from attncheck.capture.follow.products import LACKS, Product
-from attncheck.capture.follow.traces import Trace, Traces
+from attncheck.capture.follow.parts import Columns, is_one_hot, keys_last, sums_to_one
+from attncheck.capture.follow.products import LACKS, Product, place_of
+from attncheck.capture.follow.traces import Place, Trace, Traces
 from attncheck.capture.plain import require_numbers
 
 __all__ = ["Meeting", "Rows", "is_over_queries", "meeting_of", "rows_in"]
@@ -27,11 +27,13 @@ class Rows:
         tensor: That holds them.
         axes: Of it; None: it is ``(..., query, key)``.
         trace: Of them, with the numbers of the keys.
+        note: What else is to be known of them.
     """
 
     tensor: Tensor
     axes: Axes | None
     trace: Trace
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,11 @@ class Meeting:
     product: Product
     number: int
     letters: tuple[int, ...] = ()
+
+    def place_of_values(self) -> Place:
+        """Return where the values are in memory; zeros: not known."""
+        others = [t for i, t in enumerate(self.product.operands) if i != self.number]
+        return place_of(others[0]) if len(others) == 1 else (0, 0)
 
     def axes_of_output(self, rows: Rows, output: Tensor) -> Axes | None:
         """Return the axes of what weights and values gave; None: not known.
@@ -237,19 +244,28 @@ def rows_in(meeting: Meeting, columns: Columns) -> list[Rows]:
         return []
     if rows is None:
         return []
-    if trace.changed != "random":
-        room = trace.sliced or trace.rest or trace.changed == "hidden"
-        exact = sums_to_one(rows)
-        if exact or (room and sums_to_one(rows, sliced=True)):
-            trace = trace.but(sliced=trace.sliced or (trace.rest and not exact))
-            if trace.axes is None:
-                return [Rows(rows, None, trace)]
-            as_used = meeting.as_used
-            assert as_used is not None
-            return [Rows(as_used, trace.axes, trace)]
+    whole = _whole(rows, trace)
+    if whole is not None:
+        if trace.axes is None:
+            return [Rows(rows, None, whole)]
+        assert meeting.as_used is not None
+        return [Rows(meeting.as_used, trace.axes, whole)]
     if trace.stage == "raised" or trace.changed == "lost":
         return []
     return _own(trace)
+
+
+def _whole(rows: Tensor, trace: Trace) -> Trace | None:
+    """Return what is known of weights that sum to 1, or leave a rest where one may be; or None."""
+    if trace.changed == "random":
+        return None
+    exact = sums_to_one(rows)
+    if exact and trace.stage == "raised" and trace.shifted and is_one_hot(rows):
+        return None  # of these keys alone: a single one is raised to 1 where it is the largest
+    room = (trace.sliced or trace.rest or trace.changed == "hidden") and not trace.share
+    if not exact and not (room and sums_to_one(rows, sliced=True)):
+        return None
+    return trace.but(sliced=trace.sliced or (trace.rest and not exact))
 
 
 def _fits(trace: Trace, rows: Tensor | None) -> bool:

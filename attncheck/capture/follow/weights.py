@@ -12,8 +12,9 @@ from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.pairs import NORMS
 from attncheck.capture.follow.parts import CUTS, cut
 from attncheck.capture.follow.products import elementwise
-from attncheck.capture.follow.scores import Followed, summed_weights, sums_among, through_layer
+from attncheck.capture.follow.scores import Followed, summed_weights, through_layer
 from attncheck.capture.follow.steps import LAYERS, QUOTIENTS, SHUFFLES, TIMES, Step
+from attncheck.capture.follow.sums import sums_among
 from attncheck.capture.follow.traces import Changed, Trace, Traces
 
 __all__ = ["after_weights"]

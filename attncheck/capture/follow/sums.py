@@ -1,0 +1,96 @@
+"""Sums of raised scores over the keys, by which a softmax that is spelled out is divided.
+
+One sum may be of several products of query and key, or of several parts of one: local and global
+keys, tiles, a memory and the sequence. What is divided by it is then a share of a row, and no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from attncheck.capture.follow.axes import JOINS, Atom, Axes, joined, reduced
+from attncheck.capture.follow.steps import ADDITIONS, Step
+from attncheck.capture.follow.traces import Trace, Traces
+
+__all__ = ["NEW", "after_sums", "is_share", "stacked", "sums_among"]
+
+NEW = 1000
+"""Axes that neither query nor key had are numbered from here on."""
+
+
+def after_sums(step: Step, traces: Traces) -> Iterator[tuple[Tensor, Trace]]:
+    """Follow sums through a function, together with those that it adds to them."""
+    trace, target = step.trace, step.target()
+    if target is None or step.ends():
+        return
+    if step.reduces():
+        left = _over_summands(step)
+        if left is not None:
+            yield target, left
+        return
+    beside = step.args[0] if step.name in JOINS else step.others()
+    known = [traces[t] for t in beside if isinstance(t, Tensor) and t is not step.source]
+    others = [one for one in known if one is not None and one.stage == "sums"]
+    if step.name in JOINS:
+        axes = stacked(step, target)
+    else:
+        axes = trace.axes if target is step.source else step.axes_of(target)
+    if others and step.name in (*ADDITIONS, *JOINS, "logaddexp"):
+        products = frozenset(number for one in others for number in (one.product, *one.joint))
+        n_key = trace.n_key + sum(one.n_key for one in others)
+        trace = trace.but(joint=trace.joint | products, n_key=n_key)
+    yield target, trace.but(axes=axes)
+
+
+def _over_summands(step: Step) -> Trace | None:
+    """Follow a sum over sums that were stacked; None: over queries, heads or keys."""
+    axes, dims = step.trace.axes, step.reduced_dims()
+    if axes is None or dims is None or step.name not in ("sum", "logsumexp"):
+        return None
+    if not all(atom.number < 0 or atom.number >= NEW for d in dims for atom in axes[d]):
+        return None
+    return step.trace.but(axes=reduced(axes, dims, kept=step.out.ndim == step.source.ndim))
+
+
+def stacked(step: Step, target: Tensor) -> Axes | None:
+    """Return the axes of what a function of `JOINS` put beside or above each other."""
+    axes = step.trace.axes
+    if step.name != "stack" or axes is None:
+        return joined(step.name, axes, step.source.shape, target)
+    dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
+    dim %= target.ndim
+    number = -step.trace.product if dim == 0 else NEW + step.trace.product
+    new = Atom((number,), target.shape[dim], "shared")
+    return (*axes[:dim], (new,), *axes[dim:])
+
+
+def sums_among(step: Step, traces: Traces) -> Trace | None:
+    """Return the trace of the sums of these very numbers, if they are another argument."""
+    for other in step.others():
+        found = traces[other]
+        if found is not None and found.stage == "sums" and _has(found, step.trace.product):
+            return found
+    return None
+
+
+def _has(sums: Trace, product: int) -> bool:
+    return sums.product == product or product in sums.joint
+
+
+def is_share(raised: Trace, sums: Trace) -> bool:
+    """Whether raised scores are divided by the sums of more keys than their own.
+
+    Args:
+        raised: Of the scores.
+        sums: Of the sums. A column that is no key may be among them, as models with a sink do.
+    """
+    if raised.axes is None or raised.foreign:
+        return bool(sums.joint - {raised.product})
+    held = 1
+    for atoms in raised.axes:
+        for atom in atoms:
+            if atom.number in sums.keys:
+                held *= atom.size
+    return held < sums.n_key
