@@ -106,11 +106,24 @@ def test_keys_that_the_module_adds_itself_are_kept() -> None:
     torch.testing.assert_close(layer.weights.sum(-1), torch.ones(2, 4, N))
 
 
-def test_a_blind_row_is_zero() -> None:
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_a_blind_row_is_what_the_model_used(need_weights: bool, batched: bool) -> None:
+    """The path that returns weights has NaN there, that of `scaled_dot_product_attention` zeros."""
     blind = FUTURE.clone()
     blind[3] = True
-    layer = AttentionExtractor(made()).get_attention(X, X, X, attn_mask=blind).layers[0]
-    assert (layer.weights[:, :, 3] == 0).all()
+    attention, x = made(), X if batched else X[0]
+    with AttentionExtractor(attention) as extractor:
+        output, returned = attention(
+            x, x, x, attn_mask=blind, need_weights=need_weights, average_attn_weights=False
+        )
+    (layer,) = extractor.maps.layers
+    assert bool(output[..., 3, :].isnan().all()) is need_weights
+    row = layer.weights[:, :, 3]
+    assert bool(row.isnan().all() if need_weights else (row == 0).all())
+    if need_weights:
+        torch.testing.assert_close(layer.weights, returned.view_as(layer.weights), equal_nan=True)
+    assert not layer.weights[:, :, [0, 1, 2, 4]].isnan().any()
     assert not layer.valid_rows()[:, :, 3].any()
 
 

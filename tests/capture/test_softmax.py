@@ -155,9 +155,34 @@ def padding_put(scores: Tensor) -> Tensor:
     return scores.index_put_((hidden,), torch.tensor(-math.inf))
 
 
+def padding_subtracted(scores: Tensor) -> Tensor:
+    return scores - 1e9 * (~PAD[:, None, None]).float()
+
+
+def padding_subtracted_in_place(scores: Tensor) -> Tensor:
+    scores -= 1e9 * (~PAD[:, None, None]).float()
+    return scores
+
+
+def padding_subtracted_times(scores: Tensor) -> Tensor:
+    return torch.sub(scores, (~PAD[:, None, None]).float(), alpha=1e9)
+
+
+def padding_added_times(scores: Tensor) -> Tensor:
+    return scores.add((~PAD[:, None, None]).float(), alpha=-1e9)
+
+
+def padding_by_minimum(scores: Tensor) -> Tensor:
+    return torch.minimum(scores, torch.where(PAD[:, None, None], math.inf, -math.inf))
+
+
 @pytest.mark.parametrize(
     "hide",
-    [padding_filled, padding_assigned, padding_assigned_by_axes, padding_put],
+    [
+        *(padding_filled, padding_assigned, padding_assigned_by_axes, padding_put),
+        *(padding_subtracted, padding_subtracted_in_place, padding_subtracted_times),
+        *(padding_added_times, padding_by_minimum),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_padding_is_told_as_a_mask(hide: Callable[[Tensor], Tensor]) -> None:
@@ -166,6 +191,37 @@ def test_padding_is_told_as_a_mask(hide: Callable[[Tensor], Tensor]) -> None:
     assert layer.mask is not None
     assert torch.equal(layer.visible().expand_as(layer.weights), layer.weights > 0)
     assert layer.valid_rows()[1, 0].tolist() == PAD[1].tolist()
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_softmax_that_gets_its_mask(kind: int) -> None:
+    """Of (query, key), of (batch, key), and of all scores."""
+    hidden = {0: FUTURE, 1: ~PAD, 2: (FUTURE | ~PAD[:, None, None]).repeat(1, 4, 1, 1)}[kind]
+
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch._masked_softmax(q @ k.mT / 2, hidden, 3, kind) @ v
+
+    module = Heads(attend)
+    (layer,) = AttentionExtractor(module).get_attention(X).layers
+
+    def sees(b: int, h: int, i: int, j: int) -> bool:
+        return (kind == 1 or j <= i) and (kind == 0 or bool(PAD[b, j]))
+
+    assert close(layer.weights, reference_weights(*module.last, sees=sees))
+    assert torch.equal(layer.visible().expand_as(layer.weights), layer.weights > 0)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(-1, None), slice(1, 3), 2], ids=str)
+def test_some_rows_of_as_many_queries_as_keys(rows: slice | int) -> None:
+    """Only these multiply values, and the softmax made all."""
+
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        part = (q @ k.mT / 2).softmax(-1)[:, :, rows]
+        return ((part[:, :, None] if isinstance(rows, int) else part) @ v).mean(2, keepdim=True) + v
+
+    module = Heads(attend)
+    (weights,) = AttentionExtractor(module).get_attention(X)
+    assert close(weights, reference_weights(*module.last))
 
 
 def test_weights_before_dropout() -> None:

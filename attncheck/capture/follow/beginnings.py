@@ -11,7 +11,7 @@ from torch import Tensor
 from attncheck.capture.call import Sink
 from attncheck.capture.follow.axes import Atom, Axes, numbers_in
 from attncheck.capture.follow.edges import Edges
-from attncheck.capture.follow.hiding import hidden_inside
+from attncheck.capture.follow.hiding import hidden_by, hidden_inside
 from attncheck.capture.follow.origins import Origins, tensors_in
 from attncheck.capture.follow.pairs import Repeats, beside, paired
 from attncheck.capture.follow.parts import sums_to_one
@@ -96,7 +96,8 @@ class Beginnings:
     ) -> None:
         """Follow a softmax over scores."""
         scores = args[0] if args else kwargs.get("input")
-        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        place = 2 if name == "_masked_softmax" else 1
+        dim = args[place] if len(args) > place else kwargs.get("dim")
         if name == "gumbel_softmax":
             dim = kwargs.get("dim", args[4] if len(args) > 4 else -1)
         if not isinstance(scores, Tensor) or not isinstance(dim, int):
@@ -104,6 +105,8 @@ class Beginnings:
         trace = self._traces[scores] if self._traces else None
         if trace is None or trace.edges or trace.stage not in ("scores", "pairs"):
             return
+        if name == "_masked_softmax":
+            trace = trace.but(hiding=(*trace.hiding, *hidden_by(scores, trace.axes, args, kwargs)))
         self._weights(trace, dim, out, logged="log" in name)
 
     def softmax_inside(self, step: Step) -> bool:

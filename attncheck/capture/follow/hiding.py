@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,16 +12,20 @@ from torch import Tensor
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.follow.axes import Axes
 from attncheck.capture.follow.steps import Step
-from attncheck.capture.follow.traces import Hiding
+from attncheck.capture.follow.traces import Hiding, How
 from attncheck.capture.plain import numbers_of
 from attncheck.capture.rebuild import contents
 
-__all__ = ["VisibleKeys", "hidden_inside", "hiding_in", "visible_keys"]
-
-How: TypeAlias = Literal["visible", "hidden", "added"]
+__all__ = ["VisibleKeys", "hidden_by", "hidden_inside", "hiding_in", "visible_keys"]
 
 ASSIGNMENTS: Final = ("__setitem__", "index_put", "index_put_")
 """Functions that get an index, then numbers to write there."""
+
+BESIDE: Final[Mapping[str, How]] = {
+    **dict.fromkeys(("add", "radd", "minimum", "fmin", "min"), "added"),
+    **dict.fromkeys(("sub", "subtract"), "subtracted"),
+}
+"""Functions that hide keys by the numbers that scores are combined with."""
 
 REMEMBERED: Final = 4
 """How many merged masks are kept: layers share theirs, a model has one or two of them."""
@@ -72,6 +76,26 @@ def hidden_inside(step: Step, weights: Tensor) -> tuple[Hiding, ...]:
     return tuple(found)
 
 
+def hidden_by(
+    scores: Tensor, axes: Axes | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Hiding, ...]:
+    """Return the mask of a `torch._masked_softmax`.
+
+    Args:
+        scores: That it got.
+        axes: Of the scores.
+        args: That it got.
+        kwargs: That it got.
+    """
+    mask = args[1] if len(args) > 1 else kwargs.get("mask")
+    kind = args[3] if len(args) > 3 else kwargs.get("mask_type")
+    if not isinstance(mask, Tensor):
+        return ()
+    if kind == 1 and mask.ndim == 2:  # (batch, key); else (query, key), or like the scores
+        mask = mask.view(mask.shape[0], *(1,) * (scores.ndim - 2), mask.shape[1])
+    return (Hiding("hidden", mask, tuple(scores.shape), axes),)
+
+
 def _weighs_nothing(weights: Tensor, where: Tensor) -> bool:
     weights, where = numbers_of(weights), numbers_of(where)
     return bool(where.any()) and not bool((weights * where).any())
@@ -103,6 +127,9 @@ def _shown(hiding: Hiding) -> tuple[bool, Tensor]:
         if mask.numel() and float(mask.amin()) > HIDDEN_BELOW:
             return False, mask
         shown = mask > HIDDEN_BELOW
+        return not bool(shown.all()), shown
+    if how == "subtracted":
+        shown = mask < -HIDDEN_BELOW
         return not bool(shown.all()), shown
     return True, mask.bool() if how == "visible" else ~mask.bool()
 
@@ -147,10 +174,21 @@ def _masks(
         hidden = torch.zeros_like(source, dtype=torch.bool)
         hidden[values[1]] = True
         return [("hidden", hidden)]
-    if plain in ("add", "radd"):
-        others = [value for value in values if isinstance(value, Tensor) and value is not source]
-        return [("added", other.detach()) for other in others if other.is_floating_point()]
-    return []
+    how = BESIDE.get(plain)
+    if how is None or (how == "subtracted" and values[0] is not source):
+        return []
+    others = [value for value in values if isinstance(value, Tensor) and value is not source]
+    factor = kwargs.get("alpha", 1)
+    return [
+        (how, other.detach() if factor == 1 or values[0] is not source else other * factor)
+        for other in others
+        if other.is_floating_point() and not _is_column(other, how)
+    ]
+
+
+def _is_column(other: Tensor, how: How) -> bool:
+    """Whether it only shifts rows, as the largest score of each does."""
+    return how == "subtracted" and other.shape[-1:] in ((), (1,))
 
 
 def _is_low(value: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.fidelity import compared_rows
-from attncheck.capture.follow.axes import Axes
+from attncheck.capture.follow.axes import Axes, numbers_in
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Trace
 from attncheck.capture.sharded import held_here
@@ -68,14 +68,28 @@ def _whole_rows(axes: Axes, trace: Trace) -> bool:
 
 def _columns(source: Tensor, part: Tensor, trace: Trace) -> tuple[int, int] | None:
     """Return the range of keys that a view of weights holds, if it holds not all of them."""
-    if part.ndim != source.ndim or part.stride() != source.stride():
+    axis = _cut_axis(source, part)
+    if axis is None or source.shape[axis] != trace.n_key:
         return None
-    shorter = [axis for axis in range(source.ndim) if part.shape[axis] != source.shape[axis]]
-    if len(shorter) != 1 or source.shape[shorter[0]] != trace.n_key:
-        return None
+    if trace.axes is not None and trace.keys and not numbers_in(trace.axes[axis]) & trace.keys:
+        return None  # some queries, of which there are as many
     distance = part.storage_offset() - source.storage_offset()
-    start = distance // max(source.stride(shorter[0]), 1)
-    return start, start + part.shape[shorter[0]]
+    start = distance // max(source.stride(axis), 1)
+    return start, start + (part.shape[axis] if part.ndim == source.ndim else 1)
+
+
+def _cut_axis(source: Tensor, part: Tensor) -> int | None:
+    """Along which axis a view was cut: one that is shorter or gone; None: another, or several."""
+    ndim = source.ndim
+    if part.ndim == ndim and part.stride() == source.stride():
+        shorter = [axis for axis in range(ndim) if part.shape[axis] != source.shape[axis]]
+        return shorter[0] if len(shorter) == 1 else None
+    if part.ndim != ndim - 1:
+        return None
+    layout = list(zip(source.shape, source.stride(), strict=True))
+    left = list(zip(part.shape, part.stride(), strict=True))
+    gone = [axis for axis in range(ndim) if layout[:axis] + layout[axis + 1 :] == left]
+    return gone[0] if len(gone) == 1 else None
 
 
 def keys_last(weights: Tensor, n_key: int) -> Tensor | None:

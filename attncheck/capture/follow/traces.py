@@ -16,7 +16,10 @@ from attncheck.capture.recorders.shapes import Layout
 if TYPE_CHECKING:
     from attncheck.capture.follow.values import Meeting
 
-__all__ = ["Changed", "Hiding", "Part", "Place", "Trace", "Traces"]
+__all__ = ["Changed", "Hiding", "How", "Part", "Place", "Trace", "Traces"]
+
+
+How: TypeAlias = Literal["visible", "hidden", "added", "subtracted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +27,13 @@ class Hiding:
     """A mask that a model applied to its scores.
 
     Attributes:
-        how: In which of three ways.
+        how: In which way.
         mask: That it applied.
         shape: Of the scores.
         axes: Of the scores.
     """
 
-    how: Literal["visible", "hidden", "added"]
+    how: How
     mask: Tensor
     shape: tuple[int, ...]
     axes: Axes | None = None

@@ -145,10 +145,14 @@ def _shown(mask: Tensor) -> Tensor:
 def _without_blind_rows(
     redone: Tensor, output: Tensor, weights: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Make rows that see no key zero, where the weights-returning path has NaN."""
+    """Make rows that see no key zero, if they were: the weights-returning path has NaN in them."""
     if mask is None:
         return redone, weights
     blind = ~mask.any(-1).expand(weights.shape[:3])
+    if not bool(blind.any()):
+        return redone, weights
+    was_nan = output.isnan().any(-1).view(-1, weights.shape[0]).transpose(0, 1)
+    blind = blind & ~was_nan[:, None]
     rows = blind.any(1).transpose(0, 1)
     rows = rows[..., None] if output.ndim == 3 else rows
     return torch.where(rows, output, redone), weights.masked_fill(blind[..., None], 0)
