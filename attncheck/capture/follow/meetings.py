@@ -17,9 +17,11 @@ from attncheck.capture.follow.parts import Columns
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.reports import call_of
 from attncheck.capture.follow.steps import QUOTIENTS, Step
+from attncheck.capture.follow.sums import sums_among
 from attncheck.capture.follow.tiles import after_summed
 from attncheck.capture.follow.traces import Part, Trace, Traces
 from attncheck.capture.follow.values import Meeting, Rows, is_over_queries, meeting_of, rows_in
+from attncheck.capture.follow.weighed import Weighed, weighed
 from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import require_numbers
 
@@ -46,14 +48,28 @@ class Meetings:
 
     def after_weights(self, step: Step) -> bool:
         """Follow weights through a function; whether anything that it returned is weights still."""
+        if self.weigh(step):
+            return False
         stays = False
         for tensor, trace in after_weights(step, self._traces, self._origins):
             self._traces[tensor], stays = trace, trace.stage == "weights"
-            if trace.stage == "weighted":
-                self._begin_sum(trace, step.out)
-            elif trace.stage == "sums" and trace.keys != step.trace.keys:
+            if trace.stage == "sums" and trace.keys != step.trace.keys:
                 self._sum_over_queries(trace)
         return stays
+
+    def weigh(self, step: Step) -> bool:
+        """Follow weights or raised scores that multiply values element by element; if they do."""
+        target = step.target()
+        found = None if target is None else weighed(step, target, self._origins)
+        if found is None or target is None:
+            return False
+        if found.single:
+            self.meet(found.product, 0, found.trace, target)
+            return True
+        self._traces[target] = found.trace.but(stage="weighted", read=found.product)
+        if found.trace.stage == "weights":
+            self._begin_sum(found, target)
+        return True
 
     def _sum_over_queries(self, trace: Trace) -> None:
         """Note sums over the other axis than that of the softmax: means are made by them.
@@ -64,17 +80,15 @@ class Meetings:
         if trace.softmax not in self._reported:
             self._sink.softmax_used(trace.product)
 
-    def _begin_sum(self, trace: Trace, out: Tensor) -> None:
-        """Weights that multiplied values element by element: one key at a time needs no sum."""
-        assert trace.read is not None
-        read, number = trace.read
+    def _begin_sum(self, found: Weighed, out: Tensor) -> None:
+        """Weights that multiplied values element by element: what becomes of them is used."""
+        trace, read = found.trace, found.product
         if trace.axes is None:
             return
-        axes = [i for i, atoms in enumerate(trace.axes) if numbers_in(atoms) & trace.keys]
-        letters = {read.letters[number][axis] for axis in axes}
+        keys = [i for i, atoms in enumerate(trace.axes) if numbers_in(atoms) & trace.keys]
+        letters = {read.letters[0][axis] for axis in keys}
         over_keys = replace(read, out=tuple(letter for letter in read.out if letter not in letters))
-        weights = trace.but(stage="weights", read=None)
-        meeting = meeting_of(over_keys, number, weights, self._traces, self._origins)
+        meeting = meeting_of(over_keys, 0, trace, self._traces, self._origins)
         if meeting is None:
             return
         self._sink.values_met(trace.product)
@@ -83,20 +97,21 @@ class Meetings:
 
     def after_weighted(self, step: Step) -> None:
         """Values times weights, element by element: summed over the keys, that was attention."""
-        trace = step.trace
-        assert trace.read is not None
+        trace, read = step.trace, step.trace.read
+        assert read is not None
         if step.name != "sum":
             if isinstance(step.out, Tensor) and step.out.shape == step.source.shape:
                 self._traces[step.out] = trace
+                if trace.softmax < 0 and sums_among(step, self._traces) is not None:
+                    self._sink.values_met(trace.product)  # divided before they are summed
             return
         dims = step.reduced_dims()
         if dims is None:
             return
-        read, number = trace.read
         gone = {read.out[dim] for dim in dims}
         read = replace(read, out=tuple(letter for letter in read.out if letter not in gone))
-        weights = trace.but(stage="weights", read=None)
-        self.meet(read, number, weights, step.out)
+        stage = "raised" if trace.softmax < 0 else "weights"
+        self.meet(read, 0, trace.but(stage=stage, read=None), step.out)
 
     def meet(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
         """Report weights that multiplied values, or follow raised scores that did."""

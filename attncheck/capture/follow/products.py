@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 
-__all__ = ["PAIRED", "PRODUCTS", "Product", "as_product", "elementwise", "place_of"]
+__all__ = ["PAIRED", "PRODUCTS", "Letters", "Product", "as_product", "elementwise", "place_of"]
 
 Letters: TypeAlias = tuple[int, ...]
 

@@ -358,6 +358,8 @@ class SoftmaxWatcher:
     def _after_scores(self, step: Step) -> None:
         if step.custom and self._beginnings.softmax_inside(step):
             return
+        if step.trace.stage == "raised" and self._meetings.weigh(step):
+            return
         for tensor, trace in after_scores(step, self._traces):
             if trace.stage == "weights" and trace.softmax < 0:
                 trace = trace.but(softmax=self._beginnings.number())

@@ -165,6 +165,18 @@ class Step:
         given = (*self.args, *self.kwargs.values())
         return [arg for arg in given if isinstance(arg, Tensor) and arg is not self.source]
 
+    def multiplied_with(self) -> Tensor | None:
+        """Return what the traced tensor is multiplied with, element by element; None: nothing."""
+        factors: list[Any] = []
+        if self.name in TIMES:
+            factors = self.others()
+        elif self.name in ("addcmul", "addcmul_"):
+            given = (self.kwargs.get("tensor1"), self.kwargs.get("tensor2"))
+            both = [t for t in (*self.args[1:], *given) if isinstance(t, Tensor)]
+            if any(t is self.source for t in both):
+                factors = [t for t in both if t is not self.source]
+        return factors[0] if factors else None
+
     def raises(self) -> bool:
         """Whether it takes the exponential of the traced tensor."""
         if self.name in ("pow", "float_power"):

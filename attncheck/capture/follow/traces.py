@@ -104,7 +104,7 @@ class Trace:
         picked: Its keys are others for every query.
         part: It is some queries, heads or keys of `own`.
         columns: Range of the keys that this part of the weights is for; None: all keys.
-        read: How ``"weighted"`` weights were multiplied, and which factor they are.
+        read: How ``"weighted"`` weights, its first factor, were multiplied.
         parts: What a ``"summed"`` tensor is the sum of.
         reported: It was found to be the output of attention.
         shifted: A number for each row was subtracted from the scores, such as their largest.
@@ -141,7 +141,7 @@ class Trace:
     picked: bool = False
     part: bool = False
     columns: tuple[int, int] | None = None
-    read: tuple[Product, int] | None = None
+    read: Product | None = None
     parts: tuple[Part, ...] = ()
     reported: bool = False
     shifted: bool = False

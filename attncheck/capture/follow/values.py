@@ -12,7 +12,7 @@ from torch import Tensor
 from attncheck.capture.follow.axes import FEATURES, Atom, Axes, numbers_in
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.parts import Columns, is_one_hot, keys_last, sums_to_one
-from attncheck.capture.follow.products import LACKS, Product, place_of
+from attncheck.capture.follow.products import LACKS, Letters, Product, place_of
 from attncheck.capture.follow.traces import Place, Trace, Traces
 from attncheck.capture.plain import require_numbers
 
@@ -127,17 +127,37 @@ def meeting_of(
     as_used = rows = _effective(product, number, factors, values)
     if rows is None:
         return Meeting(trace, None, None, tuple(keys), product, number)
+    rows, left = _with_keys_last(rows, trace, keys, letters, product.letters[values[0]])
+    return Meeting(trace, as_used, rows, tuple(keys), product, number, left)
+
+
+def _with_keys_last(
+    rows: Tensor, trace: Trace, keys: Sequence[int], letters: Letters, others: Letters
+) -> tuple[Tensor, Letters]:
+    """Lay weights out as ``(..., key)``.
+
+    Args:
+        rows: The weights, as they lie in a product with values.
+        trace: Of them.
+        keys: Their axes of keys.
+        letters: Of their axes.
+        others: Of those of the values.
+
+    Returns:
+        The weights, and the letters of their axes but for the keys.
+    """
+    axes = trace.axes
     order = [axis for axis in range(rows.ndim) if axis not in keys]
+    if trace.stage == "raised" and axes is not None and not axes[-1] and rows.shape[-1] == 1:
+        rows, order = rows.squeeze(-1), order[:-1]  # written for the features to broadcast
     if axes is None and len(keys) == 1:
-        others = set(product.letters[values[0]])
         order.sort(key=lambda axis: letters[axis] not in others)  # what values lack is the query
     rows = rows.permute(*order, *keys)
     if len(keys) > 1:
         rows = rows.flatten(-len(keys))
     elif not keys:
         rows = rows.unsqueeze(-1)
-    left = tuple(letters[axis] for axis in order)
-    return Meeting(trace, as_used, rows, tuple(keys), product, number, left)
+    return rows, tuple(letters[axis] for axis in order)
 
 
 def is_over_queries(

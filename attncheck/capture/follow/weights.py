@@ -11,7 +11,6 @@ from attncheck.capture.follow.axes import JOINS
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.pairs import NORMS
 from attncheck.capture.follow.parts import CUTS, cut
-from attncheck.capture.follow.products import elementwise
 from attncheck.capture.follow.scores import Followed, summed_weights, through_layer
 from attncheck.capture.follow.steps import LAYERS, QUOTIENTS, SHUFFLES, TIMES, Step
 from attncheck.capture.follow.sums import sums_among
@@ -46,9 +45,6 @@ def _one_after_weights(
         return None if axes is None else _owning(step).but(axes=axes, changed="scaled")
     if step.reduces():
         return summed_weights(step)
-    if name in TIMES and target.numel() > source.numel() and step.others():
-        read = elementwise((source, step.others()[0]), target)
-        return trace.but(stage="weighted", read=(read, 0))
     if target.numel() < source.numel() and name != "__setitem__":
         return trace.but(axes=None, changed="lost") if name in SHUFFLES else None
     axes = trace.axes if target is source else step.axes_of(target)
