@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Kind
 
-__all__ = ["arguments_of", "innermost", "is_running", "kind_of", "running_modules"]
+__all__ = ["arguments_of", "given_to", "innermost", "is_running", "kind_of", "running_modules"]
 
 OTHER_SEQUENCE: Final = frozenset(
     {
@@ -86,6 +87,23 @@ def arguments_of(code: CodeType, local: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
     return {name: local.get(name) for name in names}
+
+
+def given_to(code: CodeType, local: Mapping[str, Any]) -> list[Any]:
+    """List all that a running method was given but its first argument, also as ``*args``.
+
+    Args:
+        code: Of the method.
+        local: Its variables.
+    """
+    given = list(arguments_of(code, local).values())
+    rest = code.co_argcount + code.co_kwonlyargcount
+    if code.co_flags & CO_VARARGS:
+        given += local.get(code.co_varnames[rest], ())
+        rest += 1
+    if code.co_flags & CO_VARKEYWORDS:
+        given += dict(local.get(code.co_varnames[rest], {})).values()
+    return given
 
 
 def running_modules() -> Iterator[tuple[nn.Module, CodeType, Mapping[str, Any]]]:

@@ -188,16 +188,6 @@ def test_the_output_tells_how_many_heads_there_are() -> None:
     )
 
 
-def test_heads_beside_the_queries_leave_the_batch_whole() -> None:
-    def multi_query(x: Tensor) -> Tensor:
-        q, k = x.unflatten(-1, (4, 4)).flatten(1, 2), x[..., :4]
-        return fused(q, k, k).reshape(x.shape)
-
-    x = torch.randn(4, 6, 16)
-    q, k = x.unflatten(-1, (4, 4)).flatten(1, 2), x[..., :4]
-    require(Written(multi_query, declares=4), (x,), weights_of(q, k)[:, None])
-
-
 def test_heads_in_pairs_stay_heads() -> None:
     """Two softmaxes for each head, unfolded before one is subtracted from the other."""
 

@@ -1,15 +1,15 @@
-"""Tell batch from heads by what becomes of the output of attention.
+"""Tell batch, heads and queries apart by what becomes of the output of attention.
 
-Whoever folds heads into the batch, or has them in front of it, ends by laying the features of all
-heads of a position beside each other, or by summing over the heads. The axis that is merged with
-the features is that of the heads; so is one that is summed, if there may be so many heads and no
-other is merged later.
+Whoever folds heads into the batch or the queries, or has them in front of them, ends by laying the
+features of all heads of a position beside each other, or by summing over the heads. The axis that
+is merged with the features is that of the heads; so is one that is summed, if there may be so many
+heads and no other is merged later.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attncheck.capture.call import Sink, Waiting
 from attncheck.capture.follow.axes import JOINS, Atom, Axes, joined, reduced
+from attncheck.capture.follow.merges import Parts, Place, layout_of, numbers_of, parts_of, tells
 from attncheck.capture.follow.parts import CUTS
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.steps import LAYERS, Step
@@ -24,8 +25,6 @@ from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.recorders.shapes import Layout
 
 __all__ = ["Orders"]
-
-Place = tuple[int, ...]
 
 STACKED: Final = -1
 """Number of an axis along which several outputs were stacked."""
@@ -77,9 +76,7 @@ class Orders:
             return
         query, feature = _last_two(trace)
         gone = [atom for axis in product.summed(number) for atom in trace.axes[axis]]
-        heads = [atom.place for atom in gone if 0 <= atom.number < query]
-        if any(atom.number == query for atom in gone):
-            return
+        heads = [atom.place for atom in gone if 0 <= atom.number <= query]
         if heads and len(heads) < len(gone):
             self._settle(trace, heads)
         elif gone and not heads:
@@ -91,7 +88,7 @@ class Orders:
             axes = tuple(own[letter] for letter in product.out)
             others = {n for i, its in enumerate(product.letters) if i != number for n in its}
             shared = [atom for n in others if n in own for atom in own[n]]
-            if any(0 <= atom.number < query for atom in shared):  # each head has its own
+            if any(0 <= atom.number <= query for atom in shared):  # each head has its own
                 self._follow(trace.but(axes=axes), out)
             else:
                 self._project(trace, axes, out)
@@ -112,7 +109,7 @@ class Orders:
         elif step.name in LAYERS:
             axis = out.ndim - 1 - (0 if step.name == "linear" else int(step.name[4]))
             _, feature = _last_two(trace)
-            if _numbers(trace.axes[axis]) - {STACKED} == {feature}:
+            if numbers_of(trace.axes[axis]) - {STACKED} == {feature}:
                 made = (Atom((feature,), out.shape[axis], "shared"),)
                 axes = (*trace.axes[:axis], made, *trace.axes[axis + 1 :])
                 self._project(trace, axes, out)
@@ -126,15 +123,19 @@ class Orders:
             return
         query, feature = _last_two(trace)
         for atoms in trace.axes:
-            numbers = _numbers(atoms)
+            numbers = numbers_of(atoms)
             if len(numbers) < 2 or feature not in numbers:
                 continue
-            heads = [a.place for a in atoms if 0 <= a.number < query and a.size > 1]
-            if any(atom.place == (query,) for atom in atoms):
+            merged = [a.place for a in atoms if 0 <= a.number <= query and a.size > 1]
+            heads = [place for place in merged if place[0] < query]
+            alone = STACKED not in numbers
+            if query in numbers and alone and self._settle(trace, merged):
+                return
+            if (query,) in merged:
                 every = sum(0 <= n < query for axis in trace.axes for n in _parts(axis))
                 if trace.projected or len(heads) in (0, every):
                     break  # positions and features in one, or all: nothing is told
-            elif query in numbers and not heads:  # heads lie beside the queries
+            elif query in numbers and not heads:  # positions that are laid beside each other
                 self._end(trace, alone=True)
                 return
             if heads and self._settle(trace, heads):
@@ -153,7 +154,7 @@ class Orders:
         """
         assert trace.layout is not None
         query, _ = _last_two(trace)
-        ahead = [atoms for atoms in axes if any(0 <= n < query for n in _numbers(atoms))]
+        ahead = [atoms for atoms in axes if any(0 <= n < query for n in numbers_of(atoms))]
         sizes = [a.size for atoms in ahead for a in atoms if 0 <= a.number < query]
         leading = trace.layout.leading
         if len(ahead) < 2 and trace.expected is not None:
@@ -166,40 +167,39 @@ class Orders:
                 self._expect_one_head(trace)
             self._follow(trace.but(axes=axes, projected=True), out)
 
-    def _settle(self, trace: Trace, heads: list[Place], times: int = 1) -> bool:
+    def _settle(
+        self, trace: Trace, heads: Sequence[Place], times: int = 1, parts: Parts | None = None
+    ) -> bool:
         """Settle by what was merged with the features; whether these can be heads.
 
         Args:
             trace: Of what was merged.
             heads: The parts of axes that were merged.
             times: How many outputs were laid beside each other then.
+            parts: Of the axes of the output, if they are not those of the trace.
         """
         assert trace.layout is not None
-        parts = _parts_of(trace)
-        layout = _layout(trace.layout.leading, parts, heads)
-        counts = [layout.n_heads]
-        if len(trace.layout.leading) > 1:  # of pairs, one or both are counted
-            counts.append(math.prod(parts[place[0]][place] for place in heads))
-        if not any(trace.layout.allows(count * times) for count in counts):
+        parts = parts_of(trace) if parts is None else parts
+        layout = layout_of(trace.layout, parts, heads, trace.joined)
+        if layout is None or not tells(trace, layout, parts, heads, times):
             return False
         for one in (trace, *trace.also):
             assert one.layout is not None
-            self._end(one.but(also=()), _layout(one.layout.leading, parts, heads))
+            told = layout_of(one.layout, parts, heads, trace.joined)
+            self._end(one.but(also=()), told)
         return True
 
     def _end(self, trace: Trace, layout: Layout | None = None, alone: bool = False) -> None:
         """Settle the calls of a trace: in a layout, or with one head each."""
         for one in (trace, *trace.also):
             assert one.layout is not None
-            if alone:
-                layout = Layout.of_one_head(one.layout.leading)
-            self._sink.settle(one.call, layout)
+            self._sink.settle(one.call, one.layout.of_one_head() if alone else layout)
             self._traces.end(one.call)
 
     def _expect_one_head(self, trace: Trace) -> None:
         for one in (trace, *trace.also):
             assert one.layout is not None
-            self._sink.expect(one.call, Layout.of_one_head(one.layout.leading))
+            self._sink.expect(one.call, one.layout.of_one_head())
 
     def _beside(self, trace: Trace, atoms: Iterable[Atom]) -> None:
         """See outputs laid beside each other: there may be as many heads, or all of theirs.
@@ -230,8 +230,12 @@ class Orders:
         heads = [atom.place for atom in gone if 0 <= atom.number < query]
         several = len(trace.axes) > 3 or len(trace.layout.leading) > 1
         if step.name == "sum" and heads and len(heads) == len(gone) and several:
-            layout = _layout(trace.layout.leading, _parts_of(trace), heads)
-            if layout.n_heads in trace.layout.possible and not trace.projected:
+            layout = layout_of(trace.layout, parts_of(trace), heads, trace.joined)
+            if (
+                layout is not None
+                and layout.n_heads in trace.layout.possible
+                and not trace.projected
+            ):
                 for one in (trace, *trace.also):
                     self._sink.expect(one.call, layout)
                 trace = trace.but(expected=layout)
@@ -244,19 +248,19 @@ class Orders:
         trace, axes = step.trace, step.trace.axes
         pieces = step.out if isinstance(step.out, tuple | list) else (step.out,)
         axis = _cut_axis(step)
-        if axes is None or axis is None or len(axes[axis]) != 1:
+        if axes is None or axis is None or len(axes[axis]) > 1:
             return
-        (cut,) = axes[axis]
         query, feature = _last_two(trace)
-        if cut.number in (STACKED, query):
-            for piece in pieces:
-                self._follow(trace.but(axes=step.axes_of(piece)), piece)
-        elif cut.number != feature:
-            for piece in pieces:
+        (cut,) = axes[axis] or (Atom((STACKED,), 1, "shared"),)  # nobody's, of length 1
+        for piece in pieces:
+            made = trace.but(axes=step.axes_of(piece))
+            if cut.number not in (STACKED, feature):
                 length = piece.shape[axis] if piece.ndim == step.source.ndim else 1
-                cuts = (cut, length)
-                gone = (*trace.gone, cut)
-                self._traces[piece] = trace.but(axes=step.axes_of(piece), cut=cuts, gone=gone)
+                made = made.but(cut=(cut, length), gone=(*trace.gone, cut))
+            if cut.number in (STACKED, query):
+                self._follow(made, piece)
+            elif cut.number != feature:
+                self._traces[piece] = made
 
     def _joined(self, step: Step) -> None:
         trace, out = step.trace, step.out
@@ -264,19 +268,20 @@ class Orders:
         if not isinstance(out, Tensor) or not isinstance(dim, int):
             return
         known = [self._traces[part] for part in step.args[0]]
+        query, feature = _last_two(trace)
         if trace.cut is not None:
-            self._pieces_joined(trace, known, dim % out.ndim == _beside_features(step))
-            return
+            told = self._pieces_joined(trace, known, dim % out.ndim == _beside_features(step))
+            if told or trace.cut[0].number != query:
+                return
         if trace.axes is None:
             return
         dim %= out.ndim
-        _, feature = _last_two(trace)
         others = [t for t in known if t is not None and _places(t.axes) == _places(trace.axes)]
         axes: Axes | None
         if step.name == "stack":
             new = Atom((STACKED,), len(known), "shared")
             axes = (*trace.axes[:dim], (new,), *trace.axes[dim:])
-        elif feature in _numbers(trace.axes[dim]):
+        elif feature in numbers_of(trace.axes[dim]):
             size = out.shape[dim] // step.source.shape[dim]
             grown = (a._replace(size=a.size * size) for a in trace.axes[dim] if a.number == feature)
             heads = (a for a in trace.axes[dim] if a.number != feature)
@@ -285,37 +290,49 @@ class Orders:
                 self._beside(_with(trace, others), axes[dim])
         else:
             axes = joined(step.name, trace.axes, step.source.shape, out)
+            places = (atom.place for atom in trace.axes[dim])
+            trace = trace.but(joined=(*trace.joined, *places))
         self._follow(_with(trace, others).but(axes=axes), out)
 
-    def _pieces_joined(self, trace: Trace, known: list[Trace | None], beside: bool) -> None:
+    def _pieces_joined(self, trace: Trace, known: Sequence[Trace | None], beside: bool) -> bool:
+        """See pieces of one axis joined; whether they were the heads.
+
+        Args:
+            trace: Of one of them.
+            known: Of all, where they have one.
+            beside: They were joined along the features.
+        """
         assert trace.cut is not None
         assert trace.layout is not None
         own = [t for t in known if t is not None and t.call == trace.call and t.cut is not None]
         atom, length = trace.cut
-        if not beside or len(own) != len(known) or length * len(known) != atom.size:
-            return
+        count = len(known)
+        if not beside or len(own) != count or length * count != atom.size:
+            return False
         if length == 1:
-            self._settle(trace.but(axes=(*(trace.axes or ()), (atom,))), [atom.place])
-            return
-        fits = trace.layout.n_heads in (1, len(known)) and trace.layout.allows(len(known))
-        if len(trace.layout.leading) == 1 and fits:
-            self._end(trace, Layout(((len(known), length),), (0,)))
+            whole = trace.but(axes=(*(trace.axes or ()), (atom,)))
+            return self._settle(whole, [atom.place])
+        first = (*atom.place, 0)
+        parts = parts_of(trace)
+        del parts[atom.number][atom.place]
+        parts[atom.number] |= {first: count, (*atom.place, 1): length}
+        if atom.number < _last_two(trace)[0]:
+            fits = trace.layout.n_heads in (1, count) and trace.layout.allows(count)
+            if len(trace.layout.leading) > 1 or not fits:
+                return False
+        return self._settle(trace, [first], parts=parts)
 
 
 def _last_two(trace: Trace) -> tuple[int, int]:
     """Numbers of the axes of queries and features."""
     assert trace.layout is not None
-    query = len(trace.layout.leading)
+    query = len(trace.layout.axes) - 1
     return query, query + 1
 
 
 def _parts(atoms: Iterable[Atom]) -> list[int]:
     """Numbers of the axes that some parts belong to, without those of length 1."""
     return [atom.number for atom in atoms if atom.size > 1]
-
-
-def _numbers(atoms: Iterable[Atom]) -> set[int]:
-    return set(_parts(atoms))
 
 
 def _places(axes: Axes | None) -> list[list[Place]] | None:
@@ -328,47 +345,6 @@ def _with(trace: Trace, others: Iterable[Trace]) -> Trace:
     also |= {one.call: one for one in trace.also}
     also.pop(trace.call, None)
     return trace.but(also=tuple(one.but(also=()) for one in also.values()))
-
-
-def _parts_of(trace: Trace) -> dict[int, dict[Place, int]]:
-    """Lengths of the parts of each original axis, by their places.
-
-    In one axis of sequences and heads, sequences that are gone are counted; beside an axis of heads
-    there is none of them, and what is gone of it were heads.
-    """
-    assert trace.axes is not None
-    assert trace.layout is not None
-    parts: dict[int, dict[Place, int]] = {}
-    gone = trace.gone if len(trace.layout.leading) == 1 else ()
-    for atom in (*(atom for atoms in trace.axes for atom in atoms), *gone):
-        parts.setdefault(atom.number, {})[atom.place] = atom.size
-    return parts
-
-
-def _layout(
-    leading: tuple[int, ...], parts: dict[int, dict[Place, int]], heads: list[Place]
-) -> Layout:
-    """Make a layout of the parts of the axes that came before the queries.
-
-    Args:
-        leading: Lengths of these axes.
-        parts: Of each.
-        heads: Which of the parts are heads.
-    """
-    split: list[tuple[int, ...]] = []
-    places: list[Place] = []
-    for axis, size in enumerate(leading):
-        known = dict(parts.get(axis, {}))
-        left = math.prod(known.values())
-        if left > size and size % (left // known[min(known)]) == 0:  # outputs were joined along it
-            known[min(known)] = size * known[min(known)] // left
-        elif left != size:  # some of it was cut off
-            heads = list(dict.fromkeys((axis,) if p[0] == axis else p for p in heads))
-            known = {(axis,): size}
-        order = sorted(known)
-        split.append(tuple(known[place] for place in order))
-        places += order
-    return Layout(tuple(split), tuple(places.index(place) for place in heads))
 
 
 def _beside_features(step: Step) -> int:

@@ -119,6 +119,8 @@ class Trace:
         meeting: Of raised scores and values, that gave a ``"summed"`` tensor.
         cut: The axis that an ``"attended"`` piece was cut out of, and how long the piece is.
         gone: Parts of axes that were cut or summed, as long as they were.
+        joined: Parts of axes that are longer than those of the call: outputs were joined there.
+        combined: Several parts of one softmax were added or subtracted.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
@@ -156,6 +158,8 @@ class Trace:
     meeting: Meeting | None = None
     cut: tuple[Atom, int] | None = None
     gone: tuple[Atom, ...] = ()
+    joined: tuple[tuple[int, ...], ...] = ()
+    combined: bool = False
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""

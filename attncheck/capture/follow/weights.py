@@ -53,7 +53,8 @@ def _one_after_weights(
         return trace.but(own=None, changed="lost")
     if step.function_only_moves():
         return trace
-    owning = _owning(step).but(axes=axes, also=_also(step, traces))
+    combined = trace.combined or _combines(step, traces)
+    owning = _owning(step).but(axes=axes, also=_also(step, traces), combined=combined)
     sums = sums_among(step, traces)
     if sums is not None and name in (*QUOTIENTS, *TIMES):
         if sums.keys != trace.keys:  # rows are made of a softmax over something else
@@ -81,6 +82,14 @@ def _also(step: Step, traces: Traces) -> tuple[Trace, ...]:
                 trace = trace.but(own=other.detach(), own_axes=trace.axes)
             found += [trace, *trace.also]
     return tuple(found)
+
+
+def _combines(step: Step, traces: Traces) -> bool:
+    """Whether parts of one softmax meet: each is rows of weights of its own."""
+    if not step.trace.part:
+        return False
+    others = (traces[other] for other in step.others())
+    return any(t is not None and t.part and t.softmax == step.trace.softmax for t in others)
 
 
 def _changed(step: Step, origins: Origins) -> Changed:

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from attncheck.capture.whereabouts import arguments_of, running_modules
+from attncheck.capture.whereabouts import given_to, running_modules
 
 __all__ = ["HeadCount", "declared_heads"]
 
@@ -91,6 +91,31 @@ class HeadCount:
             return cls(frozenset(declared), counted, alone, length, batch, whole)
         return cls(frozenset(declared), length=length)
 
+    @property
+    def possible(self) -> frozenset[int]:
+        """How many heads there may be; empty: nothing says."""
+        if self.whole and self.counted is not None:
+            return frozenset({self.counted})
+        return self.declared
+
+    def beside(self, n_query: int) -> frozenset[int] | None:
+        """How many heads there may be if some lie in the axis of the queries; None: nothing says.
+
+        One as long as the sequences that came in holds positions, or, for one position, all heads.
+
+        Args:
+            n_query: Length of that axis.
+        """
+        if self.length == n_query:
+            return self.declared & {n_query} - {1}
+        counted = frozenset(() if self.counted is None else (self.counted,))
+        numbers = counted if self.whole else self.declared | counted
+        return (numbers - {1}) if numbers else None
+
+    def is_batch(self, length: int) -> bool:
+        """Whether an axis as long as the declared heads is that of the sequences that came in."""
+        return self.batch == length and self.counted not in (None, *self.declared)
+
     def in_one_axis(self, length: int) -> int:
         """How many heads lie in an axis that may hold sequences and heads; 1: none."""
         if self.alone:
@@ -134,8 +159,7 @@ def _sequences(module: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
         asked += 1
         if asked > OUTWARD:
             return
-        every = arguments_of(code, local).values()
-        given = [t for t in every if isinstance(t, Tensor) and _may_be_sequence(t)]
+        given = [t for t in given_to(code, local) if isinstance(t, Tensor) and _may_be_sequence(t)]
         if given:
             yield running, given
 

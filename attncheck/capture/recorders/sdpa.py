@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Kind, Sink
@@ -102,7 +103,7 @@ def _as_call(
     kind: Kind | None = None,
 ) -> AttentionCall:
     if layout is None:
-        layout = Layout.of(module, options["query"], options["query"].shape[-1])
+        layout = Layout.of(module, options["query"].shape[:-1], options["query"].shape[-1])
     if not layout.told:
         options, output = _copied(options), output.detach().clone()
     query, key, value = options["query"], options["key"], options["value"]
@@ -110,6 +111,9 @@ def _as_call(
     causal = bool(options.get("is_causal", False))
     kind = kind or kind_of(module, name, n_query, n_key, causal=causal)
     mask = options.get("attn_mask")
+    if causal and layout.mixes:  # it hides keys behind a query by its number in that axis
+        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device).tril()
+        causal = False
     if mask is not None and hasattr(
         mask, "_materialize"
     ):  # torch.nn.attention.bias: a causal mask in name only
@@ -119,8 +123,8 @@ def _as_call(
         backend="sdpa",
         kind=kind,
         query=layout.apply(query),
-        key=layout.apply(key),
-        value=layout.apply(value),
+        key=layout.apply_to_keys(key),
+        value=layout.apply_to_keys(value),
         output=layout.apply(output),
         mask=None if mask is None else _mask(mask, query, n_key, layout),
         causal=causal,
@@ -136,7 +140,7 @@ def _mask(mask: Tensor, query: Tensor, n_key: int, layout: Layout) -> Tensor:
     """Give a mask, which broadcasts from the right, the same four dimensions."""
     if query.ndim == 4 and layout.plain:
         return mask[(None,) * (4 - mask.ndim)]
-    if mask.numel() == query.shape[-2] * n_key:
+    if mask.numel() == query.shape[-2] * n_key and not layout.mixes:
         return mask.reshape(1, 1, query.shape[-2], n_key)
     full = mask.broadcast_to(*query.shape[:-1], n_key)
     return layout.apply(full)

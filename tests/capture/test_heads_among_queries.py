@@ -1,0 +1,336 @@
+"""Heads in the axis of the queries, or beside it in axes that keys lack: told by the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attncheck import AttentionExtractor
+from tests.capture.handwritten import (
+    Attend,
+    Written,
+    fused,
+    heads,
+    merged,
+    require,
+    weights_of,
+    written,
+)
+
+SIZE = 4
+
+
+def _tokens_first(x: Tensor, attend: Attend) -> Tensor:
+    q, k = x.unflatten(-1, (4, SIZE)).flatten(1, 2), x[..., :SIZE]
+    return attend(q, k, k).reshape(x.shape)
+
+
+def _heads_first(x: Tensor, attend: Attend) -> Tensor:
+    q, k = heads(x, 4).flatten(1, 2), x[..., :SIZE]
+    return merged(attend(q, k, k).view(len(x), 4, -1, SIZE))
+
+
+def _in_chunks(x: Tensor, attend: Attend) -> Tensor:
+    q, k = heads(x, 4).flatten(1, 2), x[..., :SIZE]
+    return torch.cat(attend(q, k, k).chunk(4, 1), -1)
+
+
+def _with_an_axis_of_one_head(x: Tensor, attend: Attend) -> Tensor:
+    q, k = heads(x, 4).flatten(1, 2)[:, None], x[:, None, :, :SIZE]
+    return merged(attend(q, k, k).view(len(x), 4, -1, SIZE))
+
+
+def _changed_on_the_way(x: Tensor, attend: Attend) -> Tensor:
+    q, k = heads(x, 4).flatten(1, 2), x[..., :SIZE]
+    out = F.dropout(attend(q, k, k) * 2, 0.0).unflatten(1, (4, -1))
+    return out.transpose(1, 2).contiguous().view(x.shape)
+
+
+def _the_last_token(x: Tensor, attend: Attend) -> Tensor:
+    q, k = x.unflatten(-1, (4, SIZE)).flatten(1, 2), x[..., :SIZE]
+    return attend(q, k, k).unflatten(1, (-1, 4))[:, -1].flatten(1)
+
+
+FOLDED = (
+    *(_tokens_first, _heads_first, _in_chunks, _with_an_axis_of_one_head, _changed_on_the_way),
+    _the_last_token,
+)
+
+
+@pytest.mark.parametrize("attend", [fused, written])
+@pytest.mark.parametrize("way", FOLDED)
+@pytest.mark.parametrize(("batch", "length"), [(2, 6), (1, 6), (4, 6), (2, 4), (4, 4)])
+@pytest.mark.parametrize("declares", [0, 4])
+def test_heads_in_the_axis_of_the_queries_are_told_from_them(
+    way: Callable[[Tensor, Attend], Tensor], attend: Attend, batch: int, length: int, declares: int
+) -> None:
+    x = torch.randn(batch, length, 16)
+    expected = weights_of(heads(x, 4), x[:, None, :, :SIZE])
+    require(Written(lambda x: way(x, attend), declares), (x,), expected)
+
+
+def test_scores_that_are_viewed_for_a_mask_keep_it() -> None:
+    """Tokens first, heads within: as StarCoder has them."""
+    mask = torch.ones(6, 6).tril().bool()
+
+    def attending(x: Tensor) -> Tensor:
+        q, k = x.reshape(len(x), -1, SIZE), x[..., :SIZE]
+        scores = (torch.bmm(q, k.mT) / 2).view(-1, 6, 4, 6)
+        weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+        return torch.bmm(weights.view(-1, 24, 6), k).view(x.shape)
+
+    x = torch.randn(2, 6, 16)
+    scores = heads(x, 4) @ x[:, None, :, :SIZE].mT / 2
+    layer = AttentionExtractor(Written(attending, declares=4)).get_attention(x).layers[0]
+    expected = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    torch.testing.assert_close(layer.weights, expected, rtol=0, atol=1e-6)
+    assert torch.equal(layer.visible().expand_as(expected), mask.expand_as(expected))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_mask_of_a_kernel_lies_where_the_heads_are(causal: bool) -> None:
+    mask = torch.ones(24, 6).tril().bool() if causal else torch.rand(24, 6) > 0.3
+    mask[:, 0] = True
+
+    def attending(x: Tensor) -> Tensor:
+        q, k = heads(x, 4).flatten(1, 2), x[..., :SIZE]
+        options = {"is_causal": True} if causal else {"attn_mask": mask}
+        out = F.scaled_dot_product_attention(q, k, k, **options)
+        return merged(out.view(len(x), 4, 6, SIZE))
+
+    x = torch.randn(2, 6, 16)
+    scores = heads(x, 4) @ x[:, None, :, :SIZE].mT / 2
+    expected = scores.masked_fill(~mask.view(4, 6, 6), -torch.inf).softmax(-1)
+    require(Written(attending, declares=4), (x,), expected)
+
+
+@pytest.mark.parametrize("attend", [fused, written])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("declares", [0, 4])
+def test_heads_of_a_group_are_told_from_the_queries(
+    attend: Attend, inner: bool, batch: int, declares: int
+) -> None:
+    """The number of a head is its group's, then its own; or the other way round."""
+
+    def grouping(x: Tensor) -> Tensor:
+        q = heads(x, 4).unflatten(1, (2, 2))
+        q = (q if inner else q.transpose(1, 2)).flatten(2, 3)
+        k = heads(x[..., :8], 2)
+        out = attend(q, k, k).unflatten(2, (2, -1))
+        return merged((out if inner else out.transpose(1, 2)).flatten(1, 2))
+
+    x = torch.randn(batch, 6, 16)
+    k = heads(x[..., :8], 2)
+    key = k.repeat_interleave(2, 1) if inner else k.repeat(1, 2, 1, 1)
+    require(Written(grouping, declares), (x,), weights_of(heads(x, 4), key))
+
+
+@pytest.mark.parametrize("attend", [fused, written])
+@pytest.mark.parametrize("length", [6, 4])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("unbinds", [False, True])
+def test_one_query_of_all_heads_is_no_sequence(
+    attend: Attend, length: int, batch: int, unbinds: bool
+) -> None:
+    def decoding(x: Tensor) -> Tensor:
+        q, k = x[:, -1].view(-1, 4, SIZE), x[..., :SIZE]
+        out = attend(q, k, k)
+        return torch.cat(out.unbind(1), -1) if unbinds else out.flatten(1)
+
+    x = torch.randn(batch, length, 16)
+    expected = weights_of(heads(x[:, -1:], 4), x[:, None, :, :SIZE])
+    require(Written(decoding, declares=4), (x,), expected)
+
+
+def test_all_that_tells_no_heads_of_one_query_is_noted() -> None:
+    x = torch.randn(1, 6, 16)
+    model = Written(lambda x: fused(x[:, -1].view(-1, 4, SIZE), *[x[..., :SIZE]] * 2), declares=4)
+    (layer,) = AttentionExtractor(model).get_attention(x).layers
+    assert "nothing tells" in layer.note
+
+
+PROJECTION = nn.Linear(SIZE, 16)
+POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "patches merged": lambda out: out.unflatten(1, (-1, 2)).flatten(2),
+    "flattened": lambda out: out.flatten(1),
+    "patches merged behind a layer": lambda out: PROJECTION(out).unflatten(1, (-1, 2)).flatten(2),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("end", POSITIONS)
+def test_positions_that_are_merged_are_no_heads(end: str, batch: int) -> None:
+    x = torch.randn(batch, 6, SIZE)
+    model = Written(lambda x: POSITIONS[end](fused(x, x, x)))
+    (layer,) = AttentionExtractor(model).get_attention(x).layers
+    if end != "flattened" or batch == 1:
+        torch.testing.assert_close(layer.weights, weights_of(x, x)[:, None], rtol=0, atol=1e-6)
+    assert bool(layer.note) == (end == "flattened" and batch > 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "count", "groups", "length", "declares"),
+    [
+        *[("bgrij", 8, 2, 8, 8), ("bgrij", 4, 2, 4, 4), ("bgrij", 4, 4, 4, 4)],
+        *[("bigrj", 8, 2, 4, 0), ("bigrj", 4, 1, 4, 4), ("brgij", 4, 2, 4, 4)],
+        *[("bgirj", 4, 2, 2, 0), ("bgrij", 4, 2, 6, 4), ("bgrij", 4, 2, 6, 0)],
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_grouped_heads_as_many_as_tokens_are_told_by_the_output(
+    layout: str, count: int, groups: int, length: int, declares: int, batch: int
+) -> None:
+    size = 16 // count
+
+    def grouping(x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (groups, -1, size))
+        k = x[..., : groups * size].unflatten(-1, (groups, size))
+        scores = torch.einsum(f"bigrd,bjgd->{layout}", q, k) / size**0.5
+        return torch.einsum(f"{layout},bjgd->bigrd", scores.softmax(-1), k).flatten(2)
+
+    x = torch.randn(batch, length, 16)
+    k = heads(x[..., : groups * size], groups).repeat_interleave(count // groups, 1)
+    require(Written(grouping, declares), (x,), weights_of(heads(x, count), k))
+
+
+@pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize("declares", [0, 4])
+@pytest.mark.parametrize("sums", [False, True])
+def test_heads_that_share_a_latent_key_are_told_by_the_output(
+    length: int, declares: int, sums: bool
+) -> None:
+    """Keys and values are projected on the query's side, as DeepSeek's latent attention does."""
+    up = nn.Parameter(torch.randn(4, SIZE, 16))
+
+    def absorbed(x: Tensor) -> Tensor:
+        q = torch.einsum("bshd,hdc->bshc", x.unflatten(-1, (4, SIZE)), up)
+        weights = (torch.einsum("bshc,btc->bsht", q, x) / 4).softmax(-1)
+        out = torch.einsum("bsht,btc->bshc", weights, x)
+        if sums:
+            return torch.einsum("bshc,hdc->bsd", out, up)
+        return torch.einsum("bshc,hdc->bshd", out, up).flatten(2)
+
+    x = torch.randn(2, length, 16)
+    q = torch.einsum("bshd,hdc->bhsc", x.unflatten(-1, (4, SIZE)), up)
+    require(Written(absorbed, declares), (x,), weights_of(q, x[:, None]))
+
+
+class Taking(nn.Module):
+    """Takes whatever it is given."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.num_heads, self.run = 4, forward
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.run(*args)
+
+
+def near(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Give every position three keys around it."""
+    q = heads(x, 4)
+    n = x.shape[1]
+    return q, q[:, :, (torch.arange(n)[:, None] + torch.arange(-1, 2)) % n]
+
+
+def _by_matrices(x: Tensor) -> Tensor:
+    q, k = near(x)
+    return merged((weights_of(q[:, :, :, None], k) @ k)[:, :, :, 0])
+
+
+def _by_einsum(x: Tensor) -> Tensor:
+    q, k = near(x)
+    weights = (torch.einsum("bhnd,bhnkd->bhnk", q, k) / 2).softmax(-1)
+    return merged(torch.einsum("bhnk,bhnkd->bhnd", weights, k))
+
+
+def _heads_behind(x: Tensor) -> Tensor:
+    q, k = (t.transpose(1, 2) for t in near(x))
+    weights = (torch.einsum("bnhd,bnhkd->bnhk", q, k) / 2).softmax(-1)
+    return torch.einsum("bnhk,bnhkd->bnhd", weights, k).flatten(2)
+
+
+@pytest.mark.parametrize("way", [_by_matrices, _by_einsum, _heads_behind])
+@pytest.mark.parametrize("batch", [1, 2, 4, 6])
+@pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize("takes", [Taking, lambda way: Written(way, 4), Written])
+def test_keys_of_its_own_for_every_query_are_noted(
+    way: Callable[[Tensor], Tensor],
+    batch: int,
+    length: int,
+    takes: Callable[[Callable[[Tensor], Tensor]], nn.Module],
+) -> None:
+    x = torch.randn(batch, length, 16)
+    q, k = near(x)
+    (layer,) = AttentionExtractor(takes(way)).get_attention(x).layers
+    expected = weights_of(q[:, :, :, None], k)[:, :, :, 0]
+    torch.testing.assert_close(layer.weights, expected, rtol=0, atol=1e-6)
+    assert layer.note == "every query has keys of its own: numbers of keys are no positions"
+    assert layer.kind == "unknown"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", [1, 4, 6, 8])
+@pytest.mark.parametrize("declares", [0, 8])
+def test_one_query_for_each_sequence_has_no_keys_of_its_own(
+    batch: int, length: int, declares: int
+) -> None:
+    def pooling(x: Tensor) -> Tensor:
+        k = heads(x, 8)
+        return merged(weights_of(k[:, :, :1], k) @ k)
+
+    x = torch.randn(batch, length, 32)
+    k = heads(x, 8)
+    (layer,) = AttentionExtractor(Written(pooling, declares)).get_attention(x).layers
+    torch.testing.assert_close(layer.weights, weights_of(k[:, :, :1], k), rtol=0, atol=1e-6)
+    assert "keys of its own" not in layer.note
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("scales", [False, True])
+def test_both_softmaxes_of_a_head_are_heads(
+    batch: int, count: int, inner: bool, scales: bool
+) -> None:
+    def differing(x: Tensor) -> Tensor:
+        q = heads(x, 2 * count)
+        weights = weights_of(q, q) * (2 if scales else 1)
+        weights = weights.unflatten(1, (count, 2) if inner else (2, count))
+        first, second = weights.unbind(2 if inner else 1)
+        return merged((first - 0.3 * second) @ heads(x, count))
+
+    x = torch.randn(batch, 6, 16)
+    q = heads(x, 2 * count)
+    layer = AttentionExtractor(Written(differing, count)).get_attention(x).layers[0]
+    torch.testing.assert_close(layer.weights, weights_of(q, q), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("attend", [fused, written])
+@pytest.mark.parametrize("declares", [0, 4])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("where", ["in the batch", "in front of it", "behind it"])
+def test_heads_in_two_groups_are_told_where_these_are_joined(
+    attend: Attend, declares: int, batch: int, where: str
+) -> None:
+    def halves(x: Tensor) -> Tensor:
+        made = []
+        for q in heads(x, 4).chunk(2, 1):
+            if where == "in the batch":
+                made.append(attend(*[q.flatten(0, 1)] * 3).view(q.shape))
+            elif where == "behind it":
+                made.append(attend(q, q, q))
+            else:
+                made.append(attend(*[q.transpose(0, 1)] * 3))
+        if where == "in front of it":
+            return torch.cat(made, 0).permute(1, 2, 0, 3).flatten(2)
+        return merged(torch.cat(made, 1))
+
+    x = torch.randn(batch, 6, 16)
+    expected = weights_of(heads(x, 4), heads(x, 4))
+    require(Written(halves, declares), (x,), expected[:, :2], expected[:, 2:])
