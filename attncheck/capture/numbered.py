@@ -58,6 +58,7 @@ class Numbered:
 def as_read(call: AttentionCall) -> AttentionCall:
     """Settle a call of which nothing was made that tells its heads."""
     assert call.layout is not None
-    uncertain = call.shape[0] * call.shape[1] > 1 or bool(call.layout.beside)
+    several = call.shape[0] * call.shape[1] > 1
+    uncertain = several or bool(call.layout.beside or call.layout.lacking)
     notes = (call.note, AS_READ if uncertain else "")
     return replace(call, layout=None, note="; ".join(note for note in notes if note))

@@ -73,6 +73,21 @@ def test_heads_in_the_axis_of_the_queries_are_told_from_them(
     require(Written(lambda x: way(x, attend), declares), (x,), expected)
 
 
+@pytest.mark.parametrize("attend", [fused, written])
+@pytest.mark.parametrize(("batch", "length", "n_key"), [(2, 6, 24), (1, 6, 24), (2, 4, 3)])
+@pytest.mark.parametrize("declares", [0, 4])
+def test_keys_of_another_sequence_are_no_heads(
+    attend: Attend, batch: int, length: int, n_key: int, declares: int
+) -> None:
+    def crossing(x: Tensor, context: Tensor) -> Tensor:
+        k = context[..., :SIZE]
+        return attend(x.unflatten(-1, (4, SIZE)).flatten(1, 2), k, k).view(x.shape)
+
+    x, context = torch.randn(batch, length, 16), torch.randn(batch, n_key, 16)
+    expected = weights_of(heads(x, 4), context[:, None, :, :SIZE])
+    require(Written(crossing, declares), (x, context), expected)
+
+
 def test_scores_that_are_viewed_for_a_mask_keep_it() -> None:
     """Tokens first, heads within: as StarCoder has them."""
     mask = torch.ones(6, 6).tril().bool()
@@ -199,6 +214,24 @@ def test_grouped_heads_as_many_as_tokens_are_told_by_the_output(
 
 
 @pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("declares", [0, 4])
+@pytest.mark.parametrize("last", [False, True])
+def test_heads_that_share_a_key_are_told_by_the_output(
+    length: int, batch: int, declares: int, last: bool
+) -> None:
+    def sharing(x: Tensor) -> Tensor:
+        q, k = heads(x, 4), x[..., :SIZE]
+        q = q[:, :, -1:] if last else q
+        weights = (torch.einsum("bhid,bjd->bhij", q, k) / 2).softmax(-1)
+        return merged(torch.einsum("bhij,bjd->bhid", weights, k))
+
+    x = torch.randn(batch, length, 16)
+    q = heads(x, 4)[:, :, -1:] if last else heads(x, 4)
+    require(Written(sharing, declares), (x,), weights_of(q, x[:, None, :, :SIZE]))
+
+
+@pytest.mark.parametrize("length", [4, 6])
 @pytest.mark.parametrize("declares", [0, 4])
 @pytest.mark.parametrize("sums", [False, True])
 def test_heads_that_share_a_latent_key_are_told_by_the_output(
@@ -218,77 +251,6 @@ def test_heads_that_share_a_latent_key_are_told_by_the_output(
     x = torch.randn(2, length, 16)
     q = torch.einsum("bshd,hdc->bhsc", x.unflatten(-1, (4, SIZE)), up)
     require(Written(absorbed, declares), (x,), weights_of(q, x[:, None]))
-
-
-class Taking(nn.Module):
-    """Takes whatever it is given."""
-
-    def __init__(self, forward: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.num_heads, self.run = 4, forward
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.run(*args)
-
-
-def near(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give every position three keys around it."""
-    q = heads(x, 4)
-    n = x.shape[1]
-    return q, q[:, :, (torch.arange(n)[:, None] + torch.arange(-1, 2)) % n]
-
-
-def _by_matrices(x: Tensor) -> Tensor:
-    q, k = near(x)
-    return merged((weights_of(q[:, :, :, None], k) @ k)[:, :, :, 0])
-
-
-def _by_einsum(x: Tensor) -> Tensor:
-    q, k = near(x)
-    weights = (torch.einsum("bhnd,bhnkd->bhnk", q, k) / 2).softmax(-1)
-    return merged(torch.einsum("bhnk,bhnkd->bhnd", weights, k))
-
-
-def _heads_behind(x: Tensor) -> Tensor:
-    q, k = (t.transpose(1, 2) for t in near(x))
-    weights = (torch.einsum("bnhd,bnhkd->bnhk", q, k) / 2).softmax(-1)
-    return torch.einsum("bnhk,bnhkd->bnhd", weights, k).flatten(2)
-
-
-@pytest.mark.parametrize("way", [_by_matrices, _by_einsum, _heads_behind])
-@pytest.mark.parametrize("batch", [1, 2, 4, 6])
-@pytest.mark.parametrize("length", [4, 6])
-@pytest.mark.parametrize("takes", [Taking, lambda way: Written(way, 4), Written])
-def test_keys_of_its_own_for_every_query_are_noted(
-    way: Callable[[Tensor], Tensor],
-    batch: int,
-    length: int,
-    takes: Callable[[Callable[[Tensor], Tensor]], nn.Module],
-) -> None:
-    x = torch.randn(batch, length, 16)
-    q, k = near(x)
-    (layer,) = AttentionExtractor(takes(way)).get_attention(x).layers
-    expected = weights_of(q[:, :, :, None], k)[:, :, :, 0]
-    torch.testing.assert_close(layer.weights, expected, rtol=0, atol=1e-6)
-    assert layer.note == "every query has keys of its own: numbers of keys are no positions"
-    assert layer.kind == "unknown"
-
-
-@pytest.mark.parametrize("batch", [1, 2, 4, 8])
-@pytest.mark.parametrize("length", [1, 4, 6, 8])
-@pytest.mark.parametrize("declares", [0, 8])
-def test_one_query_for_each_sequence_has_no_keys_of_its_own(
-    batch: int, length: int, declares: int
-) -> None:
-    def pooling(x: Tensor) -> Tensor:
-        k = heads(x, 8)
-        return merged(weights_of(k[:, :, :1], k) @ k)
-
-    x = torch.randn(batch, length, 32)
-    k = heads(x, 8)
-    (layer,) = AttentionExtractor(Written(pooling, declares)).get_attention(x).layers
-    torch.testing.assert_close(layer.weights, weights_of(k[:, :, :1], k), rtol=0, atol=1e-6)
-    assert "keys of its own" not in layer.note
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
@@ -334,3 +296,15 @@ def test_heads_in_two_groups_are_told_where_these_are_joined(
     x = torch.randn(batch, 6, 16)
     expected = weights_of(heads(x, 4), heads(x, 4))
     require(Written(halves, declares), (x,), expected[:, :2], expected[:, 2:])
+
+
+@pytest.mark.parametrize("counts", [[1, 3], [3, 1], [1, 1, 2], [1, 1, 1, 1]])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_as_many_sequences_as_declared_heads_are_no_heads(counts: list[int], batch: int) -> None:
+    def parts(x: Tensor) -> Tensor:
+        each = heads(x, 4).transpose(0, 1).split(counts)
+        return torch.cat([written(q, q, q) for q in each]).permute(1, 2, 0, 3).flatten(2)
+
+    x = torch.randn(batch, 6, 16)
+    expected = weights_of(heads(x, 4), heads(x, 4)).split(counts, 1)
+    require(Written(parts, declares=4), (x,), *expected)

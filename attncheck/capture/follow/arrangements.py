@@ -76,6 +76,8 @@ class Arrangement:
             queries = (*beside[-1:], *queries)
         others = [number for number in others if number not in queries]
         gone = _combined(rows, used) if rows.trace.combined else set()
+        if len(others) > 1:
+            gone.discard((0,))  # the batch leads, as a rule
         whole = {0, *(place[0] for place in gone)}
         atoms_left = [atom for atoms in rows.axes for atom in atoms if atom.number in others]
         places = {atom.place if atom.number in whole else (atom.number,) for atom in atoms_left}
@@ -232,7 +234,9 @@ def _beside_their_keys(
     if count.length in (None, 1):
         return []
     found = [number for number, length in axes if length == count.length]
-    sure = count.whole or count.counted in count.declared
+    alike = sorted(length for _, length in axes if length > 1)
+    each = sorted(n for n in (count.batch, count.counted, count.length) if n and n > 1)
+    sure = count.whole or count.counted in count.declared or (count.counted != 1 and alike == each)
     if count.length in count.declared:
         return found if sure and len(found) > 1 else []
     return found if sure or not one else []

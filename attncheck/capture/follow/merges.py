@@ -109,7 +109,8 @@ def _own_parts(
     axis: int, size: int, parts: dict[Place, int], joined: Sequence[Place]
 ) -> dict[Place, int] | None:
     """Lengths of the parts of an axis in the call alone; None: they are not known."""
-    known, whole = dict(parts), math.prod(parts.values())
+    known = dict(parts) or {(axis,): 1}  # nothing is left of one of length 1
+    whole = math.prod(known.values())
     if whole > size:
         grown = [place for place in joined if place[0] == axis]
         inner = [place for place in known if any(place[: len(g)] == g for g in grown)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.whereabouts import given_to, running_modules
 
-__all__ = ["HeadCount", "declared_heads"]
+__all__ = ["HeadCount", "declared_heads", "is_batch"]
 
 DECLARED: Final = (
     "num_heads",
@@ -112,10 +112,6 @@ class HeadCount:
         numbers = counted if self.whole else self.declared | counted
         return (numbers - {1}) if numbers else None
 
-    def is_batch(self, length: int) -> bool:
-        """Whether an axis as long as the declared heads is that of the sequences that came in."""
-        return self.batch == length and self.counted not in (None, *self.declared)
-
     def in_one_axis(self, length: int) -> int:
         """How many heads lie in an axis that may hold sequences and heads; 1: none."""
         if self.alone:
@@ -124,6 +120,23 @@ class HeadCount:
         if self.counted and length % self.counted == 0 and agreed:
             return self.counted
         return next((n for n in self.declared if n > 1 and length % n == 0), 1)
+
+
+def is_batch(module: nn.Module, axes: Sequence[int], size: int) -> bool:
+    """Whether an axis as long as the declared heads is rather that of the sequences that came in.
+
+    Args:
+        module: That attends, and declares heads.
+        axes: Lengths of two axes, that of the heads last, then that of the queries.
+        size: Length of the last axis of query or value.
+    """
+    batch, heads, n_query = axes
+    for _, tensors in _sequences(module):  # as a rule a quick look at the first tells
+        if any(given.shape[0] == batch and given.shape[1] != heads for given in tensors):
+            return False
+        break
+    count = HeadCount.of(module, (batch, heads), n_query, size)
+    return count.batch == heads and count.counted not in (None, *count.declared)
 
 
 def _is_ready_made(given: Tensor, queries: int, size: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attncheck.capture.recorders.head_count import HeadCount, declared_heads
+from attncheck.capture.recorders.head_count import HeadCount, declared_heads, is_batch
 
 __all__ = ["Layout"]
 
@@ -204,13 +204,11 @@ def _of_axes(module: nn.Module, leading: tuple[int, ...], n_query: int, size: in
         if not found and leading[-1] * leading[-2] in declared:
             return Layout(split, (last - 1, last), queries)
         found = [axis for axis in found if axis] or found  # the batch leads, as a rule
+    told = found == [last] and leading.count(leading[last]) == 1
+    if told and (last > 1 or not is_batch(module, (*leading, n_query), size)):
+        return Layout(split, (last,), queries)
     count = HeadCount.of(module, leading, n_query, size)
-    if leading == (1, 1):
-        told = count.beside(n_query) == frozenset()
-    else:
-        told = found == [last] and leading.count(leading[last]) == 1
-        told &= not count.is_batch(leading[last])
-    if told:
+    if leading == (1, 1) and count.beside(n_query) == frozenset():
         return Layout(split, (last,), queries)
     counted = count.counted if count.whole else None
     alike = [axis for axis, held in enumerate(leading) if held == counted]
