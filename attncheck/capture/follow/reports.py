@@ -86,7 +86,9 @@ def call_of(
         causal=causal,
         sink_is_rest=trace.sliced,
         note="; ".join(
-            [OWN_KEYS] * beside + [AS_READ] * (not layout.told and not waits) + [rows.note] * bool(rows.note)
+            [OWN_KEYS] * beside
+            + [AS_READ] * (not layout.told and not waits)
+            + [rows.note] * bool(rows.note)
         ),
         layout=layout if waits else None,
         axes=axes,
