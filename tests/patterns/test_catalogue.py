@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,11 +89,14 @@ def test_a_new_pattern_is_one_entry() -> None:
 def test_option_ranges_are_data_and_are_enforced() -> None:
     option = Option("width", "int", 2, 1, None)
     assert option.bounds(9) == (1, 8)
-    for bad in (0, 1.5, True, "2"):
-        with pytest.raises(ValueError, match=r"width: .* expected an integer"):
-            option.check(bad, "local")
+    assert option.checked(np.int64(3), "local") == 3
+    with pytest.raises(ValueError, match=r"width: 0 .* expected an integer"):
+        option.checked(0, "local")
+    for bad in (1.5, True, "2"):
+        with pytest.raises(TypeError, match=r"width: .* expected a whole number"):
+            option.checked(bad, "local")
     with pytest.raises(ValueError, match="makes another pattern"):
-        PATTERNS["offset"].options[0].check(1, "offset")
+        PATTERNS["offset"].options[0].checked(1, "offset")
 
 
 def test_induction_is_what_followed_an_earlier_occurrence() -> None:
