@@ -130,6 +130,9 @@ class Meetings:
         found = rows_in(meeting, self._columns)
         if found:
             self._report_all(found, out, meeting)
+        elif trace.softmax in self._shared_out:
+            # Keys are shared out among queries, and divided by more than their sums: GroupViT.
+            self._sink.softmax_used(trace.product)
         elif trace.stage == "raised" and meeting.rows is not None:
             places = trace.place, meeting.place_of_values()
             part = Part(meeting.rows, None, trace.product, places, trace.share)
