@@ -45,7 +45,11 @@ class Beginnings:
         return self._count
 
     def scores(
-        self, product: Product, out: Tensor, stage: Literal["scores", "pairs"] = "scores"
+        self,
+        product: Product,
+        out: Tensor,
+        stage: Literal["scores", "pairs"] = "scores",
+        steps: int = 0,
     ) -> None:
         """Follow a product of two activations, which may be scores."""
         origins = self._origins
@@ -71,14 +75,15 @@ class Beginnings:
             hiding,
             product=self.number(),
             fixed=fixed,
+            steps=steps,
             place=place_of(product.operands[free[1]]),
         )
 
     def pairs(self, name: str, left: Tensor, right: Tensor, out: Tensor) -> None:
         """Follow two activations that broadcast against each other."""
-        product = paired(name, left, right, out)
-        if product is not None and not any(map(self._origins.is_static, (left, right))):
-            self.scores(product, out, "pairs")
+        found = paired(name, left, right, out)
+        if found is not None and not any(map(self._origins.is_static, (left, right))):
+            self.scores(found[0], out, "pairs", found[1])
 
     def pairs_beside(self, tensors: Any, dim: Any, out: Tensor) -> None:
         """Follow two activations of which one was put behind the other."""

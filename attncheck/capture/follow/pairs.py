@@ -15,7 +15,16 @@ from torch import Tensor
 from attncheck.capture.follow.noted import Noted
 from attncheck.capture.follow.products import LACKS, Product, elementwise
 
-__all__ = ["COMBINATIONS", "NORMS", "REPEATS", "Repeats", "beside", "paired"]
+__all__ = [
+    "COMBINATIONS",
+    "LAYER_STEPS",
+    "MOST_STEPS",
+    "NORMS",
+    "REPEATS",
+    "Repeats",
+    "beside",
+    "paired",
+]
 
 MULTIPLICATIONS: Final = ("mul", "__mul__", "__rmul__", "multiply")
 COMBINATIONS: Final = (
@@ -31,18 +40,32 @@ NORMS: Final = ("layer_norm", "rms_norm", "group_norm", "batch_norm")
 """Functions that end it: what follows them is a layer of its own."""
 
 
-def paired(name: str, left: Tensor, right: Tensor, out: Tensor) -> Product | None:
+MOST_STEPS: Final = 24
+"""How many functions pairs are followed through: what a model makes of its layers has no end."""
+
+LAYER_STEPS: Final = 8
+"""As how many a layer counts that maps their features: a score takes two of them at most."""
+
+AT_ONCE: Final = MOST_STEPS - 4
+"""Where those begin whose products are summed at once, if they are a query and its keys at all."""
+
+
+def paired(name: str, left: Tensor, right: Tensor, out: Tensor) -> tuple[Product, int] | None:
     """Read two activations that broadcast as pairs of query and key; None: they are none.
 
     Either both broadcast, ``(..., query, 1, size)`` against ``(..., 1, key, size)``, or one query
     stands beside a sequence, ``(batch, 1, size)`` against ``(batch, key, size)``, or ``(batch,
-    size)`` against ``(key, batch, size)``.
+    size)`` against ``(key, batch, size)``; where they are multiplied, the axis of the keys may be
+    anywhere, as in ``(batch, head, query, 1, size)`` against ``(batch, head, query, key, size)``.
 
     Args:
         name: A function of `COMBINATIONS`.
         left: Its first argument.
         right: Its second.
         out: What it returned.
+
+    Returns:
+        The pairs, and how many steps they have behind them.
     """
     if left.shape == right.shape or not left.is_floating_point() or not out.ndim:
         return None
@@ -50,14 +73,16 @@ def paired(name: str, left: Tensor, right: Tensor, out: Tensor) -> Product | Non
     one, other = (set(letters) - {LACKS} for letters in product.letters)
     own, its = one - other, other - one
     if own and its:
-        return product
+        return product, 0
     last_shared = product.out[-1] in one & other and out.shape[-1] > 1
     if not last_shared or len(own | its) != 1:
         return None
     if left.ndim == right.ndim:
-        return product if out.ndim == 3 and product.out[0] in one & other else None
+        if out.ndim == 3 and product.out[0] in one & other:
+            return product, 0
+        return (product, AT_ONCE) if name in MULTIPLICATIONS else None
     ahead = product.out[0] in own | its and abs(left.ndim - right.ndim) == 1
-    return product if ahead and out.ndim <= 3 and name in MULTIPLICATIONS else None
+    return (product, 0) if ahead and out.ndim <= 3 and name in MULTIPLICATIONS else None
 
 
 class Repeats:

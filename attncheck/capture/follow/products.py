@@ -187,6 +187,10 @@ def _along_last(values: list[Any]) -> Product | None:
     return _along([*values[:2], -1])
 
 
+def _along_given(values: list[Any]) -> Product | None:
+    return _along([*values, -1])
+
+
 def _einsum(values: list[Any]) -> Product | None:
     if len(values) < 2 or not isinstance(values[0], str):
         return None
@@ -261,6 +265,7 @@ _READERS: Final[Mapping[str, Callable[[list[Any]], Product | None]]] = {
     "tensordot": _tensordot,
     **dict.fromkeys(("linalg_multi_dot", "chain_matmul"), _chain),
     "cosine_similarity": _along,
+    **dict.fromkeys(("linalg_vecdot", "vecdot"), _along_given),
     "pairwise_distance": _along_last,
 }
 PRODUCTS: Final = frozenset(_READERS)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attncheck.capture.follow.axes import JOINS, Atom, Axes, numbers_in, reduced
 from attncheck.capture.follow.hiding import hiding_in
-from attncheck.capture.follow.pairs import NORMS
+from attncheck.capture.follow.pairs import LAYER_STEPS, MOST_STEPS, NORMS
 from attncheck.capture.follow.parts import CUTS
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.steps import (
@@ -31,10 +31,28 @@ Followed: TypeAlias = Iterator[tuple[Tensor, Trace]]
 
 
 def after_scores(step: Step, traces: Traces) -> Followed:
-    """Follow pairs, scores or raised scores through a function."""
-    trace, target = step.trace, step.target()
-    if step.ends() or (trace.stage == "pairs" and step.name in NORMS):
+    """Follow pairs, scores or raised scores through a function.
+
+    Pairs are what a model makes of a sequence and its mean as well, and then of that, layer by
+    layer; so they end at a norm, after `MOST_STEPS`, and where no axis of queries or keys is left.
+    """
+    if step.ends():
         return
+    pairs = step.trace.stage == "pairs" or step.trace.steps > 0
+    steps = step.trace.steps + (LAYER_STEPS if step.name in LAYERS else 1)
+    if pairs and (step.name in NORMS or steps > MOST_STEPS):
+        return
+    for tensor, trace in _after_numbers(step, traces):
+        if not pairs:
+            yield tensor, trace
+        elif trace.stage != step.trace.stage:  # one number for each pair now
+            yield tensor, trace.but(steps=0)
+        elif trace.axes is None or any(a.side != "shared" for atoms in trace.axes for a in atoms):
+            yield tensor, trace.but(steps=steps)
+
+
+def _after_numbers(step: Step, traces: Traces) -> Followed:
+    target = step.target()
     if step.name in CUTS:
         yield from _cut_scores(step)
     elif step.name in PICKS:

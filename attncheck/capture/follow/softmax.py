@@ -26,7 +26,7 @@ from attncheck.capture.follow.meetings import Meetings
 from attncheck.capture.follow.orders import Orders
 from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins, tensors_in
 from attncheck.capture.follow.outside import Outside
-from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
+from attncheck.capture.follow.pairs import COMBINATIONS, LAYER_STEPS, MOST_STEPS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
 from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
@@ -163,17 +163,24 @@ class SoftmaxWatcher:
                     continue
                 others = [t for i, t in enumerate(product.operands) if i != number]
                 if all(self._origins.is_static(other) for other in others):
-                    axes = mixed(product, number, trace, out)
-                    if axes is not None:
-                        self._traces[out] = _mixed(trace, product.operands[number], axes)
-                    elif trace.stage == "weights":
-                        self._sink.softmax_left(trace.product)
+                    self._mix(product, number, trace, out)
                     return True
                 if trace.stage in ("weights", "raised"):
                     self._sink.softmax_left(trace.product)
                     self._try(partial(self._meetings.meet, product, number, trace, out), trace)
                     return True
         return False
+
+    def _mix(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
+        """Follow what a linear map, of heads or features, makes of something traced."""
+        axes = mixed(product, number, trace, out)
+        if axes is None:
+            if trace.stage == "weights":
+                self._sink.softmax_left(trace.product)
+            return
+        mixture = _mixed(trace, product.operands[number], axes)
+        if mixture.steps <= MOST_STEPS:
+            self._traces[out] = mixture
 
     def _attended(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
         others = [t for i, t in enumerate(product.operands) if i != number]
@@ -389,6 +396,8 @@ def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:
         if trace.own is None:
             trace = trace.but(own=operand.detach(), own_axes=trace.axes)
         return trace.but(axes=axes, changed="scaled")
+    pairs = trace.stage == "pairs" or trace.steps > 0
+    steps = trace.steps + LAYER_STEPS if pairs else 0
     stage = "scores" if trace.stage == "pairs" else trace.stage
     sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
-    return trace.but(stage=stage, axes=axes, sizes=sizes)
+    return trace.but(stage=stage, axes=axes, sizes=sizes, steps=steps)

@@ -111,6 +111,7 @@ class Trace:
         place: Of the keys.
         joint: Numbers of other products whose sums were added to these.
         share: Raised scores were divided by the sums of more keys than their own.
+        steps: How many functions pairs went through, see `after_scores`; 0 for scores.
         edges: It has a number for each edge of a graph, see `Edges`.
         call: Number of the call that an ``"attended"`` tensor is the output of, see `Orders`.
         layout: As which that call is read if nothing tells.
@@ -150,6 +151,7 @@ class Trace:
     place: Place = (0, 0)
     joint: frozenset[int] = frozenset()
     share: bool = False
+    steps: int = 0
     edges: bool = False
     call: int = -1
     layout: Layout | None = None
@@ -176,6 +178,9 @@ class Traces:
         """Ids of tensors that may still become attention."""
         self._held: Noted[Trace] = Noted(self.under_way.discard)
         self._settled: set[int] = set()
+        self._until_aged = GENERATION
+        self._aged: set[Trace] = set()
+        """Of pairs that nothing was made of for a generation."""
 
     def __bool__(self) -> bool:
         return bool(self._held)
@@ -197,6 +202,19 @@ class Traces:
             if trace.softmax == softmax:
                 self.under_way.discard(id(tensor))
 
+    def _age(self) -> None:
+        """End pairs that are old: whoever compares query and key does so at once."""
+        self._until_aged = GENERATION
+        old, self._aged = self._aged, set()
+        for tensor, trace in self._held.items():
+            if trace.stage != "pairs" and not trace.steps:
+                continue
+            if trace in old:
+                self._held.forget(tensor)
+                self.under_way.discard(id(tensor))
+            else:
+                self._aged.add(trace)
+
     def end(self, call: int) -> None:
         """Follow the output of a call no further: its heads are told."""
         for tensor, trace in self._held.items():
@@ -206,6 +224,9 @@ class Traces:
 
     def find(self, values: Iterable[Any]) -> tuple[Tensor, Trace] | None:
         """Return the traced tensor among some arguments that is farthest on its way."""
+        self._until_aged -= 1
+        if not self._until_aged:
+            self._age()
         found: tuple[Tensor, Trace] | None = None
         for value in values:
             if self._held.has_id(id(value)) and isinstance(value, Tensor):
@@ -214,6 +235,9 @@ class Traces:
                     found = value, trace
         return found
 
+
+GENERATION: Final = 128
+"""After how many functions pairs are looked at: those that were there before end then."""
 
 ORDER: Final = ("attended", "pairs", "sums", "scores", "raised", "weights", "weighted", "summed")
 
