@@ -18,6 +18,7 @@ from attncheck.capture.fidelity import compared_rows
 from attncheck.capture.follow.axes import Axes, numbers_in
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Trace
+from attncheck.capture.follow.widened import cuts_foreign
 from attncheck.capture.sharded import held_here
 from attncheck.tolerances import tolerance_for
 
@@ -43,8 +44,8 @@ def _part(step: Step, part: Tensor) -> Trace:
     if part.numel() >= source.numel():
         return trace.but(axes=axes)
     columns = _columns(source, part, trace)
-    if columns is not None and trace.foreign and trace.n_key - (columns[1] - columns[0]) == 1:
-        return trace.but(axes=axes, sliced=True)  # the share of a sink, which is no key
+    if columns is not None and cuts_foreign(columns, trace):  # the share of a sink, which is no key
+        return trace.but(axes=axes, sliced=trace.n_key - (columns[1] - columns[0]))
     if columns is None and axes is not None and _whole_rows(axes, trace):
         # Some queries or heads: rows are still whole, and the softmax is reported once.
         columns = trace.columns

@@ -84,7 +84,7 @@ def call_of(
         weights=weights,
         mask=mask,
         causal=causal,
-        sink_is_rest=trace.sliced,
+        sink_is_rest=bool(trace.sliced),
         note="; ".join(
             [OWN_KEYS] * beside
             + [AS_READ] * (not layout.told and not waits)

@@ -21,8 +21,9 @@ from attncheck.capture.follow.steps import (
     TIMES,
     Step,
 )
-from attncheck.capture.follow.sums import NEW, is_share, stacked, sums_among
+from attncheck.capture.follow.sums import NEW, is_share, sums_among
 from attncheck.capture.follow.traces import Trace, Traces
+from attncheck.capture.follow.widened import SCATTERS, after_join, padded, put_back
 
 __all__ = ["Followed", "after_scores", "mixed", "summed_weights", "through_layer"]
 
@@ -73,7 +74,12 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
     if step.reduces():
         return _reduced(step)
     if step.name in JOINS:
-        return _joined(step, target, traces)
+        return after_join(step, target, traces)
+    if step.name == "pad":
+        return padded(step, target)
+    back = put_back(step, target) if trace.picked and step.name in SCATTERS else None
+    if back is not None:
+        return back
     if target.numel() < step.source.numel() and step.name != "__setitem__":
         return None
     axes = trace.axes if target is step.source else step.axes_of(target)
@@ -106,8 +112,9 @@ def _cut_scores(step: Step) -> Followed:
     for part in held:
         if step.keeps(part):
             smaller = part.numel() < step.source.numel()
-            column = smaller and step.trace.stage == "raised" and step.trace.foreign
-            sliced = step.trace.sliced or column
+            sliced = step.trace.sliced
+            if smaller and step.trace.stage == "raised" and step.trace.foreign:
+                sliced = sliced or step.source.shape[-1] - part.shape[-1]
             yield part, step.trace.but(axes=step.axes_of(part), sliced=sliced)
 
 
@@ -116,7 +123,8 @@ def _picked(step: Step) -> Followed:
     for part in held:
         if step.keeps(part):
             sizes = step.trace.sizes | set(part.shape)
-            yield part, step.trace.but(axes=None, picked=True, sizes=sizes)
+            picked = step.trace.picked or (step.trace.axes, tuple(step.source.shape))
+            yield part, step.trace.but(axes=None, picked=picked, sizes=sizes)
 
 
 def _reduced(step: Step) -> Trace | None:
@@ -139,12 +147,6 @@ def _reduced(step: Step) -> Trace | None:
         n_key = step.source.numel() // step.out.numel()
         return trace.but(stage="sums", axes=axes, keys=numbers_in(gone), n_key=n_key)
     return None
-
-
-def _joined(step: Step, target: Tensor, traces: Traces) -> Trace:
-    known = [traces[part] is not None for part in step.args[0] if isinstance(part, Tensor)]
-    trace = step.trace.but(foreign=step.trace.foreign or not all(known))
-    return trace.but(axes=stacked(step, target), sizes=trace.sizes | set(target.shape))
 
 
 def through_layer(step: Step, target: Tensor) -> Axes | None:

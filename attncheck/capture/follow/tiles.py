@@ -98,7 +98,7 @@ def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
     trace = trace.but(parts=(*trace.parts, *its.parts), hiding=())
     if trace.reported or not all(part.divided for part in trace.parts):
         return Summed(trace)
-    return _if_whole(trace, trace.sliced)
+    return _if_whole(trace, bool(trace.sliced))
 
 
 def _scaled(step: Step, factor: Tensor, sums: Trace | None) -> Summed:
@@ -135,7 +135,7 @@ def _if_whole(trace: Trace, rest: bool, by_chance: bool = False) -> Summed:
         return Summed(trace)
     if not exact and not (rest and sums_to_one(weights, sliced=True)):
         return Summed(trace)
-    return Summed(trace.but(reported=True, sliced=not exact), weights, note=note)
+    return Summed(trace.but(reported=True, sliced=int(not exact)), weights, note=note)
 
 
 def _like_rows(factor: Tensor, raised: Tensor) -> Tensor:

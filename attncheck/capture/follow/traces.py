@@ -16,7 +16,7 @@ from attncheck.capture.recorders.shapes import Layout
 if TYPE_CHECKING:
     from attncheck.capture.follow.values import Meeting
 
-__all__ = ["Changed", "Hiding", "How", "Part", "Place", "Trace", "Traces"]
+__all__ = ["Changed", "Columns", "Hiding", "How", "Part", "Place", "Trace", "Traces"]
 
 
 How: TypeAlias = Literal["visible", "hidden", "added", "subtracted"]
@@ -38,6 +38,9 @@ class Hiding:
     shape: tuple[int, ...]
     axes: Axes | None = None
 
+
+Columns: TypeAlias = tuple[int, int]
+"""Where a range of columns begins, and ends."""
 
 Place: TypeAlias = tuple[int, int]
 """Address of the memory that a tensor is a view of, and where in it the tensor begins."""
@@ -99,9 +102,9 @@ class Trace:
             that positions are no longer known.
         also: Other weights that were added.
         rest: Rows may sum to less than 1: the rest is nobody's.
-        sliced: A column of weights was cut off, as models with a sink do.
-        foreign: Scores that are no product of query and key were joined to these.
-        picked: Its keys are others for every query.
+        sliced: How many columns of weights were cut off, as models with a sink do.
+        foreign: Columns that are no product of query and key, beside those of scores.
+        picked: Its keys are others for every query: axes and shape of the scores before that.
         part: It is some queries, heads or keys of `own`.
         columns: Range of the keys that this part of the weights is for; None: all keys.
         read: How ``"weighted"`` weights, its first factor, were multiplied.
@@ -139,11 +142,11 @@ class Trace:
     changed: Changed = ""
     also: tuple[Trace, ...] = ()
     rest: bool = False
-    sliced: bool = False
-    foreign: bool = False
-    picked: bool = False
+    sliced: int = 0
+    foreign: Columns | None = None
+    picked: tuple[Axes | None, tuple[int, ...]] | None = None
     part: bool = False
-    columns: tuple[int, int] | None = None
+    columns: Columns | None = None
     read: Product | None = None
     parts: tuple[Part, ...] = ()
     reported: bool = False

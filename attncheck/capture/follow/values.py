@@ -282,10 +282,10 @@ def _whole(rows: Tensor, trace: Trace) -> Trace | None:
     exact = sums_to_one(rows)
     if exact and trace.stage == "raised" and trace.shifted and is_one_hot(rows):
         return None  # of these keys alone: a single one is raised to 1 where it is the largest
-    room = (trace.sliced or trace.rest or trace.changed == "hidden") and not trace.share
+    room = (trace.sliced > 0 or trace.rest or trace.changed == "hidden") and not trace.share
     if not exact and not (room and sums_to_one(rows, sliced=True)):
         return None
-    return trace.but(sliced=trace.sliced or (trace.rest and not exact))
+    return trace.but(sliced=trace.sliced or int(trace.rest and not exact))
 
 
 def _fits(trace: Trace, rows: Tensor | None) -> bool:
