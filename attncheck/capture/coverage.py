@@ -34,6 +34,10 @@ SCRIPTED_CALL: Final = (
 )
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
 ELSEWHERE: Final = "it ran in another thread than the one that captures"
+ELSEWHERE_IN_PART: Final = (
+    "modules in it ran in another thread than the one that captures, and no attention was seen in "
+    "it, unlike in others of its class or as its name says"
+)
 ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
 UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
 WHOLE: Final = "Call the model again, or pass strict=False to get the layers before that"
@@ -120,6 +124,21 @@ class Coverage:
             attends = _named_attention(type(module).__name__) or type(module) in classes
             if attends and key not in self._ran and module is not self._root:
                 self._session.unreadable(self._names[key], ELSEWHERE, ONE_THREAD)
+        for owner in self._owners_elsewhere():
+            name = self._names[id(owner)]
+            attends = _named_attention(type(owner).__name__) or type(owner) in classes
+            if attends and not any(_related(name, found) for found in captured):
+                self._session.unreadable(name, ELSEWHERE_IN_PART, ONE_THREAD)
+
+    def _owners_elsewhere(self) -> list[nn.Module]:
+        """List modules that did not run in another thread, but had parts of them run there."""
+        names = {self._names[key] for key in self._elsewhere}
+        return [
+            module
+            for module in self._session.modules.modules
+            if id(module) not in self._elsewhere
+            and any(_within(name, self._names[id(module)]) for name in names)
+        ]
 
     def _on_call(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         if threading.get_ident() != self._thread:

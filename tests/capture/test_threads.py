@@ -210,6 +210,39 @@ def test_a_model_that_runs_its_attention_in_a_thread_is_told(how: Any) -> None:
         AttentionExtractor(model).get_attention(X)
 
 
+class InThread(Heads):
+    """Its forward runs here, and what it computes elsewhere."""
+
+    threaded = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        forward = super().forward
+        out: Tensor = in_a_thread(lambda: forward(x)) if self.threaded else forward(x)
+        return out
+
+
+class Beside(nn.Module):
+    """A layer that runs in a thread beside attention that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = in_a_thread(lambda: self.layer(x))
+        return out
+
+
+@pytest.mark.parametrize("how", [attend, written_out])
+def test_a_part_of_a_module_in_a_thread_is_told(how: Any) -> None:
+    model = nn.Sequential(InThread(how), InThread(how))
+    model[0].threaded = False
+    with pytest.raises(CaptureError, match=r"1: modules in it ran in another thread"):
+        AttentionExtractor(model).get_attention(X)
+    model[1].threaded = False
+    assert len(AttentionExtractor(nn.Sequential(model, Beside())).get_attention(X)) == 2
+
+
 def test_a_model_called_in_another_thread_only() -> None:
     model = stack(attend)
     with (
