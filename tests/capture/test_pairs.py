@@ -89,6 +89,54 @@ def test_scores_of_two_layers_are_scores() -> None:
     assert layer.causal
 
 
+class Graph(nn.Module):
+    """Dense graph attention, whose pairs are written out in one axis of all of them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.heads = how, nn.Linear(16, 16, bias=False)
+        self.score = nn.Linear(8 if how == "cat" else 4, 1, bias=False)
+
+    def scores(self, one: Tensor, other: Tensor) -> Tensor:
+        pairs = torch.cat([one, other], -1) if self.how == "cat" else one + other
+        return nn.functional.leaky_relu(self.score(pairs), 0.2).squeeze(-1)
+
+    def values(self, x: Tensor) -> Tensor:
+        values: Tensor = self.heads(x).unflatten(-1, (4, 4))  # (batch, node, head, size)
+        return values
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.values(x)
+        each, all_ = g.repeat_interleave(N, dim=1), g.repeat(1, N, 1, 1)
+        scores = self.scores(each, all_).view(-1, N, N, 4)
+        return torch.einsum("bijh,bjhf->bihf", scores.softmax(2), g).flatten(2)
+
+
+@pytest.mark.parametrize("how", ["cat", "add"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pairs_that_repeats_write_out(how: str, batch: int) -> None:
+    model = Graph(how)
+    (layer,) = AttentionExtractor(model).get_attention(X[:batch]).layers
+    with torch.no_grad():
+        g = model.values(X[:batch])
+        one, other = torch.broadcast_tensors(g[:, :, None], g[:, None])
+        expected = model.scores(one, other).softmax(2).permute(0, 3, 1, 2)
+    torch.testing.assert_close(layer.weights, expected)
+
+
+def test_one_query_that_is_repeated_beside_its_keys() -> None:
+    layer = nn.Linear(16, 1)
+
+    def forward(x: Tensor) -> Tensor:
+        query = x[:, -1:].repeat(1, N, 1)
+        return (layer(torch.tanh(query + x)).softmax(1) * x).sum(1)
+
+    (weights,) = AttentionExtractor(Written(forward)).get_attention(X)
+    with torch.no_grad():
+        expected = layer(torch.tanh(X[:, -1:] + X)).softmax(1)[..., 0]
+    torch.testing.assert_close(weights[:, 0, 0], expected)
+
+
 class Recurrent(nn.Module):
     """Adds what a recurrence makes of a sequence to attention over it."""
 

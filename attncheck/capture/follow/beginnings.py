@@ -13,7 +13,7 @@ from attncheck.capture.follow.axes import Atom, Axes, numbers_in
 from attncheck.capture.follow.edges import Edges
 from attncheck.capture.follow.hiding import hidden_by, hidden_inside
 from attncheck.capture.follow.origins import Origins, tensors_in
-from attncheck.capture.follow.pairs import Repeats, beside, paired
+from attncheck.capture.follow.pairs import Repeats, beside, paired, put_behind, taken_apart
 from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
 from attncheck.capture.follow.steps import Step
@@ -50,6 +50,7 @@ class Beginnings:
         out: Tensor,
         stage: Literal["scores", "pairs"] = "scores",
         steps: int = 0,
+        folded: int | None = None,
     ) -> None:
         """Follow a product of two activations, which may be scores."""
         origins = self._origins
@@ -58,7 +59,7 @@ class Beginnings:
             free = [i for i in free if not origins.computed(product.operands[i])]
         if len(free) != 2 or not out.ndim or out.dtype == torch.bool:
             return
-        axes = _sided(product, free, out)
+        axes = _sided(product, free, out, folded)
         fixed = frozenset[int]()
         if origins:
             computed = [origins.computed(product.operands[i]) for i in free]
@@ -87,9 +88,16 @@ class Beginnings:
 
     def pairs_beside(self, tensors: Any, dim: Any, out: Tensor) -> None:
         """Follow two activations of which one was put behind the other."""
-        product = beside(tensors, dim, out, self.repeats.of)
-        if product is not None:
-            self.scores(product, out, "pairs")
+        if put_behind(tensors, dim, out):
+            self.pairs_repeated(tensors[0], tensors[1], out)
+
+    def pairs_repeated(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """Follow two activations of one shape, if they are repeated to meet each other."""
+        found = beside(left, right, out, self.repeats.of)
+        if found is None:
+            return
+        product, axis = found
+        self.scores(product, out, "pairs", folded=axis)
 
     def edges(self, tensors: Sequence[Any], out: Any) -> None:
         """Follow query and key of each edge of a graph, where two of some tensors are that."""
@@ -181,8 +189,19 @@ def _dim_of_softmax(made: Tensor, axes: Axes | None, name: str) -> tuple[int | N
     return (made.ndim - 1, True) if shares else (None, False)
 
 
-def _sided(product: Product, free: list[int], out: Tensor) -> Axes:
-    """Number the axes of a product of query and key, in the order in which those have them."""
+def _sided(product: Product, free: list[int], out: Tensor, folded: int | None) -> Axes:
+    """Number the axes of a product of query and key, in the order in which those have them.
+
+    Args:
+        product: Of query and key.
+        free: Which of its operands they are.
+        out: The result.
+        folded: Which axis of the result is two of the product, see `beside`.
+    """
+    if folded is not None:
+        axes = _sided(product, free, taken_apart(out, folded), None)
+        place = folded % out.ndim
+        return (*axes[:place], axes[place] + axes[place + 1], *axes[place + 2 :])
     left, right = (product.letters[i] for i in free)
     order: dict[int, int] = {}
     for letter in (*left, *right, *product.out):

@@ -7,7 +7,9 @@ each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor
@@ -24,6 +26,8 @@ __all__ = [
     "Repeats",
     "beside",
     "paired",
+    "put_behind",
+    "taken_apart",
 ]
 
 MULTIPLICATIONS: Final = ("mul", "__mul__", "__rmul__", "multiply")
@@ -85,53 +89,114 @@ def paired(name: str, left: Tensor, right: Tensor, out: Tensor) -> tuple[Product
     return (product, 0) if ahead and out.ndim <= 3 and name in MULTIPLICATIONS else None
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """How a tensor repeats itself.
+
+    Attributes:
+        whole: Axes, counted from the end, along which there is nothing else.
+        inside: An axis in which its own entries stand several times; None: there is none.
+        length: How many they are.
+        each: Every entry is repeated at once, before the next; else all of them, one after another.
+    """
+
+    whole: frozenset[int] = frozenset()
+    inside: int | None = None
+    length: int = 0
+    each: bool = False
+
+
 class Repeats:
-    """Along which axes, counted from the end, tensors were written several times."""
+    """How tensors repeat themselves along their axes."""
 
     def __init__(self) -> None:
-        self._held: Noted[frozenset[int]] = Noted()
+        self._held: Noted[Repeated] = Noted()
 
     def __bool__(self) -> bool:
         return bool(self._held)
 
-    def of(self, tensor: Tensor) -> frozenset[int]:
-        """Return the axes of a tensor."""
-        return self._held.get(tensor) or frozenset()
+    def of(self, tensor: Tensor) -> Repeated:
+        """Return what is known of a tensor."""
+        return self._held.get(tensor) or Repeated()
 
-    def add(self, source: Tensor, out: Tensor) -> None:
+    def add(self, name: str, source: Tensor, out: Tensor) -> None:
         """Note that a function of `REPEATS` made one tensor of another."""
         sizes = (1,) * (out.ndim - source.ndim) + tuple(source.shape)
         if len(sizes) != out.ndim:
             return
-        pairs = enumerate(zip(sizes, out.shape, strict=True))
-        axes = frozenset(axis - out.ndim for axis, (own, size) in pairs if own == 1 < size)
-        if axes:
-            self._held[out] = axes
+        pairs = list(enumerate(zip(sizes, out.shape, strict=True)))
+        whole = frozenset(axis - out.ndim for axis, (own, size) in pairs if own == 1 < size)
+        inside = [axis - out.ndim for axis, (own, size) in pairs if 1 < own < size]
+        if len(inside) == 1 and out.shape[inside[0]] % sizes[inside[0]] == 0:
+            each = name == "repeat_interleave"
+            self._held[out] = Repeated(whole, inside[0], sizes[inside[0]], each)
+        elif whole:
+            self._held[out] = Repeated(whole)
+
+
+def put_behind(tensors: Any, dim: Any, out: Tensor) -> bool:
+    """Whether two tensors were put behind each other feature by feature.
+
+    Args:
+        tensors: That were joined.
+        dim: Along which axis.
+        out: The result.
+    """
+    if not isinstance(tensors, tuple | list) or len(tensors) != 2 or not isinstance(dim, int):
+        return False
+    if not all(isinstance(tensor, Tensor) and tensor.ndim == out.ndim for tensor in tensors):
+        return False
+    return dim % out.ndim == out.ndim - 1
 
 
 def beside(
-    tensors: Any, dim: Any, out: Tensor, repeats: Callable[[Tensor], frozenset[int]]
-) -> Product | None:
-    """Read two activations of which one was put behind the other, feature by feature, as pairs.
+    left: Tensor, right: Tensor, out: Tensor, repeats: Callable[[Tensor], Repeated]
+) -> tuple[Product, int | None] | None:
+    """Read two activations of one shape, that were combined or put behind each other, as pairs.
 
     Args:
-        tensors: That were put behind each other.
-        dim: Along which axis.
-        out: The result.
-        repeats: Returns the axes along which a tensor only repeats itself.
+        left: One of them.
+        right: The other.
+        out: What was made of them.
+        repeats: Says how a tensor repeats itself.
+
+    Returns:
+        The pairs, and which axis of `out` holds queries and keys, each query with all keys or
+        each key with all queries; the pairs have two axes in its place. None: in two axes anyway.
     """
-    if not isinstance(tensors, tuple | list) or len(tensors) != 2 or not isinstance(dim, int):
-        return None
-    left, right = tensors
-    if dim % out.ndim != out.ndim - 1 or out.ndim < 3 or left.ndim != right.ndim:
-        return None
     gone = repeats(left), repeats(right)
-    own, its = gone[1] - gone[0], gone[0] - gone[1]
+    axis = _shared_axis(gone, out)
+    view = out if axis is None else taken_apart(out, axis)
+    lacks = tuple(_lacking(one, axis) for one in gone)
+    own, its = lacks[1] - lacks[0], lacks[0] - lacks[1]
     if not (own and its) and not (own | its and out.ndim == 3):
         return None
-    every = elementwise((out, out), out).out
+    every = elementwise((view, view), view).out
     letters = tuple(
-        tuple(LACKS if axis - out.ndim in lacking else own for axis, own in enumerate(every))
-        for lacking in gone
+        tuple(LACKS if i - view.ndim in lacking else letter for i, letter in enumerate(every))
+        for lacking in lacks
     )
-    return Product((left, right), letters, every)
+    return Product((left, right), letters, every), axis
+
+
+def taken_apart(out: Tensor, axis: int) -> Tensor:
+    """Return a view of pairs that has an axis of queries and one of keys in the place of one."""
+    size, place = math.isqrt(out.shape[axis]), axis % out.ndim
+    return out.detach().reshape(*out.shape[:place], size, size, *out.shape[place + 1 :])
+
+
+def _shared_axis(gone: tuple[Repeated, Repeated], out: Tensor) -> int | None:
+    """Which axis holds all pairs of entries: of one tensor each at once, of the other all."""
+    one, other = gone
+    if one.inside is None or one.inside != other.inside or one.each == other.each:
+        return None
+    square = one.length == other.length and out.shape[one.inside] == one.length**2
+    return one.inside if square and one.inside != -1 else None
+
+
+def _lacking(repeated: Repeated, axis: int | None) -> frozenset[int]:
+    """Which axes a tensor lacks, where one of them is taken apart into queries and keys."""
+    if axis is None:
+        return repeated.whole
+    moved = frozenset(own if own > axis else own - 1 for own in repeated.whole)
+    return moved | {axis if repeated.each else axis - 1}

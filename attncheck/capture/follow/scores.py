@@ -168,18 +168,28 @@ def _new(product: int, axis: int, size: int) -> tuple[Atom, ...]:
     return () if size == 1 else (Atom((NEW + product, axis), size, "shared"),)
 
 
-def mixed(product: Product, number: int, trace: Trace, out: Tensor) -> Axes | None:
-    """Return the axes of a product with a parameter; None: it sums over query or key."""
+def mixed(product: Product, number: int, trace: Trace, out: Tensor) -> Trace | None:
+    """Follow a product with a parameter; None: it sums over query or key, or pairs end there."""
     axes = trace.axes
     if axes is None:
         return None
     if any(atom.side != "shared" for axis in product.summed(number) for atom in axes[axis]):
         return None
     own = dict(zip(product.letters[number], axes, strict=True))
-    return tuple(
+    axes = tuple(
         own[letter] if letter in own else _new(trace.product, axis, size)
         for axis, (letter, size) in enumerate(zip(product.out, out.shape, strict=True))
     )
+    if trace.stage == "weights":
+        if trace.own is None:
+            trace = trace.but(own=product.operands[number].detach(), own_axes=trace.axes)
+        return trace.but(axes=axes, changed="scaled")
+    pairs = trace.stage == "pairs" or trace.steps > 0
+    steps = trace.steps + LAYER_STEPS if pairs else 0
+    if steps > MOST_STEPS:
+        return None
+    stage = "scores" if trace.stage == "pairs" else trace.stage
+    return trace.but(stage=stage, axes=axes, sizes=trace.sizes | set(out.shape), steps=steps)
 
 
 def summed_weights(step: Step) -> Trace | None:

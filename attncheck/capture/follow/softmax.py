@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
 from attncheck.capture.copies import Watched
-from attncheck.capture.follow.axes import JOINS, Axes
+from attncheck.capture.follow.axes import JOINS
 from attncheck.capture.follow.beginnings import Beginnings
 from attncheck.capture.follow.edges import BY_INDEX
 from attncheck.capture.follow.meetings import Meetings
 from attncheck.capture.follow.orders import Orders
 from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins, tensors_in
 from attncheck.capture.follow.outside import Outside
-from attncheck.capture.follow.pairs import COMBINATIONS, LAYER_STEPS, MOST_STEPS, REPEATS
+from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
 from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
@@ -173,14 +173,11 @@ class SoftmaxWatcher:
 
     def _mix(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
         """Follow what a linear map, of heads or features, makes of something traced."""
-        axes = mixed(product, number, trace, out)
-        if axes is None:
-            if trace.stage == "weights":
-                self._sink.softmax_left(trace.product)
-            return
-        mixture = _mixed(trace, product.operands[number], axes)
-        if mixture.steps <= MOST_STEPS:
+        mixture = mixed(product, number, trace, out)
+        if mixture is not None:
             self._traces[out] = mixture
+        elif trace.stage == "weights":
+            self._sink.softmax_left(trace.product)
 
     def _attended(self, product: Product, number: int, trace: Trace, out: Tensor) -> None:
         others = [t for i, t in enumerate(product.operands) if i != number]
@@ -203,11 +200,17 @@ class SoftmaxWatcher:
         left, right = args[:2]
         if self._beginnings.edge and not (self._traces and self._traces[out]):
             self._beginnings.edges(args[:2], out)
-        if left.shape == right.shape or not isinstance(out, Tensor) or out.ndim == 0:
+        if not isinstance(out, Tensor) or out.ndim == 0:
+            return out
+        if left.shape == right.shape and not self._beginnings.repeats:
             return out
         if self._traces and (self._traces[out] or self._traces[left] or self._traces[right]):
             return out
-        self._try(partial(self._beginnings.pairs, name_of(function), left, right, out))
+        if left.shape == right.shape:
+            if not any(map(self._origins.is_static, (left, right))):
+                self._try(partial(self._beginnings.pairs_repeated, left, right, out))
+        else:
+            self._try(partial(self._beginnings.pairs, name_of(function), left, right, out))
         return out
 
     def _join(
@@ -236,7 +239,7 @@ class SoftmaxWatcher:
     ) -> Any:
         out = self._see(function, args, kwargs)
         if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
-            self._beginnings.repeats.add(args[0], out)
+            self._beginnings.repeats.add(name_of(function), args[0], out)
         return out
 
     def _pick(
@@ -388,16 +391,3 @@ class SoftmaxWatcher:
             if trace is not None:
                 self._sink.softmax_used(trace.product)
             self._sink.unreadable(place[1], what, way_out)
-
-
-def _mixed(trace: Trace, operand: Tensor, axes: Axes) -> Trace:
-    """Return the trace behind a linear map of heads or features."""
-    if trace.stage == "weights":
-        if trace.own is None:
-            trace = trace.but(own=operand.detach(), own_axes=trace.axes)
-        return trace.but(axes=axes, changed="scaled")
-    pairs = trace.stage == "pairs" or trace.steps > 0
-    steps = trace.steps + LAYER_STEPS if pairs else 0
-    stage = "scores" if trace.stage == "pairs" else trace.stage
-    sizes = trace.sizes | {atom.size for atoms in axes for atom in atoms}
-    return trace.but(stage=stage, axes=axes, sizes=sizes, steps=steps)
