@@ -308,3 +308,35 @@ def test_as_many_sequences_as_declared_heads_are_no_heads(counts: list[int], bat
     x = torch.randn(batch, 6, 16)
     expected = weights_of(heads(x, 4), heads(x, 4)).split(counts, 1)
     require(Written(parts, declares=4), (x,), *expected)
+
+
+@pytest.mark.parametrize("attend", [fused, written])
+@pytest.mark.parametrize("declares", [0, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_among_heads_is_none_of_one_query(
+    attend: Attend, declares: int, batch: int
+) -> None:
+    """A model that forgot to turn positions and heads round: heads are in the place of queries."""
+
+    def forgetting(x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (4, SIZE))
+        return attend(q, q, q).flatten(2)
+
+    layer = (
+        AttentionExtractor(Written(forgetting, declares))
+        .get_attention(torch.randn(batch, 6, 16))
+        .layers[0]
+    )
+    assert layer.weights.shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize("length", [5, 6, 8])
+def test_one_head_of_one_sequence_at_a_time_is_no_guess(length: int) -> None:
+    def looping(x: Tensor) -> Tensor:
+        each = (torch.cat([written(q, q, q) for q in one.split(SIZE, -1)], -1) for one in x)
+        return torch.stack(list(each))
+
+    x = torch.randn(2, length, 16)
+    q = heads(x, 4)
+    expected = [weights_of(q[b, h], q[b, h])[None, None] for b in range(2) for h in range(4)]
+    require(Written(looping, declares=4), (x,), *expected)

@@ -215,7 +215,7 @@ class Orders:
         heads = [a.place for a in atoms if 0 <= a.number < query and a.size > 1]
         if heads:
             self._settle(trace, heads, count)
-        elif len(trace.layout.leading) == 1 and any(map(trace.layout.allows, (1, count))):
+        elif len(trace.layout.leading) < 2 and any(map(trace.layout.allows, (1, count))):
             self._expect_one_head(trace)
 
     def _reduced(self, step: Step) -> None:

@@ -47,6 +47,7 @@ class HeadCount:
         length: Positions of each of those sequences, if the batch leads; None: not known.
         batch: How many sequences there are, if the batch leads; None: not known.
         whole: Those sequences have the features of all heads, no more and no less.
+        given: Positions of each of those sequences, as they lie there; None: not known.
     """
 
     declared: frozenset[int]
@@ -55,6 +56,7 @@ class HeadCount:
     length: int | None = None
     batch: int | None = None
     whole: bool = False
+    given: int | None = None
 
     @classmethod
     def of(cls, module: nn.Module, leading: Sequence[int], n_query: int, size: int) -> HeadCount:
@@ -88,7 +90,8 @@ class HeadCount:
             beside = counted and length and n_query == length * counted
             alone = bool(beside) and batch == math.prod(leading)
             alone |= counted == 1 and tuple(given.shape[:2]) == (*leading, n_query)
-            return cls(frozenset(declared), counted, alone, length, batch, whole)
+            lies = given.shape[1] if given.ndim == 3 and given.is_floating_point() else None
+            return cls(frozenset(declared), counted, alone, length, batch, whole, lies)
         return cls(frozenset(declared), length=length)
 
     @property
@@ -98,19 +101,24 @@ class HeadCount:
             return frozenset({self.counted})
         return self.declared
 
-    def beside(self, n_query: int) -> frozenset[int] | None:
+    def beside(self, leading: Sequence[int], n_query: int) -> frozenset[int] | None:
         """How many heads there may be if some lie in the axis of the queries; None: nothing says.
 
         One as long as the sequences that came in holds positions, or, for one position, all heads.
 
         Args:
+            leading: Lengths of the axes before that one.
             n_query: Length of that axis.
         """
-        if self.length == n_query:
+        if n_query in (self.length, self.given):
             return self.declared & {n_query} - {1}
         counted = frozenset(() if self.counted is None else (self.counted,))
         numbers = counted if self.whole else self.declared | counted
-        return (numbers - {1}) if numbers else None
+        if (self.whole or counted & self.declared) and self.length not in (None, 1):
+            numbers -= {n_query}  # there is more than one position
+        every = math.prod(leading) * n_query
+        found = frozenset(n for n in numbers if n > 1 and every % n == 0)
+        return found if numbers or counted else None
 
     def in_one_axis(self, length: int) -> int:
         """How many heads lie in an axis that may hold sequences and heads; 1: none."""

@@ -208,19 +208,19 @@ def _of_axes(module: nn.Module, leading: tuple[int, ...], n_query: int, size: in
     if told and (last > 1 or not is_batch(module, (*leading, n_query), size)):
         return Layout(split, (last,), queries)
     count = HeadCount.of(module, leading, n_query, size)
-    if leading == (1, 1) and count.beside(n_query) == frozenset():
+    if leading == (1, 1) and count.beside(leading, n_query) == frozenset():
         return Layout(split, (last,), queries)
     counted = count.counted if count.whole else None
     alike = [axis for axis, held in enumerate(leading) if held == counted]
     axis = alike[0] if len(alike) == 1 else found[0] if len(found) == 1 else last
-    return Layout(split, (axis,), queries, False, count.possible, count.beside(n_query))
+    return Layout(split, (axis,), queries, False, count.possible, count.beside(leading, n_query))
 
 
 def _of_one_axis(leading: tuple[int, ...], n_query: int, count: HeadCount) -> Layout:
     """Read an axis that may hold sequences and heads, or none."""
     held, split = math.prod(leading), tuple((length,) for length in (*leading, n_query))
     heads, counted = count.in_one_axis(held), count.counted if count.whole else None
-    beside, queries = count.beside(n_query), (len(leading),)
+    beside, queries = count.beside(leading, n_query), (len(leading),)
     if held == 1:
         told = beside == frozenset()
         axes = tuple(range(len(leading)))
