@@ -50,7 +50,7 @@ MOST_STEPS: Final = 24
 LAYER_STEPS: Final = 8
 """As how many a layer counts that maps their features: a score takes two of them at most."""
 
-AT_ONCE: Final = MOST_STEPS - 4
+AT_ONCE: Final = MOST_STEPS - 3
 """Where those begin whose products are summed at once, if they are a query and its keys at all."""
 
 
