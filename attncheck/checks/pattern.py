@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncheck.attention import AttentionLike, LayerAttention, head_name
+from attncheck.attention.arguments import whole_number
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Finding, Offender
 from attncheck.checks.select import HeadSelection
@@ -248,8 +249,7 @@ def _scores(
 def _needed(at_least: int | None, n_heads: int, *, every: bool) -> int:
     if at_least is None:
         return n_heads if every else 1
-    if isinstance(at_least, bool) or not isinstance(at_least, int):
-        raise TypeError(f"at_least: got {type(at_least).__name__}; expected a number of heads")
+    at_least = whole_number(at_least, "at_least", "a number of heads")
     if not 1 <= at_least <= n_heads:
         raise ValueError(f"at_least: got {at_least}; expected 1 to {n_heads}, the heads judged")
     return at_least

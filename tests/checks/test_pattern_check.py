@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,7 @@ def test_without_heads_one_is_enough_with_heads_all_must() -> None:
         assert_pattern(HEADS, "previous_token", min_mass=0.85, heads=[0, 1, 2])
     assert_pattern(HEADS, "previous_token", min_mass=0.5, heads=["L0H1", "L0H2"])
     assert_pattern(HEADS, "previous_token", min_mass=0.5, at_least=2)
+    assert_pattern(HEADS, "previous_token", min_mass=0.5, at_least=np.int64(2))  # type: ignore[arg-type]
     with pytest.raises(CheckFailure, match="lacking: 1 of 3"):
         assert_pattern(HEADS, "previous_token", min_mass=0.5, at_least=3)
 
@@ -127,7 +129,12 @@ def test_every_pattern_of_the_catalogue_can_be_asserted(pattern: str) -> None:
         ("prev", {"min_mass": 1.2}, ValueError, "min_mass: got 1.2"),
         ("prev", {"min_lift": -1}, ValueError, "min_lift: got -1"),
         ("prev", {"at_least": 4}, ValueError, "at_least: got 4; expected 1 to 3"),
-        ("prev", {"at_least": 1.0}, TypeError, "at_least: got float"),
+        (
+            "prev",
+            {"at_least": 1.0},
+            TypeError,
+            "at_least: 1.0 is float; expected a number of heads",
+        ),
         ("prev", {"heads": "L7"}, ValueError, "no head 'L7'"),
     ],
 )
