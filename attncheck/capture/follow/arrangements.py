@@ -64,7 +64,7 @@ class Arrangement:
         opposite = [n for n in opposite if n not in keys]
         opposite = opposite or [n for n in sides if sides[n] != "shared" and n not in keys]
         n_key = math.prod(sizes.get(number, 1) for number in keys)
-        inside = math.prod(sizes[n] for n in sides if n not in keys and n != 0)
+        inside = math.prod(sizes[n] for n in sides if n not in keys and (n or 0 in opposite))
         opposite.sort(key=order.__getitem__)
         query = _query_among(opposite, sizes, n_key, inside, module)
         queries: tuple[int, ...] = () if query is None else (query,)
@@ -202,7 +202,7 @@ def _query_among(
         numbers: Of these axes, in order.
         sizes: Lengths of all axes.
         n_key: How many keys there are.
-        inside: Length of all axes together but for the first, that of the batch, and the keys.
+        inside: Length of all axes together but for the keys, and for the first if it is the batch.
         module: That attends.
     """
     if len(numbers) < 2:
@@ -210,6 +210,7 @@ def _query_among(
     counts = declared_heads(module)
     left = [n for n in numbers if inside // max(1, sizes[n]) in counts]
     left = left or [n for n in numbers if sizes[n] not in counts] or list(numbers)
+    left = [n for n in left if sizes[n] > 1] or left
     as_many = [n for n in left if sizes[n] == n_key]
     return (as_many or left)[-1]
 

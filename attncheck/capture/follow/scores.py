@@ -97,10 +97,12 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
     hiding = hiding_in(step.name, step.source, step.args, step.kwargs, step.trace.axes)
     columns = (t for t in step.others() if t.shape[-1:] == (1,))
     shifted = sums is None and step.name in DIFFERENCES and next(columns, None) is not None
+    divided = step.name in DIFFERENCES  # by a sum, in the logarithm
     return trace.but(
         stage="raised" if step.raises() else trace.stage,
         hiding=(*trace.hiding, *hiding),
         shifted=trace.shifted or shifted,
+        share=trace.share or (sums is not None and divided and is_share(trace, sums)),
         sizes=trace.sizes | set(target.shape),
         keys=trace.keys if same else frozenset(),
         n_key=trace.n_key if same else 0,

@@ -151,10 +151,23 @@ def _beside(parts: Sequence[Part]) -> tuple[Tensor, str] | None:
         scaled = [part.scaled() for part in parts]
         if len({tensor.shape[:-1] for tensor in scaled}) > 1:
             return None
+        if _share_their_keys(parts, scaled):
+            return torch.stack(scaled).sum(0), ""
         ordered = [scaled[number] for number in order or range(len(parts))]
         return torch.cat(ordered, dim=-1), "" if order is not None else VISITED
     except RuntimeError:  # they do not broadcast: not what it looked like
         return None
+
+
+def _share_their_keys(parts: Sequence[Part], scaled: Sequence[Tensor]) -> bool:
+    """Whether parts are of the same keys, each with those that the others hide.
+
+    That keys lie in the same place is not enough: a copy may have been made where one was before.
+    """
+    keys, shapes = {part.places[0] for part in parts}, {tensor.shape for tensor in scaled}
+    if len(parts) < 2 or len(keys) > 1 or len(shapes) > 1 or next(iter(keys))[0] == 0:
+        return False
+    return int(torch.stack([tensor != 0 for tensor in scaled]).sum(0).max()) <= 1
 
 
 def _order(parts: Sequence[Part]) -> list[int] | None:

@@ -225,7 +225,7 @@ def _of_one_axis(leading: tuple[int, ...], n_query: int, count: HeadCount) -> La
         told = beside == frozenset()
         axes = tuple(range(len(leading)))
         return Layout(split, axes, queries, told, count.possible, beside)
-    if heads == held == counted and count.batch == 1:
+    if heads == held == counted != n_query and count.batch == 1:
         return Layout(split, (0,), queries)
     if heads in (1, held):
         first = (0,) if heads > 1 else ()
