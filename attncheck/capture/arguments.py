@@ -31,6 +31,8 @@ def as_meant(
         TypeError: Inputs that belong to the model's parameters were given as one mapping, or text
             to a model that takes ids.
     """
+    if all(isinstance(arg, Tensor) for arg in args[:1]) and len(args) != 2:
+        return args, kwargs  # as a rule; a signature takes long to read
     names = _parameters(model)
     if args and isinstance(args[0], str) and names[:1] == ["input_ids"]:
         raise TypeError(f"inputs: got the text {args[0][:20]!r}; tokenise it, and pass **inputs")

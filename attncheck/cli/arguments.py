@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from attncheck.cli.problem import CommandError
 
-__all__ = ["add_prompt", "ids_of", "layers_of", "positive"]
+__all__ = ["add_command", "add_prompt", "ids_of", "layers_of", "positive"]
+
+
+def add_command(
+    commands: Any, name: str, *, about: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command, whose description and epilog are shown as they are written."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:

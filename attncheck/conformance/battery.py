@@ -147,14 +147,32 @@ def select_properties(select: Iterable[str] | None, returns_weights: bool) -> li
         ValueError: A word selects nothing.
     """
     entries = [p for p in PROPERTIES.values() if returns_weights or "weights" not in p.tags]
+    return _selected(entries, PROPERTIES.values(), select)
+
+
+def _selected(
+    entries: list[Property],
+    known: Iterable[Property],
+    select: Iterable[str] | None,
+    where: str = "",
+) -> list[Property]:
+    """Return those of some properties that have one of some words as id, family or tag.
+
+    Args:
+        entries: To select from.
+        known: Whose words may be used.
+        select: The words; None: all.
+        where: What a message says of those that are known.
+    """
     if select is None:
         return entries
     chosen = set(words(select, "select", "ids, families or tags of properties"))
-    known = set(PROPERTIES) | {tag for entry in PROPERTIES.values() for tag in entry.tags}
-    if chosen - known:
-        near = [name for word in sorted(chosen - known) for name in get_close_matches(word, known)]
+    every = {word for entry in known for word in (entry.id, *entry.tags)}
+    unknown = sorted(chosen - every)
+    if unknown:
+        near = [name for word in unknown for name in get_close_matches(word, every)]
         hint = f"; near: {', '.join(near)}" if near else ""
-        raise ValueError(f"select: nothing is called {', '.join(sorted(chosen - known))}{hint}")
+        raise ValueError(f"select: nothing is called {', '.join(unknown)}{where}{hint}")
     return [entry for entry in entries if entry.id in chosen or entry.tags & chosen]
 
 
@@ -217,16 +235,10 @@ def _properties_of(extension: Extension, select: Iterable[str] | None) -> list[P
         ValueError: It selects nothing of these.
     """
     entries = [PROPERTIES[id] for id in extension.select] + list(extension.properties)
-    if select is None:
-        return entries
-    chosen = set(words(select, "select", "ids, families or tags of properties"))
-    known = {word for entry in entries for word in (entry.id, *entry.tags)}
-    if chosen - known:
-        raise ValueError(
-            f"select: nothing is called {', '.join(sorted(chosen - known))} among the properties "
-            f"of {extension.name}: {', '.join(entry.id for entry in entries)}"
-        )
-    return [entry for entry in entries if entry.id in chosen or entry.tags & chosen]
+    names = ", ".join(entry.id for entry in entries)
+    return _selected(
+        entries, entries, select, f" among the properties of {extension.name}: {names}"
+    )
 
 
 def _labelled(outcome: Outcome, label: str) -> Outcome:

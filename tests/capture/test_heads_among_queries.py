@@ -22,6 +22,7 @@ from tests.capture.handwritten import (
 )
 
 SIZE = 4
+ONE = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(5))
 
 
 def _tokens_first(x: Tensor, attend: Attend) -> Tensor:
@@ -340,3 +341,54 @@ def test_one_head_of_one_sequence_at_a_time_is_no_guess(length: int) -> None:
     q = heads(x, 4)
     expected = [weights_of(q[b, h], q[b, h])[None, None] for b in range(2) for h in range(4)]
     require(Written(looping, declares=4), (x,), *expected)
+
+
+class OneQuery(nn.Module):
+    """Four heads of single vectors share a key; there are as many sequences as heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.seen = torch.empty(0)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        query, key = self.query(x).view(-1, 4, 4), self.key(memory)
+        weights = (query @ key.mT).softmax(-1)
+        self.seen = weights.detach()[:, :, None]
+        return (weights @ key).flatten(1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 6])
+def test_as_many_sequences_as_heads(batch: int) -> None:
+    model = OneQuery()
+    maps = AttentionExtractor(model).get_attention(
+        ONE[0, :1].expand(batch, -1), ONE[:1].expand(batch, -1, -1)
+    )
+    assert torch.equal(maps[0], model.seen)
+
+
+class GroupsOfOne(nn.Module):
+    """Grouped queries, one query head for each key head, in an order of its own."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.seen = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, n, _ = x.shape
+        query = self.query(x).view(batch, n, self.num_heads, 1, -1).permute(1, 3, 2, 0, 4)
+        key = self.key(x).view(batch, n, self.num_heads, -1).permute(2, 0, 1, 3)
+        weights = torch.einsum("irgbd,gbjd->rjbgi", query, key).softmax(1)
+        self.seen = weights.detach().permute(2, 3, 0, 4, 1).flatten(1, 2)
+        return torch.einsum("rjbgi,gbjd->bigrd", weights, key).flatten(2)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("num_heads", [2, 4])
+@pytest.mark.parametrize("length", [3, 6])
+def test_groups_of_one(batch: int, num_heads: int, length: int) -> None:
+    model = GroupsOfOne(num_heads)
+    maps = AttentionExtractor(model).get_attention(ONE[:1, :length].expand(batch, -1, -1))
+    assert torch.equal(maps[0], model.seen)

@@ -107,3 +107,42 @@ def test_what_is_divided_by_more_than_its_keys_leaves_a_rest(behind: bool) -> No
     )
     assert layer.sink_mass is not None
     torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 6))
+
+
+def _captured(attend: object) -> tuple[Tensor, Tensor]:
+    """Map that was captured, and the scores of its call."""
+    model = Heads(attend).eval()  # type: ignore[arg-type]
+    layers = AttentionExtractor(model).get_attention(X).layers
+    assert len(layers) == 1
+    query, key = model.last
+    return layers[0].weights, query @ key.mT / 2
+
+
+def local_and_earlier(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal within pairs of positions, and whole earlier pairs: two masks over the same keys."""
+    pair = torch.arange(6) // 2
+    own = (pair[:, None] == pair) & torch.ones(6, 6, dtype=torch.bool).tril()
+    scores = q @ k.mT / 2
+    near, far = (
+        scores.masked_fill(~seen, -torch.inf).exp() for seen in (own, pair[:, None] > pair)
+    )
+    total = near.sum(-1, keepdim=True) + far.sum(-1, keepdim=True)
+    return near / total @ v + far / total @ v
+
+
+def joint_logsumexp(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    first, second = q @ k[:, :, :2].mT / 2, q @ k[:, :, 2:].mT / 2
+    total = torch.logaddexp(first.logsumexp(-1, True), second.logsumexp(-1, True))
+    return (first - total).exp() @ v[:, :, :2] + (second - total).exp() @ v[:, :, 2:]
+
+
+def test_parts_of_the_same_keys_are_added() -> None:
+    weights, scores = _captured(local_and_earlier)
+    seen = torch.ones(6, 6, dtype=torch.bool).tril()
+    expected = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    assert torch.allclose(weights, expected, atol=1e-6)
+
+
+def test_parts_divided_in_the_logarithm_are_put_together() -> None:
+    weights, scores = _captured(joint_logsumexp)
+    assert torch.allclose(weights, scores.softmax(-1), atol=1e-6)

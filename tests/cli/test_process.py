@@ -54,22 +54,28 @@ def test_a_failed_scan_is_2_with_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("attncheck scan: error: captured no attention")
 
 
-def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
-    command = [*COMMAND, "scan", "tests.cli.factories:sleeper"]
+def _interrupted(command: list[str], line: str, folder: Path, **changed: str) -> str:
+    """Press Ctrl-C when a command has written a first line; return what it writes then."""
     with subprocess.Popen(
         command,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
+        cwd=folder,
+        env={**ENVIRONMENT, **changed},
         stderr=subprocess.PIPE,
         text=True,
         # Jobs in the background of a shell are started deaf to Ctrl-C, and so are their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "sleeping\n"
+        assert process.stderr.readline() == line
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
+    return rest
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
+    command = [*COMMAND, "scan", "tests.cli.factories:sleeper"]
+    rest = _interrupted(command, "sleeping\n", tmp_path)
     assert "interrupted; files already written are whole" in rest
     assert "Traceback" not in rest
 
@@ -77,19 +83,8 @@ def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
 def test_ctrl_c_while_torch_is_loaded_is_one_line(tmp_path: Path) -> None:
     slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(slow, encoding="utf-8")
-    with subprocess.Popen(
-        [*COMMAND, "scan"],
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "loading\n"
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-    assert process.returncode == 130
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    rest = _interrupted([*COMMAND, "scan"], "loading\n", tmp_path, PYTHONPATH=path)
     assert rest == "attncheck: interrupted; files already written are whole\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from attncheck.cli.arguments import positive
+from attncheck.cli.arguments import add_command, positive
 
 __all__ = ["ROUNDS", "add_parser"]
 
@@ -33,12 +33,12 @@ done is printed)"""
 
 def add_parser(commands: Any) -> None:
     """Add ``bench`` to the commands."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "bench",
-        help="time and memory of each way of getting at the attention",
+        about="time and memory of each way of getting at the attention",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="as for scan")
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from attncheck.cli.arguments import add_prompt
+from attncheck.cli.arguments import add_command, add_prompt
 
 __all__ = ["BACKENDS", "DTYPES", "KERNELS", "add_parser"]
 
@@ -39,12 +39,12 @@ exit codes: 0 no head changed, 1 some did, 2 nothing could be compared"""
 
 def add_parser(commands: Any) -> None:
     """Add ``compare`` to the commands."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compare",
-        help="say which heads differ between two models, dtypes or checkpoints",
+        about="say which heads differ between two models, dtypes or checkpoints",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "a",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any, Final
 
-from attncheck.cli.arguments import add_prompt
+from attncheck.cli.arguments import add_command, add_prompt
 
 __all__ = ["DEFAULT_FOLDER", "KINDS", "add_parser"]
 
@@ -40,12 +39,12 @@ exit codes: 0 attention is valid, 1 it is not, 2 nothing could be scanned"""
 
 def add_parser(commands: Any) -> None:
     """Add ``scan`` to the commands."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "scan",
-        help="name, measure and draw every head of a model",
+        about="name, measure and draw every head of a model",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model",
