@@ -191,6 +191,8 @@ def encode_tokens(rows: list[list[Any]]) -> Tensor:
     Example:
         >>> encode_tokens([["to", "be", "or", "not", "to", "be"]]).tolist()
         [[0, 1, 2, 3, 0, 1]]
+        >>> encode_tokens([[7, -1, 7]]).tolist()
+        [[1, 0, 1]]
     """
     if rows and rows[0] and isinstance(rows[0][0], int):
         ids = np.asarray(rows)

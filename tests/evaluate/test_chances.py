@@ -71,3 +71,10 @@ def test_what_a_fake_tensor_mode_made_is_not_kept() -> None:
         reach_of(_layer(33, 40, causal=True))
     layer = _layer(33, 40, causal=True)
     assert_agree(profile_blocked(layer), Drawn(layer).reference(), layer)
+
+
+def test_distances_are_counted_apart_from_where_they_mean_nothing() -> None:
+    whole = _layer(40, 40, causal=False)
+    crossing = _layer(40, 40, causal=False, kind="cross")
+    for layer in (whole, crossing, whole):
+        assert_agree(profile_blocked(layer), Drawn(layer).reference(), layer)

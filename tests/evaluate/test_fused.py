@@ -215,3 +215,20 @@ def test_heads_walked_apart_are_the_heads_walked_together(kind: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert found[0].to_dict() == found[1].to_dict()
+
+
+@pytest.mark.parametrize("low", [0, 1, 7, 20])
+def test_a_chain_of_places_finds_what_a_look_at_every_key_finds(low: int) -> None:
+    from attncheck.compiled.ledger import places_before
+    from attncheck.compiled.rows import on_chain, on_tokens
+
+    draw = np.random.default_rng(low)
+    tokens = draw.integers(0, 4, 40).astype(np.int32)
+    before = np.concatenate([np.full(1, -1, np.int32), tokens[:-1]])
+    previous, rank = places_before(tokens)
+    row = draw.random(40).astype(np.float32)
+    for own in range(low, 40):
+        seen = row[low:own]
+        expected = on_tokens(seen, tokens[low:own], before[low:own], tokens[own])
+        assert np.allclose(on_chain(seen, low, own, previous), expected, atol=1e-5)
+        assert rank[own] == (tokens[:own] == tokens[own]).sum()
