@@ -34,10 +34,16 @@ def read_heads(layer: LayerAttention, read: Callable[[Any, int, slice], Result])
             and which heads they are.
     """
 
+    with quiet("cpu"):
+        held = layer.weights.detach()
+    as_is = held.numpy() if held.dtype == torch.float32 and held.is_contiguous() else None
+
     def read_one(place: tuple[int, slice]) -> Result:
         sequence, head = place
+        if as_is is not None:
+            return read(as_is[sequence, head], sequence, head)
         with quiet("cpu"):
-            weights = layer.weights[sequence, head].detach().float().contiguous().numpy()
+            weights = held[sequence, head].float().contiguous().numpy()
         return read(weights, sequence, head)
 
     places = [(b, head) for b in range(layer.batch) for head in shares(layer.n_heads)]

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from attncheck.compiled.openmp import torchs_team
+
 __all__ = ["on_one_thread", "shares", "side_by_side"]
 
 Item = TypeVar("Item")
@@ -56,19 +58,30 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[
                 ended.set()
                 raise
 
+    team, count = torchs_team(), min(threads, len(items))
+    try:
+        if team is None:
+            _in_pool(take, threads, count)
+        else:
+            team.run(take, count)
+    finally:
+        ended.set()
+    return [results[number] for number in range(len(items))]
+
+
+def _in_pool(take: Callable[[], None], threads: int, count: int) -> None:
+    """Call a function in threads of our own and in the caller's, where torch's are not lent."""
     helpers: list[Future[None]] = []
     try:
-        for _ in range(min(threads, len(items)) - 1):
+        for _ in range(count - 1):
             helpers.append(_pool(threads).submit(take))
         with on_one_thread():
             take()
     finally:
-        ended.set()
         wait([helper for helper in helpers if not helper.cancel()])
     for helper in helpers:
         if not helper.cancelled():
             helper.result()
-    return [results[number] for number in range(len(items))]
 
 
 @contextmanager
@@ -85,6 +98,14 @@ def on_one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     if before == 1 or not _OPENMP:
         yield
+        return
+    team = torchs_team()
+    if team is not None:
+        team.number(1)
+        try:
+            yield
+        finally:
+            team.number(before)
         return
     torch.set_num_threads(1)
     kept = _keeper().submit(torch.set_num_threads, before)

@@ -61,13 +61,8 @@ def measure_layer(
     metrics = tuple(metrics)
     rapid = measure_rapidly(layer, [metric.name for metric in metrics])
     if rapid is not None:
-        return {name: (_only(values, valid), valid) for name, (values, valid) in rapid.items()}
+        return rapid
     return measure_in_blocks(layer, metrics)
-
-
-def _only(values: Tensor, valid: Tensor) -> Tensor:
-    """Put NaN where nothing counts."""
-    return values if bool(valid.all()) else values.masked_fill(~valid, torch.nan)
 
 
 def measure_in_blocks(

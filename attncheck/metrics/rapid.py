@@ -44,9 +44,9 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
         wanted: Names of measures.
 
     Returns:
-        Values and which of them count, by name; None where another way is needed: a mask, queries
-        left out, float64, few weights, a measure that sorts, no numba (no triton on a GPU), or
-        weights that are negative, not finite or on hidden keys.
+        Values, NaN where none counts, and which of them count, by name; None where another way is
+        needed: a mask, queries left out, float64, few weights, a measure that sorts, no numba (no
+        triton on a GPU), or weights that are negative, not finite or on hidden keys.
     """
     whole = layer.mask is None and layer.sighted is None and not layer.queries
     on_gpu = _worth_kernel(layer)
@@ -134,4 +134,16 @@ def _measures(
         "sink_mass": lambda: (first + sink, behind),
         "future_mass": lambda: (later, distant),
     }
-    return {name: made[name]() for name in wanted}
+    return _only({name: made[name]() for name in wanted})
+
+
+def _only(rows: dict[str, Rows]) -> dict[str, Rows]:
+    """Put NaN where nothing counts; several measures share what counts."""
+    hollow = {id(valid): ~valid for _, valid in rows.values()}
+    hollow = {key: blank for key, blank in hollow.items() if bool(blank.any())}
+    return {
+        name: (values.masked_fill(hollow[id(valid)], torch.nan), valid)
+        if id(valid) in hollow
+        else (values, valid)
+        for name, (values, valid) in rows.items()
+    }

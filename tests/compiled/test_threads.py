@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from attncheck.compiled import threads
+from attncheck.compiled.openmp import torchs_team
 from attncheck.compiled.threads import on_one_thread, side_by_side
+
+
+@pytest.fixture(params=["torch's threads", "our own"], autouse=True)
+def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here holds for both kinds of threads."""
+    if request.param == "our own":
+        monkeypatch.setattr(threads, "torchs_team", lambda: None)
+    elif torchs_team() is None:
+        pytest.skip("torch's OpenMP lends no threads here")
 
 
 @pytest.fixture
