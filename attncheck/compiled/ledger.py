@@ -1,7 +1,8 @@
 """`Ledger` and `Keys`: the arrays that compiled loops read and write, by name.
 
-Plain tuples of arrays, whose types and number of dimensions never change, so that each loop is
-compiled once for every layer.
+Plain tuples of arrays, whose types, number of dimensions and order in memory (C) never change, so
+that each loop is compiled once: for another order it would be compiled anew, or not, by what the
+process did before, and sum a row in another order.
 """
 
 from __future__ import annotations

@@ -180,4 +180,4 @@ class _Task:
     def _sinks(self, shape: tuple[int, int]) -> Any:
         if self.scores.sinks is None:
             return np.zeros((0, shape[1]))
-        return np.array(np.broadcast_to(self.scores.sinks[0].double().numpy(), shape))
+        return np.array(np.broadcast_to(self.scores.sinks[0].double().numpy(), shape), order="C")

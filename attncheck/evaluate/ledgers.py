@@ -63,7 +63,7 @@ class Books:
         reach = targets.reach
         batch, heads, n_query = valid.shape
         grid = CellGrid(n_query, reach.n_key)
-        held = np.array(valid.numpy())
+        held = np.array(valid.numpy(), order="C")
         size = len(NUMBERS) if targets.names else len(_ALWAYS)
         numbers = _zeros(batch, heads, size, n_query, dtype=dtype)
         numbers[:, :, [NUMBERS.index("top"), NUMBERS.index("share")]] = 1
@@ -142,7 +142,7 @@ def _sight(targets: Targets, valid: Any, sequence: int) -> Sight:
 
     def own(held: Tensor, *size: int) -> Any:
         part = held[sequence if held.shape[0] > 1 else 0]
-        return np.array(np.broadcast_to(part.numpy(), size))
+        return np.array(np.broadcast_to(part.numpy(), size), order="C")
 
     return Sight(
         low=own(reach.low, *shape),
