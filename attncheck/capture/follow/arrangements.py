@@ -31,6 +31,7 @@ class Arrangement:
             last, if it may be another one of them.
         combined: Which of ``lead`` are gone where weights meet values: several softmaxes were
             combined there.
+        stacked: The queries were scored one by one, by the same keys.
     """
 
     lead: Sequence[tuple[int, ...]] = ()
@@ -39,6 +40,7 @@ class Arrangement:
     beside: bool = False
     lacking: tuple[int, ...] = ()
     combined: tuple[int, ...] = ()
+    stacked: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, rows: Rows, size: int, used: Axes | None) -> Arrangement:
@@ -86,7 +88,13 @@ class Arrangement:
         groups = [i for i, place in enumerate(lead) if place[0] in lacks]
         lacking = (*groups, len(lead)) if groups else ()
         combined = tuple(i for i, place in enumerate(lead) if place in gone)
-        return cls(lead, queries, keys, bool(beside), lacking, combined)
+        stacked = set(queries[:1]) <= rows.trace.stacked
+        return cls(lead, queries, keys, bool(beside), lacking, combined, stacked)
+
+    @property
+    def own_keys(self) -> bool:
+        """Whether the keys of each query are none of the others'."""
+        return self.beside and not self.stacked
 
     def layout(self, module: nn.Module, axes: Sequence[int], size: int) -> Layout:
         """Find the heads, in a call that is running.

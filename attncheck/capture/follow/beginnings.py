@@ -16,6 +16,7 @@ from attncheck.capture.follow.origins import Origins, tensors_in
 from attncheck.capture.follow.pairs import Repeats, beside, paired, put_behind, taken_apart
 from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
+from attncheck.capture.follow.stacks import NO_AXIS, over_keys
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Hiding, Trace, Traces
 from attncheck.capture.plain import numbers_of
@@ -66,6 +67,7 @@ class Beginnings:
             if computed[0] != computed[1]:
                 side = "left" if computed[0] else "right"
                 fixed = numbers_in([a for atoms in axes for a in atoms if a.side == side])
+                fixed = fixed or NO_AXIS
         hiding: tuple[Hiding, ...] = ()
         if product.added is not None:
             hiding = (Hiding("added", product.added, tuple(out.shape), axes),)
@@ -158,7 +160,7 @@ class Beginnings:
         if trace.axes is not None:
             atoms = trace.axes[dim]
             keys = numbers_in(atoms)
-            if atoms and {atom.side for atom in atoms} not in ({"left"}, {"right"}):
+            if atoms and not over_keys(trace, atoms):
                 return  # over heads or features, or over queries and keys at once: a heat map
         if trace.stage == "pairs" and trace.axes is None:
             return

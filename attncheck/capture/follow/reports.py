@@ -63,10 +63,10 @@ def call_of(
         elif hidings:  # they may be laid out so already
             mask = visible.of(hidings, weights.shape)
         n_query, n_key = weights.shape[-2:]
-        beside = arrangement.beside
-        causal = mask is None and n_query == n_key > 1 and not beside and _sees_no_later(weights)
+        own_keys = arrangement.own_keys
+        causal = mask is None and n_query == n_key > 1 and not own_keys and _sees_no_later(weights)
     if kind is None:
-        kind = "unknown" if beside else kind_of(module, name, n_query, n_key, causal=causal)
+        kind = "unknown" if own_keys else kind_of(module, name, n_query, n_key, causal=causal)
     axes = arrangement.of_output(axes, layout.axes) if axes and not layout.told else None
     waits = axes is not None
     if waits:
@@ -86,7 +86,7 @@ def call_of(
         causal=causal,
         sink_is_rest=bool(trace.sliced),
         note="; ".join(
-            [OWN_KEYS] * beside
+            [OWN_KEYS] * own_keys
             + [AS_READ] * (not layout.told and not waits)
             + [rows.note] * bool(rows.note)
         ),

@@ -12,6 +12,7 @@ from attncheck.capture.follow.hiding import hiding_in
 from attncheck.capture.follow.pairs import LAYER_STEPS, MOST_STEPS, NORMS
 from attncheck.capture.follow.parts import CUTS
 from attncheck.capture.follow.products import Product
+from attncheck.capture.follow.stacks import NEW, over_keys, put_beside, written
 from attncheck.capture.follow.steps import (
     DIFFERENCES,
     LAYERS,
@@ -21,7 +22,7 @@ from attncheck.capture.follow.steps import (
     TIMES,
     Step,
 )
-from attncheck.capture.follow.sums import NEW, is_share, sums_among
+from attncheck.capture.follow.sums import is_share, sums_among
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.follow.widened import SCATTERS, after_join, padded, put_back
 
@@ -82,8 +83,7 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
         return back
     if target.numel() < step.source.numel() and step.name != "__setitem__":
         return None
-    axes = trace.axes if target is step.source else step.axes_of(target)
-    trace = trace.but(axes=None if step.name in SHUFFLES else axes)
+    trace = _laid_out(step, target)
     sums = sums_among(step, traces)
     if trace.stage == "raised":
         if sums is not None and step.name in (*QUOTIENTS, *TIMES):
@@ -107,6 +107,15 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
         keys=trace.keys if same else frozenset(),
         n_key=trace.n_key if same else 0,
     )
+
+
+def _laid_out(step: Step, target: Tensor) -> Trace:
+    """Return the trace of scores whose axes are those of the result."""
+    trace = step.trace
+    if step.name == "__setitem__" and target is not step.source:
+        return put_beside(trace, written(step, target), target)
+    axes = trace.axes if target is step.source else step.axes_of(target)
+    return trace.but(axes=None if step.name in SHUFFLES else axes)
 
 
 def _cut_scores(step: Step) -> Followed:
@@ -142,13 +151,21 @@ def _reduced(step: Step) -> Trace | None:
         dims = (-1,)
     gone = [atom for dim in dims for atom in trace.axes[dim]]
     axes = reduced(trace.axes, dims, kept=step.out.ndim == step.source.ndim)
-    if all(atom.side == "shared" for atom in gone):
+    if all(atom.side == "shared" for atom in gone) and not _over_stacked_keys(step, gone):
         stage = "scores" if trace.stage == "pairs" else trace.stage
         return trace.but(stage=stage, axes=axes, sizes=trace.sizes | set(step.out.shape))
     if step.name in ("sum", "logsumexp") and trace.stage != "pairs":
         n_key = step.source.numel() // step.out.numel()
         return trace.but(stage="sums", axes=axes, keys=numbers_in(gone), n_key=n_key)
     return None
+
+
+def _over_stacked_keys(step: Step, gone: list[Atom]) -> bool:
+    """Whether a sum is over keys whose scores were made one by one."""
+    trace = step.trace
+    if trace.keys:
+        return bool(numbers_in(gone) & trace.keys)
+    return (trace.stage == "raised" or step.name == "logsumexp") and over_keys(trace, gone)
 
 
 def through_layer(step: Step, target: Tensor) -> Axes | None:

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from attncheck.capture.follow.axes import JOINS, Atom, Axes, joined, reduced
+from attncheck.capture.follow.axes import JOINS, reduced
+from attncheck.capture.follow.stacks import NEW, stacked
 from attncheck.capture.follow.steps import ADDITIONS, Step
 from attncheck.capture.follow.traces import Trace, Traces
 
-__all__ = ["NEW", "after_sums", "is_share", "stacked", "sums_among"]
-
-NEW = 1000
-"""Axes that neither query nor key had are numbered from here on."""
+__all__ = ["after_sums", "is_share", "sums_among"]
 
 
 def after_sums(step: Step, traces: Traces) -> Iterator[tuple[Tensor, Trace]]:
@@ -52,18 +50,6 @@ def _over_summands(step: Step) -> Trace | None:
     if not all(atom.number < 0 or atom.number >= NEW for d in dims for atom in axes[d]):
         return None
     return step.trace.but(axes=reduced(axes, dims, kept=step.out.ndim == step.source.ndim))
-
-
-def stacked(step: Step, target: Tensor) -> Axes | None:
-    """Return the axes of what a function of `JOINS` put beside or above each other."""
-    axes = step.trace.axes
-    if step.name != "stack" or axes is None:
-        return joined(step.name, axes, step.source.shape, target)
-    dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
-    dim %= target.ndim
-    number = -step.trace.product if dim == 0 else NEW + step.trace.product
-    new = Atom((number,), target.shape[dim], "shared")
-    return (*axes[:dim], (new,), *axes[dim:])
 
 
 def sums_among(step: Step, traces: Traces) -> Trace | None:

@@ -125,6 +125,7 @@ class Trace:
         gone: Parts of axes that were cut or summed, as long as they were.
         joined: Parts of axes that are longer than those of the call: outputs were joined there.
         combined: Several parts of one softmax were added or subtracted.
+        stacked: Numbers of the axes along which scores of several products are beside each other.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
@@ -165,6 +166,7 @@ class Trace:
     gone: tuple[Atom, ...] = ()
     joined: tuple[tuple[int, ...], ...] = ()
     combined: bool = False
+    stacked: frozenset[int] = frozenset()
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.follow.axes import joined
+from attncheck.capture.follow.stacks import put_beside, stacked
 from attncheck.capture.follow.steps import Step
-from attncheck.capture.follow.sums import stacked
 from attncheck.capture.follow.traces import Columns, Hiding, Trace, Traces
 
 __all__ = ["SCATTERS", "after_join", "cuts_foreign", "padded", "put_back"]
@@ -35,8 +35,7 @@ def after_join(step: Step, target: Tensor, traces: Traces) -> Trace:
     foreign = trace.foreign
     if not all(known):
         foreign = SOMEWHERE if foreign else _unknown_columns(parts, known, target)
-    sizes = trace.sizes | set(target.shape)
-    return trace.but(foreign=foreign, axes=stacked(step, target), sizes=sizes)
+    return put_beside(trace.but(foreign=foreign), stacked(step, target), target)
 
 
 def _unknown_columns(parts: list[Tensor], known: list[bool], target: Tensor) -> Columns:
