@@ -299,6 +299,27 @@ def test_heads_in_two_groups_are_told_where_these_are_joined(
     require(Written(halves, declares), (x,), expected[:, :2], expected[:, 2:])
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize(("length", "beside"), [(2, 0), (4, 0), (4, 2), (6, 0)])
+@pytest.mark.parametrize("declares", [0, 4])
+def test_groups_of_heads_one_by_one_are_told_from_as_many_tokens(
+    batch: int, length: int, beside: int, declares: int
+) -> None:
+    """Two heads at a time share a key; there may be keys of other tokens beside their own."""
+
+    def groups(x: Tensor) -> Tensor:
+        made = []
+        memory = torch.cat([x, x[:, :beside]], 1)
+        for q, k in zip(heads(x, 4).chunk(2, 1), heads(memory, 4)[:, ::2].chunk(2, 1), strict=True):
+            made.append(weights_of(q, k) @ k)
+        return merged(torch.cat(made, 1))
+
+    x = torch.randn(batch, length, 16)
+    keys = heads(torch.cat([x, x[:, :beside]], 1), 4)[:, ::2]
+    expected = weights_of(heads(x, 4), keys.repeat_interleave(2, 1))
+    require(Written(groups, declares), (x,), *expected.chunk(2, 1))
+
+
 @pytest.mark.parametrize("counts", [[1, 3], [3, 1], [1, 1, 2], [1, 1, 1, 1]])
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_as_many_sequences_as_declared_heads_are_no_heads(counts: list[int], batch: int) -> None:

@@ -68,9 +68,12 @@ class Arrangement:
         n_key = math.prod(sizes.get(number, 1) for number in keys)
         inside = math.prod(sizes[n] for n in sides if n not in keys and (n or 0 in opposite))
         opposite.sort(key=order.__getitem__)
-        query = _query_among(opposite, sizes, n_key, inside, module)
-        queries: tuple[int, ...] = () if query is None else (query,)
         others = sorted((n for n in sides if n not in keys), key=order.__getitem__)
+        query = _query_among(opposite, sizes, n_key, inside, module)
+        if len(opposite) > 1 and query is not None and sizes[query] != n_key:
+            count = HeadCount.of(module, [sizes[number] for number in others], 1, size)
+            query = _as_long_as_given(opposite, sizes, count, query)
+        queries: tuple[int, ...] = () if query is None else (query,)
         beside: list[int] = []
         if all(sizes[number] == 1 for number in opposite):
             own = [(number, sizes[number]) for number in others]
@@ -221,6 +224,25 @@ def _query_among(
     left = [n for n in left if sizes[n] > 1] or left
     as_many = [n for n in left if sizes[n] == n_key]
     return (as_many or left)[-1]
+
+
+def _as_long_as_given(
+    numbers: Sequence[int], sizes: dict[int, int], count: HeadCount, likeliest: int
+) -> int:
+    """Choose the axis as long as the sequences that came in, where it has not all of the heads.
+
+    As many positions as declared heads would be taken for these, and some heads for the queries.
+
+    Args:
+        numbers: Of the axes that keys lack.
+        sizes: Lengths of all axes.
+        count: What is known of the heads.
+        likeliest: Which of these axes it is otherwise.
+    """
+    if count.counted in (None, *count.declared):
+        return likeliest
+    found = [number for number in numbers if sizes[number] == count.length]
+    return found[0] if len(found) == 1 else likeliest
 
 
 def _beside_their_keys(
