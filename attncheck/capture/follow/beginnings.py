@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from attncheck.capture.call import Sink
+from attncheck.capture.follow.alike import Alike
 from attncheck.capture.follow.axes import Atom, Axes, numbers_in
 from attncheck.capture.follow.edges import Edges
 from attncheck.capture.follow.hiding import hidden_by, hidden_inside
@@ -16,8 +18,9 @@ from attncheck.capture.follow.origins import Origins, tensors_in
 from attncheck.capture.follow.pairs import Repeats, beside, paired, put_behind, taken_apart
 from attncheck.capture.follow.parts import sums_to_one
 from attncheck.capture.follow.products import Product, place_of
+from attncheck.capture.follow.scores import after_scores
 from attncheck.capture.follow.stacks import NO_AXIS, over_keys
-from attncheck.capture.follow.steps import Step
+from attncheck.capture.follow.steps import Step, name_of
 from attncheck.capture.follow.traces import Hiding, Trace, Traces
 from attncheck.capture.plain import numbers_of
 from attncheck.capture.recorders.fused_kernels import floats_in
@@ -36,7 +39,7 @@ class Beginnings:
 
     def __init__(self, sink: Sink, traces: Traces, origins: Origins) -> None:
         self._sink, self._traces, self._origins = sink, traces, origins
-        self.repeats = Repeats()
+        self.repeats, self.alike = Repeats(), Alike(origins)
         self.edge = Edges(sink, traces)
         self._count = 0
 
@@ -100,6 +103,24 @@ class Beginnings:
             return
         product, axis = found
         self.scores(product, out, "pairs", folded=axis)
+
+    def summed(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Any,
+    ) -> None:
+        """Follow a product of two activations of one shape that was summed over its features."""
+        source = args[0]
+        if not isinstance(out, Tensor) or not out.ndim or self._traces[source] is not None:
+            return
+        nothing = Trace("pairs")
+        step = Step(function, name_of(function), args, kwargs, source, nothing, out)
+        trace = self.alike.pairs(step, self.number())
+        if trace is not None:
+            for tensor, left in after_scores(replace(step, trace=trace), self._traces):
+                self._traces[tensor] = left
 
     def edges(self, tensors: Sequence[Any], out: Any) -> None:
         """Follow query and key of each edge of a graph, where two of some tensors are that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from torch import Tensor
@@ -47,13 +47,17 @@ class Outside:
         """Whether scores went to another library."""
         return bool(self._left)
 
-    def leave(self, tensor: Any) -> None:
-        """Remember the shape of scores that go to another library."""
+    def leave(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Call a function, and remember the shape of scores that go to another library by it."""
+        tensor: Any = args[0] if args else None
         trace = self._traces[tensor] if isinstance(tensor, Tensor) else None
         if trace is not None and trace.stage in ("scores", "raised"):
             self._left[tuple(tensor.shape)] = trace.product
         elif trace is not None and trace.stage == "weights":
             self._sink.softmax_left(trace.product)
+        return function(*args, **kwargs)
 
     def compare(self, product: Product) -> None:
         """What comes back in the same shape, and multiplies an activation, may be weights."""
@@ -62,13 +66,17 @@ class Outside:
             if number is not None and not self._origins.is_static(operand):
                 self._sink.values_met(number)
 
-    def normalise_sparse(self, scores: Any) -> None:
-        """Tell of a softmax over the pairs that are there in a sparse matrix of scores."""
+    def normalise_sparse(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Call a softmax over the pairs that are there in a sparse matrix of scores, and tell."""
+        scores = args[0] if args else None
         trace = self._traces[scores] if isinstance(scores, Tensor) else None
         place = self._sink.here()
         if trace is not None and trace.stage in ("scores", "pairs") and place is not None:
             self._sink.softmax_used(trace.product)
             self._sink.unreadable(place[1], SPARSE, LEAVE_OUT)
+        return function(*args, **kwargs)
 
     def weigh(self, trace: Trace, given: tuple[Any, ...]) -> None:
         """Weights went into a kernel and did not come out: with an activation, it multiplied them.

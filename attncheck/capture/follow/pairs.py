@@ -18,9 +18,11 @@ from attncheck.capture.follow.noted import Noted
 from attncheck.capture.follow.products import LACKS, Product, elementwise
 
 __all__ = [
+    "AT_ONCE",
     "COMBINATIONS",
     "LAYER_STEPS",
     "MOST_STEPS",
+    "MULTIPLICATIONS",
     "NORMS",
     "REPEATS",
     "Repeats",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attncheck.capture.call import Sink
 from attncheck.capture.copies import Watched
+from attncheck.capture.follow.alike import SUMS
 from attncheck.capture.follow.axes import JOINS
 from attncheck.capture.follow.beginnings import Beginnings
 from attncheck.capture.follow.edges import BY_INDEX
@@ -26,7 +27,7 @@ from attncheck.capture.follow.meetings import Meetings
 from attncheck.capture.follow.orders import Orders
 from attncheck.capture.follow.origins import CREATIONS, DRAWS, Origins, tensors_in
 from attncheck.capture.follow.outside import Outside
-from attncheck.capture.follow.pairs import COMBINATIONS, REPEATS
+from attncheck.capture.follow.pairs import COMBINATIONS, MULTIPLICATIONS, REPEATS
 from attncheck.capture.follow.products import PAIRED, PRODUCTS, Product, as_product
 from attncheck.capture.follow.scores import after_scores, mixed
 from attncheck.capture.follow.steps import Step, first_ahead, name_of, works_in_place
@@ -75,9 +76,10 @@ class SoftmaxWatcher:
             **dict.fromkeys(JOINS, self._join),
             **dict.fromkeys(BY_INDEX, self._pick),
             "bilinear": self._meet,
-            **dict.fromkeys(("numpy", "__array__", "__dlpack__", "tolist"), self._leave),
+            **dict.fromkeys(("numpy", "__array__", "__dlpack__", "tolist"), self._outside.leave),
+            **dict.fromkeys(SUMS, self._sum),
             "linear": self._linear,
-            "_sparse_softmax": self._normalise_sparse,
+            "_sparse_softmax": self._outside.normalise_sparse,
             FOREIGN: self._call_kernel,
             "": self._follow,
         }
@@ -184,20 +186,17 @@ class SoftmaxWatcher:
         if all(map(self._origins.is_static, others)):
             self._orders.multiplied(product, number, trace, out)
 
-    def _leave(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        if args:
-            self._outside.leave(args[0])
-        return function(*args, **kwargs)
-
     def _combine(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         out = self._see(function, args, kwargs)
         if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
+            if args:
+                self._beginnings.alike.scaled(args[0], out)
             return out
         left, right = args[:2]
+        if left.shape == right.shape and name_of(function) in MULTIPLICATIONS:
+            self._beginnings.alike.remember(left, right, out)
         if self._beginnings.edge and not (self._traces and self._traces[out]):
             self._beginnings.edges(args[:2], out)
         if not isinstance(out, Tensor) or out.ndim == 0:
@@ -211,6 +210,15 @@ class SoftmaxWatcher:
                 self._try(partial(self._beginnings.pairs_repeated, left, right, out))
         else:
             self._try(partial(self._beginnings.pairs, name_of(function), left, right, out))
+        return out
+
+    def _sum(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        out = self._see(function, args, kwargs)
+        args, kwargs = first_ahead(args, kwargs, "input")
+        if args and self._beginnings.alike.has(args[0]):
+            self._try(partial(self._beginnings.summed, function, args, kwargs, out))
         return out
 
     def _join(
@@ -257,13 +265,6 @@ class SoftmaxWatcher:
         self._try(partial(self._beginnings.softmax, name_of(function), args, kwargs, out))
         self._note(function, args, kwargs, out)
         return out
-
-    def _normalise_sparse(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        if args:
-            self._outside.normalise_sparse(args[0])
-        return function(*args, **kwargs)
 
     def _call_kernel(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
