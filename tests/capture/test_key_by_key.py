@@ -62,18 +62,73 @@ def raised_element_by_element(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tens
     return (raised[..., None] * v[:, :, None]).sum(3) / raised.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize(
-    "attend",
-    [
-        *(columns, columns_without_their_axis, selected_columns, addcmul),
-        *(recurrent, raised_element_by_element),
-    ],
-)
+def score(q: Tensor, k: Tensor, j: int) -> Tensor:
+    return (q * k[:, :, j : j + 1]).sum(-1, keepdim=True) / 2
+
+
+def raised_one_by_one(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, total = torch.zeros_like(q), torch.zeros(())
+    for j in range(N):
+        raised = score(q, k, j).exp()
+        out, total = out + raised * v[:, :, j : j + 1], total + raised
+    return out / total
+
+
+def raised_without_an_axis(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, total = torch.zeros_like(q), torch.zeros_like(q[..., 0])
+    for key, value in zip(k.unbind(2), v.unbind(2), strict=True):
+        raised = (torch.einsum("bhid,bhd->bhi", q, key) / 2).exp()
+        out += raised[..., None] * value[:, :, None]
+        total += raised
+    return out / total[..., None]
+
+
+def divided_one_by_one(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raised = [score(q, k, j).exp() for j in range(N)]
+    total = sum(raised)
+    return sum(raised[j] / total * v[:, :, j : j + 1] for j in range(N))
+
+
+def divided_columns(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raised = [(q @ k[:, :, j : j + 1].mT / 2).exp() for j in range(N)]
+    total = sum(raised)
+    return sum(raised[j] / total * v[:, :, j : j + 1] for j in range(N))
+
+
+def recurrent_by_broadcasting(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    largest = torch.full_like(q[..., :1], -math.inf)
+    total, out = torch.zeros_like(largest), torch.zeros_like(q)
+    for j in range(N):
+        new = torch.maximum(largest, score(q, k, j))
+        raised, shrink = (score(q, k, j) - new).exp(), (largest - new).exp()
+        total, out = total * shrink + raised, out * shrink + raised * v[:, :, j : j + 1]
+        largest = new
+    return out / total
+
+
+ONE_BY_ONE = [
+    *(columns, columns_without_their_axis, selected_columns, addcmul),
+    *(recurrent, raised_element_by_element),
+    *(raised_one_by_one, raised_without_an_axis, divided_one_by_one, divided_columns),
+    recurrent_by_broadcasting,
+]
+
+
+@pytest.mark.parametrize("attend", ONE_BY_ONE)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_keys_one_by_one_are_whole_rows(attend: Callable[..., Tensor], batch: int) -> None:
     module = Heads(attend)
     (weights,) = AttentionExtractor(module).get_attention(X[:batch])
     assert close(weights, reference_weights(*module.last))
+
+
+@pytest.mark.parametrize("attend", [raised_one_by_one, raised_without_an_axis, divided_columns])
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_so_they_are_for_other_queries(attend: Callable[..., Tensor], length: int) -> None:
+    module = Heads(attend)
+    (layer,) = AttentionExtractor(module).get_attention(X[:, :length].flip(2), X).layers
+    assert close(layer.weights, reference_weights(*module.last))
+    assert not layer.note
 
 
 def some_columns(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

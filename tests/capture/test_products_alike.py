@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attncheck import AttentionExtractor
-from tests.capture.handwritten import Written, heads, merged, require
+from attncheck import AttentionExtractor, CaptureError
+from tests.capture.handwritten import Written, heads, merged, require, weights_of
 from tests.capture.plain_torch.negative_cases import WIDTH
 
 OWN = "every query has keys of its own: numbers of keys are no positions"
@@ -74,6 +74,106 @@ def test_rolled_keys_are_neighbours(
     require(Written(attend, declares), (x,), expected, note=OWN)
 
 
+def test_so_are_they_where_they_are_raised_and_added_up() -> None:
+    def attend(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        out, total = torch.zeros_like(q), torch.zeros(())
+        for shift in SHIFTS:
+            near = q.roll(shift, 2)
+            raised = summed(q, near).exp().unsqueeze(-1)
+            out, total = out + raised * near, total + raised
+        return merged(out / total)
+
+    x = torch.randn(2, 6, 16)
+    require(Written(attend, 4), (x,), neighbours(heads(x, 4), by_einsum), note=OWN)
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Raised scores of the own key, of the others, and the values of both."""
+
+
+def added(own: Tensor, others: Tensor, value: Tensor, values: Tensor) -> Tensor:
+    return (own * value + others @ values) / (own + others.sum(-1, keepdim=True))
+
+
+def others_first(own: Tensor, others: Tensor, value: Tensor, values: Tensor) -> Tensor:
+    out = others @ values + value * own
+    return out / (others.sum(-1, keepdim=True) + own)
+
+
+def divided(own: Tensor, others: Tensor, value: Tensor, values: Tensor) -> Tensor:
+    total = own + others.sum(-1, keepdim=True)
+    return own / total * value + (others / total) @ values
+
+
+def raised(q: Tensor, k: Tensor, own: Tensor, *, hidden: bool = True) -> Parts:
+    scores = q @ k.mT / 2
+    if hidden:
+        scores = scores.masked_fill(torch.eye(k.shape[2]).bool(), -torch.inf)
+    return own[..., None].exp(), scores.exp(), q, k
+
+
+@pytest.mark.parametrize("score", [summed, scaled_first, averaged, by_einsum])
+@pytest.mark.parametrize("weigh", [added, others_first, divided])
+@pytest.mark.parametrize(("batch", "length"), [(1, 5), (2, 6), (4, 4)])
+def test_the_own_key_is_put_among_the_others(
+    score: Callable[[Tensor, Tensor], Tensor],
+    weigh: Callable[..., Tensor],
+    batch: int,
+    length: int,
+) -> None:
+    def attend(x: Tensor) -> Tensor:
+        q, k = heads(x.flip(-1), 4), heads(x, 4)
+        own, others, _, _ = raised(q, k, score(q, k))
+        return merged(weigh(own, others, k, k))
+
+    x = torch.randn(batch, length, 16)
+    require(Written(attend, 4), (x,), weights_of(heads(x.flip(-1), 4), heads(x, 4)))
+
+
+@pytest.mark.parametrize("weigh", [added, others_first, divided])
+def test_an_own_key_that_is_none_of_the_others_is_an_error(weigh: Callable[..., Tensor]) -> None:
+    """What is a position for some is none for others: a memory that all share, and oneself."""
+
+    def attend(x: Tensor) -> Tensor:
+        q, memory = heads(x, 4), heads(x[:, :2].tanh(), 4)
+        own, others, _, _ = raised(q, memory, summed(q, q.tanh()), hidden=False)
+        return merged(weigh(own, others, q, memory))
+
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True)
+    model = nn.Sequential(layer, Written(attend, 4))
+    with pytest.raises(CaptureError, match="1: its softmax scores a key of each query's own apart"):
+        AttentionExtractor(model).get_attention(torch.randn(2, 6, WIDTH))
+
+
+def test_a_key_that_nothing_tells_of_is_an_error_beside_others() -> None:
+    def attend(x: Tensor) -> Tensor:
+        q = heads(x, 4)
+        return merged(added(*raised(q, q, (q - q.flip(2)).cos().sum(-1))))
+
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True)
+    model = nn.Sequential(layer, Written(attend, 4))
+    with pytest.raises(CaptureError, match="1: a softmax over query and key was computed"):
+        AttentionExtractor(model).get_attention(torch.randn(2, 6, WIDTH))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_own_key_under_one_softmax_with_others_is_noted(first: bool) -> None:
+    def of(x: Tensor) -> tuple[Tensor, Tensor]:
+        q = heads(x, 4)
+        own, memory = summed(q, q.tanh())[..., None], heads(x[:, :2], 4)
+        scores = [own, q @ memory.mT / 2]
+        return torch.cat(scores if first else scores[::-1], -1).softmax(-1), memory
+
+    def attend(x: Tensor) -> Tensor:
+        weights, memory = of(x)
+        own, others = weights.split([1, 2] if first else [2, 1], -1)[:: 1 if first else -1]
+        return merged(own * heads(x, 4) + others @ memory)
+
+    x = torch.randn(2, 6, 16)
+    require(Written(attend, 4), (x,), of(x)[0], note=OWN)
+
+
 class MaskedMean(nn.Module):
     """Means of the tokens that a mask as wide as they are shows, of several layers, weighed."""
 
@@ -116,6 +216,15 @@ class Decay(nn.Module):
         return torch.stack(states, 1)
 
 
+class KernelResidual(nn.Module):
+    """A kernel of distances adds to each token, and nothing is divided by its sums."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = (-torch.cdist(x, x.flip(1))).exp()
+        out = x + near @ x
+        return out / out.norm(dim=-1, keepdim=True)
+
+
 class Cosine(nn.Module):
     """A loss of two views, by their cosine."""
 
@@ -125,7 +234,7 @@ class Cosine(nn.Module):
         return (1 - (one * other).sum(-1) / lengths).softmax(-1).mean()
 
 
-@pytest.mark.parametrize("other", [MaskedMean, AgreementGate, Decay, Cosine])
+@pytest.mark.parametrize("other", [MaskedMean, AgreementGate, Decay, KernelResidual, Cosine])
 def test_such_products_may_be_gates_and_means(other: type[nn.Module]) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True)

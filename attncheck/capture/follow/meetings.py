@@ -16,6 +16,7 @@ from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.parts import Columns
 from attncheck.capture.follow.products import Product
 from attncheck.capture.follow.reports import call_of
+from attncheck.capture.follow.stacks import is_own_key
 from attncheck.capture.follow.steps import QUOTIENTS, Step
 from attncheck.capture.follow.sums import sums_among
 from attncheck.capture.follow.tiles import after_summed
@@ -135,7 +136,8 @@ class Meetings:
             self._sink.softmax_used(trace.product)
         elif trace.stage == "raised" and meeting.rows is not None:
             places = trace.place, meeting.place_of_values()
-            part = Part(meeting.rows, None, trace.product, places, trace.share)
+            own = trace.axes is not None and is_own_key(trace.axes, meeting.trace.keys)
+            part = Part(meeting.rows, None, trace.product, places, trace.share, own)
             trace = meeting.trace.but(stage="summed", parts=(part,), meeting=meeting)
             self._traces[out] = trace
             if trace.share:
@@ -156,12 +158,15 @@ class Meetings:
             place = self._sink.here()
             if place is not None:
                 self._sink.unreadable(place[1], *summed.trouble)
+                for number in numbers:
+                    self._sink.softmax_used(number)
         if summed.weights is not None and summed.trace is not None:
             trace = summed.trace
             for part in trace.parts:
                 self._sink.softmax_used(part.product)
             self._sink.parts_used(part.product for part in trace.parts)
-            rows = Rows(summed.weights, None, trace, summed.note)
+            own_keys = all(part.own for part in trace.parts)
+            rows = Rows(summed.weights, None, trace, summed.note, own_keys)
             if self._report(rows, step.out, trace.meeting, reported=True):
                 return
         else:

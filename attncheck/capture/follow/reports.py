@@ -63,7 +63,7 @@ def call_of(
         elif hidings:  # they may be laid out so already
             mask = visible.of(hidings, weights.shape)
         n_query, n_key = weights.shape[-2:]
-        own_keys = arrangement.own_keys
+        own_keys = arrangement.own_keys or (rows.own_keys and n_query > 1)
         causal = mask is None and n_query == n_key > 1 and not own_keys and _sees_no_later(weights)
     if kind is None:
         kind = "unknown" if own_keys else kind_of(module, name, n_query, n_key, causal=causal)

@@ -22,7 +22,7 @@ from attncheck.capture.follow.steps import (
     TIMES,
     Step,
 )
-from attncheck.capture.follow.sums import is_share, sums_among
+from attncheck.capture.follow.sums import added_to, is_share, sums_among
 from attncheck.capture.follow.traces import Trace, Traces
 from attncheck.capture.follow.widened import SCATTERS, after_join, padded, put_back
 
@@ -90,7 +90,7 @@ def _one_after_scores(step: Step, target: Tensor, traces: Traces) -> Trace | Non
             if is_share(trace, sums):
                 return trace.but(share=True)
             return trace.but(stage="weights", keys=sums.keys, n_key=sums.n_key, rest=True)
-        return trace
+        return trace.but(joint=trace.joint | added_to(step, traces))
     if trace.n_key and step.name in ("exp", "exp_"):  # of a log_softmax
         return trace.but(stage="weights")
     same = step.function_only_moves() or step.only_casts()

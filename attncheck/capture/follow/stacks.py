@@ -15,7 +15,16 @@ from attncheck.capture.follow.axes import Atom, Axes, joined, numbers_in
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Trace
 
-__all__ = ["NEW", "NO_AXIS", "over_keys", "put_beside", "stacked", "written"]
+__all__ = [
+    "NEW",
+    "NO_AXIS",
+    "is_one_key",
+    "is_own_key",
+    "over_keys",
+    "put_beside",
+    "stacked",
+    "written",
+]
 
 NEW: Final = 1000
 """Axes that neither query nor key had are numbered from here on."""
@@ -39,8 +48,18 @@ def over_keys(trace: Trace, atoms: Sequence[Atom]) -> bool:
     numbers = numbers_in(atoms)
     if not numbers or not numbers <= trace.stacked:
         return False
-    rest = (atom for held in trace.axes for atom in held if atom.number not in numbers)
-    return len({atom.side for atom in rest if atom.size > 1} - {"shared"}) < 2
+    return is_one_key(trace.axes, numbers)
+
+
+def is_one_key(axes: Axes, keys: frozenset[int] = frozenset()) -> bool:
+    """Whether axes but those of the keys are of one side at most: all keys were scored alone."""
+    rest = (a for held in axes for a in held if a.number not in keys and a.size > 1)
+    return len({atom.side for atom in rest} - {"shared"}) < 2
+
+
+def is_own_key(axes: Axes, keys: frozenset[int] = frozenset()) -> bool:
+    """Whether axes but those of the keys are of no side: each query met keys of its own."""
+    return all(a.side == "shared" for held in axes for a in held if a.number not in keys)
 
 
 def put_beside(trace: Trace, axes: Axes | None, target: Tensor) -> Trace:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from attncheck.capture.follow.axes import JOINS, reduced
-from attncheck.capture.follow.stacks import NEW, stacked
+from attncheck.capture.follow.stacks import NEW, is_one_key, stacked
 from attncheck.capture.follow.steps import ADDITIONS, Step
 from attncheck.capture.follow.traces import Trace, Traces
 
-__all__ = ["after_sums", "is_share", "sums_among"]
+__all__ = ["added_to", "after_sums", "is_share", "sums_among"]
 
 
 def after_sums(step: Step, traces: Traces) -> Iterator[tuple[Tensor, Trace]]:
@@ -52,11 +52,25 @@ def _over_summands(step: Step) -> Trace | None:
     return step.trace.but(axes=reduced(axes, dims, kept=step.out.ndim == step.source.ndim))
 
 
+def added_to(step: Step, traces: Traces) -> frozenset[int]:
+    """Return the numbers of the products whose raised scores, or sums, are added to raised scores.
+
+    Where these are of a single key, that is the sum over several of them.
+    """
+    if step.name not in ADDITIONS or step.trace.axes is None or not is_one_key(step.trace.axes):
+        return frozenset()
+    known = (traces[other] for other in step.others())
+    beside = [one for one in known if one is not None and one.stage in ("raised", "sums")]
+    return frozenset(number for one in beside for number in (one.product, *one.joint))
+
+
 def sums_among(step: Step, traces: Traces) -> Trace | None:
     """Return the trace of the sums of these very numbers, if they are another argument."""
     for other in step.others():
         found = traces[other]
-        if found is not None and found.stage == "sums" and _has(found, step.trace.product):
+        if found is None or not _has(found, step.trace.product):
+            continue
+        if found.stage == "sums" or (found.stage == "raised" and found.joint):
             return found
     return None
 
@@ -72,6 +86,8 @@ def is_share(raised: Trace, sums: Trace) -> bool:
         raised: Of the scores.
         sums: Of the sums. A column that is no key may be among them, as models with a sink do.
     """
+    if sums.stage == "raised":  # added up, one key after another
+        return True
     if raised.axes is None or raised.foreign:
         return bool(sums.joint - {raised.product})
     held = 1

@@ -58,6 +58,15 @@ class Summed:
     divided: tuple[int, ...] = ()
 
 
+APART: Final = (
+    "its softmax scores a key of each query's own apart from those that all queries share",
+    "Score all keys in one product, call scaled_dot_product_attention, or pass strict=False to "
+    "keep the other layers",
+)
+MOST_ASTRAY: Final = 3
+"""How many functions a sum is followed through to which something unknown was added."""
+
+
 def begins_sum(name: str, args: Sequence[Any], source: Tensor) -> bool:
     """Whether a function is about to add a first product to a tensor of zeros, in its place."""
     if name not in ("add_", "__iadd__") or not args or args[0] is source:
@@ -68,8 +77,10 @@ def begins_sum(name: str, args: Sequence[Any], source: Tensor) -> bool:
 def after_summed(step: Step, traces: Traces) -> Summed:
     """Follow a sum of products with values through one function."""
     others, trace = step.others(), step.trace
-    if not isinstance(step.out, Tensor):
+    if not isinstance(step.out, Tensor) or trace.astray > MOST_ASTRAY:
         return Summed()
+    if trace.astray:
+        trace = trace.but(astray=trace.astray + 1)
     if step.name == "__getitem__":  # some values, as where a column of ones brings the divisor
         return Summed(trace)
     if step.name in SAME and step.out.shape == step.source.shape:
@@ -92,7 +103,11 @@ def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
         return Summed(trouble=RENORMALISED)
     if its is None or its.stage != "summed":
         # What is added up begins with zeros; anything else makes it no sum of values.
-        return Summed() if bool(other.any()) else Summed(trace)
+        if not bool(other.any()):
+            return Summed(trace)
+        return Summed(trace.but(astray=1)) if not trace.reported else Summed()
+    if its.astray and not trace.astray:
+        trace = trace.but(astray=its.astray)
     if trace.reported != its.reported:
         return Summed(trouble=RENORMALISED)
     trace = trace.but(parts=(*trace.parts, *its.parts), hiding=())
@@ -103,6 +118,8 @@ def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
 
 def _scaled(step: Step, factor: Tensor, sums: Trace | None) -> Summed:
     trace = step.trace
+    if trace.astray:  # it is no sum of values alone, but divided like one
+        return Summed(divided=tuple(part.product for part in trace.parts if sums is not None))
     if len(trace.parts) == 1:
         part = trace.parts[0]
         factor = _like_rows(factor, part.raised)
@@ -135,6 +152,8 @@ def _if_whole(trace: Trace, rest: bool, by_chance: bool = False) -> Summed:
         return Summed(trace)
     if not exact and not (rest and sums_to_one(weights, sliced=True)):
         return Summed(trace)
+    if _has_some_apart(trace.parts, weights):
+        return Summed(trouble=APART)
     return Summed(trace.but(reported=True, sliced=int(not exact)), weights, note=note)
 
 
@@ -153,10 +172,35 @@ def _beside(parts: Sequence[Part]) -> tuple[Tensor, str] | None:
             return None
         if _share_their_keys(parts, scaled):
             return torch.stack(scaled).sum(0), ""
+        whole = _on_the_diagonal(parts, scaled)
+        if whole is not None:
+            return whole, ""
         ordered = [scaled[number] for number in order or range(len(parts))]
-        return torch.cat(ordered, dim=-1), "" if order is not None else VISITED
+        told = order is not None or any(part.own for part in parts)
+        return torch.cat(ordered, dim=-1), "" if told else VISITED
     except RuntimeError:  # they do not broadcast: not what it looked like
         return None
+
+
+def _on_the_diagonal(parts: Sequence[Part], scaled: Sequence[Tensor]) -> Tensor | None:
+    """Put the key of each query's own among the others, which hide it; None: it is not there."""
+    if len(parts) != 2 or parts[0].own == parts[1].own or parts[0].places[0] != parts[1].places[0]:
+        return None
+    own, others = scaled if parts[0].own else scaled[::-1]
+    diagonal = others.diagonal(dim1=-2, dim2=-1)
+    if own.shape[-1] != 1 or diagonal.shape[-1] != others.shape[-1] or bool(diagonal.any()):
+        return None
+    whole = others.clone()
+    whole.diagonal(dim1=-2, dim2=-1).copy_(own.squeeze(-1))
+    return whole
+
+
+def _has_some_apart(parts: Sequence[Part], weights: Tensor) -> bool:
+    """Whether some queries' own keys are beside those that all share: they have no positions."""
+    n_query, n_key = weights.shape[-2:]
+    if n_query == 1 or n_key != sum(part.raised.shape[-1] for part in parts):
+        return False
+    return len({part.own for part in parts}) > 1
 
 
 def _share_their_keys(parts: Sequence[Part], scaled: Sequence[Tensor]) -> bool:

@@ -56,6 +56,7 @@ class Part:
         product: Number of their product of query and key.
         places: Of their keys, and of their values.
         divided: They, or the product with the values, were divided by sums over keys.
+        own: Each query has a key of its own.
     """
 
     raised: Tensor
@@ -63,6 +64,7 @@ class Part:
     product: int = -1
     places: tuple[Place, ...] = ()
     divided: bool = False
+    own: bool = False
 
     def times(self, factor: Tensor, divides: bool = False) -> Part:
         """Return the part of a product that was multiplied once more, row by row."""
@@ -112,7 +114,7 @@ class Trace:
         reported: It was found to be the output of attention.
         shifted: A number for each row was subtracted from the scores, such as their largest.
         place: Of the keys.
-        joint: Numbers of other products whose sums were added to these.
+        joint: Numbers of other products whose sums, or raised scores, were added to these.
         share: Raised scores were divided by the sums of more keys than their own.
         steps: How many functions pairs went through, see `after_scores`; 0 for scores.
         edges: It has a number for each edge of a graph, see `Edges`.
@@ -125,6 +127,8 @@ class Trace:
         gone: Parts of axes that were cut or summed, as long as they were.
         joined: Parts of axes that are longer than those of the call: outputs were joined there.
         combined: Several parts of one softmax were added or subtracted.
+        astray: How many functions ago something was added to a ``"summed"`` tensor that is not
+            known, 0: nothing.
         stacked: Numbers of the axes along which scores of several products are beside each other.
     """
 
@@ -166,6 +170,7 @@ class Trace:
     gone: tuple[Atom, ...] = ()
     joined: tuple[tuple[int, ...], ...] = ()
     combined: bool = False
+    astray: int = 0
     stacked: frozenset[int] = frozenset()
 
     def but(self, **changes: Any) -> Trace:
@@ -250,7 +255,7 @@ ORDER: Final = ("attended", "pairs", "sums", "scores", "raised", "weights", "wei
 def _before(one: Trace, other: Trace) -> bool:
     """Whether a trace tells less than another."""
     ranks = [
-        (ORDER.index(trace.stage), trace.axes is not None, not trace.fixed)
+        (ORDER.index(trace.stage), not trace.joint, trace.axes is not None, not trace.fixed)
         for trace in (one, other)
     ]
     return ranks[0] < ranks[1]

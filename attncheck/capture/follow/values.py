@@ -29,12 +29,14 @@ class Rows:
         axes: Of it; None: it is ``(..., query, key)``.
         trace: Of them, with the numbers of the keys.
         note: What else is to be known of them.
+        own_keys: Every query has keys of its own.
     """
 
     tensor: Tensor
     axes: Axes | None
     trace: Trace
     note: str = ""
+    own_keys: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +288,8 @@ def _whole(rows: Tensor, trace: Trace) -> Trace | None:
     if trace.changed == "random":
         return None
     exact = sums_to_one(rows)
-    if exact and trace.stage == "raised" and trace.shifted and is_one_hot(rows):
+    single = trace.shifted or rows.shape[-1] == 1
+    if exact and trace.stage == "raised" and single and is_one_hot(rows):
         return None  # of these keys alone: a single one is raised to 1 where it is the largest
     room = (trace.sliced > 0 or trace.rest or trace.changed == "hidden") and not trace.share
     if not exact and not (room and sums_to_one(rows, sliced=True)):

@@ -13,6 +13,7 @@ from torch import Tensor
 from attncheck.capture.follow.axes import Atom, numbers_in
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.products import LACKS, Product, elementwise
+from attncheck.capture.follow.stacks import NEW
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Trace
 
@@ -46,7 +47,7 @@ def weighed(step: Step, target: Tensor, origins: Origins) -> Weighed | None:
     if raised and (trace.axes is None or origins.is_static(other)):
         return None
     read = elementwise((source, other), target)
-    found = _of_one_key(read, trace)
+    found = (_of_a_lacking_key(read, trace) if raised else None) or _of_one_key(read, trace)
     if found is None and raised and not _has_keys(read, trace):
         return None
     return found or Weighed(read, trace)
@@ -80,6 +81,31 @@ def _of_one_key(read: Product, trace: Trace) -> Weighed | None:
     operands = (weights.detach().unsqueeze(-1), read.operands[1])
     read = Product(operands, ((*own, ONE_KEY), (*its, ONE_KEY)), read.out)
     return Weighed(read, trace.but(axes=(*axes, (key,))), True)
+
+
+def _of_a_lacking_key(read: Product, trace: Trace) -> Weighed | None:
+    """Read a product with raised scores that have no axis of the keys: they are those of one key.
+
+    The other factor then has features alone that they lack, and no axis of queries, but where each
+    query has a key of its own.
+    """
+    (own, its), axes, weights = read.letters, trace.axes, read.operands[0]
+    if axes is None or not set(its) - set(own) - {LACKS}:
+        return None
+    wide = [(n, atoms) for n, atoms, m in zip(own, axes, weights.shape, strict=True) if m > 1]
+    sided = {n for n, atoms in wide if any(map(_is_sided, atoms))}
+    sides = {atom.side for atoms in axes for atom in atoms} - {"shared"}
+    if len(sides) > 1 or sided & set(its) - {LACKS}:
+        return None
+    spare = [i for i, n in enumerate(own) if n == LACKS and not axes[i]]
+    if spare:
+        own = tuple(ONE_KEY if i == spare[-1] else n for i, n in enumerate(own))
+    else:
+        weights, own, axes = weights.detach().unsqueeze(-1), (*own, ONE_KEY), (*axes, ())
+    key = (Atom((NEW + trace.product,), 1, "right"),)
+    axes = tuple(key if n == ONE_KEY else atoms for n, atoms in zip(own, axes, strict=True))
+    read = Product((weights, read.operands[1]), (own, (*its, ONE_KEY)), read.out)
+    return Weighed(read, trace.but(axes=axes), True)
 
 
 def _is_sided(atom: Atom) -> bool:

@@ -6,6 +6,7 @@ its weights, what they had is the share of a sink.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from attncheck.attention.masks import HIDDEN_BELOW
 from attncheck.capture.follow.axes import joined
-from attncheck.capture.follow.stacks import put_beside, stacked
+from attncheck.capture.follow.stacks import is_own_key, put_beside, stacked
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Columns, Hiding, Trace, Traces
 
@@ -29,8 +30,14 @@ SOMEWHERE: Final = (0, 0)
 
 def after_join(step: Step, target: Tensor, traces: Traces) -> Trace:
     """Follow scores that are joined to others, or to what is none."""
-    trace = step.trace
     parts = [part for part in step.args[0] if isinstance(part, Tensor)]
+    for part in parts:  # where some keys are each query's own, so are the numbers of all
+        own = traces[part]
+        if own is None or own.stage != step.trace.stage or own.axes is None:
+            continue
+        if is_own_key(own.axes) and not is_own_key(step.trace.axes or ()):
+            step = replace(step, source=part, trace=own)
+    trace = step.trace
     known = [traces[part] is not None for part in parts]
     foreign = trace.foreign
     if not all(known):
