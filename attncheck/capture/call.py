@@ -157,6 +157,14 @@ class Sink(Protocol):
         """Innermost module of the captured model whose code is running, with its path."""
         ...
 
+    def elsewhere(self, place: tuple[nn.Module, str]) -> AbstractContextManager[None]:
+        """Take what runs in this thread for what a module does that started it.
+
+        Args:
+            place: The module, with its path.
+        """
+        ...
+
     def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> Waiting | None:
         """Take a call; whatever goes wrong in building it becomes an unreadable call.
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from attncheck.capture.recorders.kernels import scripts_called
 from attncheck.capture.recorders.scripts import scripts_attention
-from attncheck.capture.session import Session
+from attncheck.capture.session import ELSEWHERE, ONE_THREAD, Session
 from attncheck.capture.shared import called
 from attncheck.capture.whereabouts import is_running
 from attncheck.errors import CaptureError
@@ -33,12 +33,10 @@ SCRIPTED_CALL: Final = (
     "calls a TorchScript function that computes attention, which cannot be watched"
 )
 UNUSED: Final = "its softmax over query and key was not seen to multiply values key by key"
-ELSEWHERE: Final = "it ran in another thread than the one that captures"
 ELSEWHERE_IN_PART: Final = (
     "modules in it ran in another thread than the one that captures, and no attention was seen in "
     "it, unlike in others of its class or as its name says"
 )
-ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
 UNFINISHED: Final = "its call did not finish: an exception ended it half-way, or it still runs"
 WHOLE: Final = "Call the model again, or pass strict=False to get the layers before that"
 SWITCH: Final = (
@@ -127,7 +125,8 @@ class Coverage:
         for owner in self._owners_elsewhere():
             name = self._names[id(owner)]
             attends = _named_attention(type(owner).__name__) or type(owner) in classes
-            if attends and not any(_related(name, found) for found in captured):
+            told = [failure.name for failure in self._session.failures]
+            if attends and not any(_related(name, found) for found in (*captured, *told)):
                 self._session.unreadable(name, ELSEWHERE_IN_PART, ONE_THREAD)
 
     def _owners_elsewhere(self) -> list[nn.Module]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from torch import nn
@@ -26,7 +27,7 @@ from attncheck.errors import CaptureError
 if TYPE_CHECKING:
     from attncheck.capture.recorders.shapes import Layout
 
-__all__ = ["Failure", "Session"]
+__all__ = ["ELSEWHERE", "ONE_THREAD", "Failure", "Session"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Session:
         self._keeper = Keeper(settings)
         self._on_layer, self._cut = on_layer, cut
         self._inside = 0
+        self._started: dict[int, tuple[nn.Module, str]] = {}
+        """Modules that started a thread which runs now, by its number."""
         self._order: list[str] = []
         self._calls: Counter[str] = Counter()
         self._unsettled: dict[int, Numbered] = {}
@@ -119,7 +122,16 @@ class Session:
 
     def here(self) -> tuple[nn.Module, str] | None:
         """Innermost running module of the model, with its path."""
-        return innermost(self.names)
+        return innermost(self.names) or (self._started.get(get_ident()) if self._started else None)
+
+    @contextmanager
+    def elsewhere(self, place: tuple[nn.Module, str]) -> Iterator[None]:
+        """Take what runs in this thread for what a module does that started it."""
+        self._started[get_ident()] = place
+        try:
+            yield
+        finally:
+            del self._started[get_ident()]
 
     def new_model_call(self) -> None:
         """Start numbering layers from 0 again."""
@@ -130,6 +142,9 @@ class Session:
     def record(self, name: str, backend: str, build: Callable[[], AttentionCall]) -> Waiting | None:
         """Number a call and keep it if it is wanted; never raises into the running model."""
         if in_backward() or self._problem is not None:
+            return None
+        if self._started and get_ident() in self._started:
+            self.unreadable(name, ELSEWHERE, ONE_THREAD)
             return None
         self.records += 1
         index = len(self._order)
@@ -370,6 +385,8 @@ ONCE = (
     "Add the parts up and divide by their sum once, call scaled_dot_product_attention, or pass "
     "strict=False to keep the other layers"
 )
+ELSEWHERE: Final = "its attention ran in another thread than the one that captures"
+ONE_THREAD: Final = "Run the model in one thread, or capture its part there with an extractor"
 REPORT = (
     "The model computes something beside softmax(query @ key) @ value here; run it in another "
     "backend (model.set_attn_implementation('eager') in transformers), or leave the layer out with "

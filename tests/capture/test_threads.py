@@ -203,10 +203,10 @@ class Threaded(nn.Module):
 
 @pytest.mark.parametrize("how", [attend, written_out])
 def test_a_model_that_runs_its_attention_in_a_thread_is_told(how: Any) -> None:
-    with pytest.raises(CaptureError, match=r"inner: it ran in another thread"):
+    with pytest.raises(CaptureError, match=r"inner: its attention ran in another thread"):
         AttentionExtractor(Threaded(Heads(how))).get_attention(X)
     model = nn.Sequential(Heads(how), Threaded(Heads(how)), nn.Linear(16, 16))
-    with pytest.raises(CaptureError, match=r"1\.inner: it ran in another thread"):
+    with pytest.raises(CaptureError, match=r"1\.inner: its attention ran in another thread"):
         AttentionExtractor(model).get_attention(X)
 
 
@@ -237,10 +237,127 @@ class Beside(nn.Module):
 def test_a_part_of_a_module_in_a_thread_is_told(how: Any) -> None:
     model = nn.Sequential(InThread(how), InThread(how))
     model[0].threaded = False
-    with pytest.raises(CaptureError, match=r"1: modules in it ran in another thread"):
+    with pytest.raises(CaptureError, match=r"1: its attention ran in another thread"):
         AttentionExtractor(model).get_attention(X)
     model[1].threaded = False
     assert len(AttentionExtractor(nn.Sequential(model, Beside())).get_attention(X)) == 2
+
+
+def in_a_plain_thread(work: Callable[[], Any]) -> Any:
+    returned: list[Any] = []
+    thread = threading.Thread(target=lambda: returned.append(work()))
+    thread.start()
+    thread.join()
+    return returned[0]
+
+
+POOL = ThreadPoolExecutor(1)
+POOL.submit(int).result()  # its thread is there before any capture
+
+
+def in_an_old_pool(work: Callable[[], Any]) -> Any:
+    return POOL.submit(work).result()
+
+
+def all_of_it(run: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out: Tensor = run(lambda: (q @ k.mT / 2).softmax(-1) @ v)
+    return out
+
+
+def fused(run: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out: Tensor = run(lambda: F.scaled_dot_product_attention(q, k, v))
+    return out
+
+
+def from_the_softmax_on(run: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT / 2
+    out: Tensor = run(lambda: scores.softmax(-1) @ v)
+    return out
+
+
+def the_end(run: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.mT / 2).softmax(-1)
+    out: Tensor = run(lambda: weights @ v)
+    return out
+
+
+def head_by_head(run: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    work = [lambda h=h: (q[:, h] @ k[:, h].mT / 2).softmax(-1) @ v[:, h] for h in range(q.shape[1])]
+    return torch.stack([run(one) for one in work], 1)
+
+
+def in_a_thread_of_a_thread(work: Callable[[], Any]) -> Any:
+    return in_a_plain_thread(lambda: in_a_thread(work))
+
+
+WAYS = [in_a_thread_of_a_thread, in_a_plain_thread, in_a_thread, in_an_old_pool]
+
+
+@pytest.mark.parametrize("run", WAYS)
+@pytest.mark.parametrize("how", [all_of_it, fused, from_the_softmax_on, the_end, head_by_head])
+def test_a_function_that_attends_in_a_thread_is_told(how: Any, run: Any) -> None:
+    model = nn.Sequential(Heads(written_out), Heads(lambda m, q, k, v: how(run, q, k, v)))
+    with pytest.raises(CaptureError, match=r"1: its attention ran in another thread"):
+        AttentionExtractor(model).get_attention(X)
+
+
+def test_heads_in_threads_at_once_are_told() -> None:
+    def attend(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        together = threading.Barrier(4, timeout=20)
+
+        def head(h: int) -> Tensor:
+            together.wait()
+            return written_out(m, q[:, h], k[:, h], v[:, h])
+
+        with ThreadPoolExecutor(4) as pool:
+            return torch.stack(list(pool.map(head, range(4))), 1)
+
+    model = nn.Sequential(Heads(written_out), Heads(attend))
+    with pytest.raises(CaptureError, match=r"1: its attention ran in another thread"):
+        AttentionExtractor(model).get_attention(X)
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_scores_may_be_made_in_a_thread(run: Any) -> None:
+    def scored(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores: Tensor = run(lambda: q @ k.mT / 2)
+        return scores.softmax(-1) @ v
+
+    module = Heads(scored)
+    (weights,) = AttentionExtractor(module).get_attention(X)
+    query, key = module.last
+    torch.testing.assert_close(weights, (query @ key.mT / 2).softmax(-1), rtol=0, atol=1e-6)
+
+
+class Elsewhere(nn.Module):
+    """Does in a thread what is no attention."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.run, self.gate = run, nn.Linear(16, 4)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = torch.stack([self.run(lambda e=expert: e(x)) for expert in self.experts], -2)
+        weights: Tensor = self.run(lambda: self.gate(x).softmax(-1))
+        out: Tensor = self.run(lambda: (weights[..., None, :] @ outputs).squeeze(-2))
+        return out
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_what_else_a_module_does_in_a_thread_is_nobodys_affair(run: Any) -> None:
+    model = nn.Sequential(Heads(written_out), Elsewhere(run))
+    assert tuple(AttentionExtractor(model).get_attention(X).names) == ("0",)
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_threads_are_started_as_before_when_a_capture_has_ended(run: Any) -> None:
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    with AttentionExtractor(stack(written_out)) as extractor:
+        extractor.model(X)
+        assert run(torch._C._len_torch_function_stack) == 0, "no module has started it"
+    assert threading.Thread.start is start
+    assert ThreadPoolExecutor.submit is submit
 
 
 def test_a_model_called_in_another_thread_only() -> None:

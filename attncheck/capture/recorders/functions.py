@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Protocol
 
 import torch
@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from attncheck.capture.call import Sink
 from attncheck.capture.recorders.kernels import FOREIGN, KERNELS, OPERATORS, Kernel, is_foreign
+from attncheck.capture.recorders.threads import carried
+from attncheck.capture.whereabouts import is_running
 
 __all__ = ["FunctionRecorder", "Watcher", "is_plain", "rested"]
 
@@ -88,7 +90,7 @@ class FunctionRecorder:
     def installed(self, sink: Sink) -> Iterator[None]:
         """Report calls from ``sink``'s model in this thread until the context ends."""
         mode = _Mode(sink, self._watchers(sink))
-        with KERNELS.needed():
+        with KERNELS.needed(), carried(functools.partial(_carried, sink, mode)):
             torch._C._push_on_torch_function_stack(mode)
             try:
                 yield
@@ -163,6 +165,48 @@ class _Mode(TorchFunctionMode):
                 if returned is not NotImplemented:
                     return returned
         return func(*args, **options)
+
+
+class _Elsewhere(TorchFunctionMode):
+    """Watches functions in a thread that a module started, unless the model is called there.
+
+    Args:
+        mode: Of the thread that captures.
+        root: The model.
+    """
+
+    def __init__(self, mode: _Mode, root: nn.Module) -> None:
+        super().__init__()
+        self._mode, self._root = mode, root
+
+    def kernel(self, function: Kernel, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """See `_Mode`."""
+        watching = not is_running(self._root)
+        return self._mode.kernel(function, args, kwargs) if watching else function(*args, **kwargs)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if is_running(self._root):
+            return func(*args, **(kwargs or {}))
+        return self._mode.__torch_function__(func, types, args, kwargs)
+
+
+def _carried(sink: Sink, mode: _Mode) -> AbstractContextManager[None] | None:
+    """Return what watches a thread that a module is about to start; None: no module does."""
+    place = sink.here()
+    return None if place is None or mode.silent else _watching(sink, mode, place)
+
+
+@contextmanager
+def _watching(sink: Sink, mode: _Mode, place: tuple[nn.Module, str]) -> Iterator[None]:
+    elsewhere = _Elsewhere(mode, sink.modules.modules[0])
+    with sink.elsewhere(place), carried(functools.partial(_carried, sink, mode)):
+        torch._C._push_on_torch_function_stack(elsewhere)
+        try:
+            yield
+        finally:
+            _remove(elsewhere)
 
 
 def rested(module: nn.Module | None, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
