@@ -95,6 +95,26 @@ def divided_columns(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sum(raised[j] / total * v[:, :, j : j + 1] for j in range(N))
 
 
+def stacked_products(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raised = [score(q, k, j).exp() for j in range(N)]
+    weighed = [part * v[:, :, j : j + 1] for j, part in enumerate(raised)]
+    return torch.stack(weighed).sum(0) / torch.stack(raised).sum(0)
+
+
+def stacked_keys(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raised = torch.stack([score(q, k, j).exp() for j in range(N)])
+    values = torch.stack(v.split(1, dim=2))
+    return (raised * values).sum(0) / raised.sum(0)
+
+
+def raised_by_addcmul(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, total = torch.zeros_like(q), torch.zeros(())
+    for j in range(N):
+        raised = score(q, k, j).exp()
+        out, total = torch.addcmul(out, raised, v[:, :, j : j + 1]), total + raised
+    return out / total
+
+
 def recurrent_by_broadcasting(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     largest = torch.full_like(q[..., :1], -math.inf)
     total, out = torch.zeros_like(largest), torch.zeros_like(q)
@@ -110,7 +130,7 @@ ONE_BY_ONE = [
     *(columns, columns_without_their_axis, selected_columns, addcmul),
     *(recurrent, raised_element_by_element),
     *(raised_one_by_one, raised_without_an_axis, divided_one_by_one, divided_columns),
-    recurrent_by_broadcasting,
+    *(recurrent_by_broadcasting, stacked_products, stacked_keys, raised_by_addcmul),
 ]
 
 

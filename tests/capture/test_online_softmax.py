@@ -64,7 +64,22 @@ def two_passes(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sum(part @ v[:, :, 2 * i : 2 * i + 2] for i, part in enumerate(raised)) / total
 
 
-@pytest.mark.parametrize("attend", [flash, in_place, backwards, two_passes])
+def outputs_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Stack what two halves of the keys gave, and return the sum of all beside it."""
+    scores = [q @ k[:, :, i : i + 3].mT / 2 for i in (0, 3)]
+    largest = torch.maximum(*(part.amax(-1, keepdim=True) for part in scores))
+    raised = [(part - largest).exp() for part in scores]
+    total = torch.stack([part.sum(-1, keepdim=True) for part in raised]).sum(0)
+    outputs = [part @ v[:, :, i : i + 3] for part, i in zip(raised, (0, 3), strict=True)]
+    return torch.stack(outputs), total
+
+
+def stacked(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    outputs, total = outputs_of(q, k, v)
+    return outputs.sum(0) / total
+
+
+@pytest.mark.parametrize("attend", [flash, in_place, backwards, two_passes, stacked])
 def test_tiles_become_whole_weights(attend: Callable[..., Tensor]) -> None:
     module = Heads(attend)
     maps = AttentionExtractor(module).get_attention(X)
@@ -192,17 +207,13 @@ def renormalised(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def stacked(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def turned(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Parts that meet in a way that is not followed."""
-    scores = [q @ k[:, :, i : i + 3].mT / 2 for i in (0, 3)]
-    largest = torch.maximum(*(part.amax(-1, keepdim=True) for part in scores))
-    raised = [(part - largest).exp() for part in scores]
-    total = torch.stack([part.sum(-1, keepdim=True) for part in raised]).sum(0)
-    outputs = [part @ v[:, :, i : i + 3] for part, i in zip(raised, (0, 3), strict=True)]
-    return torch.stack(outputs).sum(0) / total
+    outputs, total = outputs_of(q, k, v)
+    return outputs.movedim(0, -1).sum(-1) / total
 
 
-@pytest.mark.parametrize("attend", [renormalised, stacked])
+@pytest.mark.parametrize("attend", [renormalised, turned])
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_cannot_be_put_together_is_an_error(
     attend: Callable[..., Tensor], beside: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -89,7 +90,22 @@ def each_head(q: Tensor, k: Tensor) -> Tensor:
     return scores
 
 
+def number_by_number(q: Tensor, k: Tensor) -> Tensor:
+    scores = torch.empty(*q.shape[:3], k.shape[2])
+    for b, h, i, j in itertools.product(*map(range, scores.shape)):
+        scores[b, h, i, j] = torch.dot(q[b, h, i], k[b, h, j]) / 2
+    return scores
+
+
+def vector_by_vector(q: Tensor, k: Tensor) -> Tensor:
+    scores = torch.empty(*q.shape[:3], k.shape[2])
+    for b, h, i, j in itertools.product(*map(range, scores.shape)):
+        scores[b, h, i, j] = (q[b, h, i] * k[b, h, j]).sum() / 2
+    return scores
+
+
 ONE_BY_ONE = [
+    *(number_by_number, vector_by_vector),
     *(keys_stacked, keys_stacked_in_front, keys_joined, single_keys, columns, slices),
     *(rows, rows_of_matrices, rows_stacked, matrices, matrices_stacked, each_head),
 ]
@@ -145,6 +161,42 @@ def test_whatever_softmax_follows(weigh: Callable[[Tensor, Tensor], Tensor]) -> 
     require(Written(attend, 4), (x,), weights_of(heads(x, 4), heads(x, 4)))
 
 
+def by_distance(q: Tensor, key: Tensor) -> Tensor:
+    return -(q - key).square().sum(-1)
+
+
+def additive(q: Tensor, key: Tensor) -> Tensor:
+    return F.linear(torch.tanh(q + key), nn.Parameter(torch.ones(1, 4))).squeeze(-1)
+
+
+@pytest.mark.parametrize("score", [by_distance, additive])
+@pytest.mark.parametrize(("batch", "length"), [(1, 5), (2, 6), (4, 4)])
+def test_keys_are_scored_one_by_one_in_other_ways(
+    score: Callable[[Tensor, Tensor], Tensor], batch: int, length: int
+) -> None:
+    def weights(x: Tensor) -> Tensor:
+        q, k = heads(x, 4), heads(x.flip(-1), 4)
+        return torch.stack([score(q, key) for key in k.split(1, dim=2)], -1).softmax(-1)
+
+    x = torch.randn(batch, length, 16)
+    attend = Written(lambda x: merged(weights(x) @ heads(x, 4)), 4)
+    require(attend, (x,), weights(x))
+
+
+class Centred(nn.Module):
+    """Distances to the mean of each frame, and a condition for each: gates, and no keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.unflatten(1, (2, 3)).unflatten(-1, (2, 8)).transpose(2, 3)
+        apart = (frames - frames.mean(3, keepdim=True)).square().sum(-1, keepdim=True)
+        shown = frames * torch.sigmoid(self.gate(frames + frames.amax(3, keepdim=True)))
+        return (shown / (1 + apart)).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
 class CodedRouter(nn.Module):
     """Each expert has a learned code, scaled to length 1, that scores all tokens."""
 
@@ -169,7 +221,7 @@ class HeadsWeighed(nn.Module):
         return merged((scores.softmax(1)[..., None] * split.unsqueeze(2)).sum(3))
 
 
-@pytest.mark.parametrize("other", [CodedRouter, HeadsWeighed])
+@pytest.mark.parametrize("other", [CodedRouter, HeadsWeighed, Centred])
 def test_what_stands_beside_each_other_may_be_no_keys(other: type[nn.Module]) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True)

@@ -61,7 +61,7 @@ class Beginnings:
         free = [i for i, t in enumerate(product.operands) if not origins.is_parameter(t)]
         if origins and len(free) > 2:
             free = [i for i in free if not origins.computed(product.operands[i])]
-        if len(free) != 2 or not out.ndim or out.dtype == torch.bool:
+        if len(free) != 2 or out.dtype == torch.bool:
             return
         axes = _sided(product, free, out, folded)
         fixed = frozenset[int]()
@@ -113,8 +113,10 @@ class Beginnings:
     ) -> None:
         """Follow a product of two activations of one shape that was summed over its features."""
         source = args[0]
-        if not isinstance(out, Tensor) or not out.ndim or self._traces[source] is not None:
+        if not isinstance(out, Tensor) or self._traces[source] is not None:
             return
+        if source.ndim == 1:
+            args, kwargs = (source, 0), {}
         nothing = Trace("pairs")
         step = Step(function, name_of(function), args, kwargs, source, nothing, out)
         trace = self.alike.pairs(step, self.number())

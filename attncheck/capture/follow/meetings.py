@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from attncheck.capture.follow.weights import after_weights
 from attncheck.capture.plain import require_numbers
 
 __all__ = ["Meetings"]
+
+FUSED: Final = ("addcmul", "addcmul_")
+"""Functions that add a product to their first argument."""
 
 
 class Meetings:
@@ -147,6 +151,8 @@ class Meetings:
 
     def after_summed(self, step: Step) -> None:
         """Follow raised scores that multiplied values until they are divided by their own sums."""
+        if step.name in FUSED:
+            step = self._taken_apart(step)
         trace, target = step.trace, step.target()
         numbers = [part.product for part in trace.parts]
         if step.name in QUOTIENTS and step.args[0] is not step.source:  # it divides something else
@@ -174,6 +180,21 @@ class Meetings:
                 self._sink.values_met(number)
         if summed.trace is not None and target is not None:
             self._traces[target] = summed.trace
+
+    def _taken_apart(self, step: Step) -> Step:
+        """Follow the product in a function of `FUSED`, and return the sum that is left."""
+        if step.kwargs or len(step.args) != 3 or step.args[0] is not step.source:
+            return step
+        base, *factors = step.args
+        for factor in factors:
+            trace = self._traces[factor]
+            if trace is not None and trace.stage == "raised":
+                with torch.no_grad(), torch._C.DisableTorchFunction():
+                    product = torch.mul(*factors)
+                multiplied = replace(step, name="mul", args=tuple(factors), out=product)
+                self.weigh(replace(multiplied, source=factor, trace=trace))
+                return replace(step, name="add", args=(base, product))
+        return step
 
     def _report_all(self, found: list[Rows], out: Tensor, meeting: Meeting) -> None:
         for rows in found:

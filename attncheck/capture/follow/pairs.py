@@ -33,8 +33,10 @@ __all__ = [
 ]
 
 MULTIPLICATIONS: Final = ("mul", "__mul__", "__rmul__", "multiply")
+ADDITIONS: Final = ("add", "__add__", "__radd__")
 COMBINATIONS: Final = (
-    *("add", "__add__", "__radd__", "sub", "__sub__", "subtract", "__rsub__"),
+    *ADDITIONS,
+    *("sub", "__sub__", "subtract", "__rsub__"),
     *MULTIPLICATIONS,
 )
 """Functions that put a query beside a key."""
@@ -86,7 +88,7 @@ def paired(name: str, left: Tensor, right: Tensor, out: Tensor) -> tuple[Product
     if left.ndim == right.ndim:
         if out.ndim == 3 and product.out[0] in one & other:
             return product, 0
-        return (product, AT_ONCE) if name in MULTIPLICATIONS else None
+        return product, AT_ONCE - (LAYER_STEPS if name in ADDITIONS else 0)
     ahead = product.out[0] in own | its and abs(left.ndim - right.ndim) == 1
     return (product, 0) if ahead and out.ndim <= 3 and name in MULTIPLICATIONS else None
 

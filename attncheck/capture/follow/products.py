@@ -255,6 +255,7 @@ def place_of(tensor: Tensor) -> tuple[int, int]:
 
 _READERS: Final[Mapping[str, Callable[[list[Any]], Product | None]]] = {
     **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm", "mv", "linalg_matmul"), _matrix),
+    **dict.fromkeys(("dot", "vdot", "linalg_vdot"), _matrix),
     **dict.fromkeys(("_int_mm", "_scaled_mm"), _matrix),
     "sparse_sampled_addmm": _added,
     "__rmatmul__": _reversed_matrix,

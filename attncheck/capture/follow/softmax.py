@@ -195,7 +195,7 @@ class SoftmaxWatcher:
                 self._beginnings.alike.scaled(args[0], out)
             return out
         left, right = args[:2]
-        if left.shape == right.shape and name_of(function) in MULTIPLICATIONS:
+        if name_of(function) in MULTIPLICATIONS and left.shape == right.shape:
             self._beginnings.alike.remember(left, right, out)
         if self._beginnings.edge and not (self._traces and self._traces[out]):
             self._beginnings.edges(args[:2], out)

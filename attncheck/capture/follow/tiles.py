@@ -87,6 +87,8 @@ def after_summed(step: Step, traces: Traces) -> Summed:
         return Summed(trace)
     if step.name in ADDITIONS and 0 in (arg for arg in step.args if isinstance(arg, int)):
         return Summed(trace)  # `sum` begins so
+    if step.name == "stack" or trace.apart is not None:
+        return _stacked(step, trace, traces)
     if len(others) != 1:
         return Summed()
     if step.name in ADDITIONS:
@@ -96,6 +98,20 @@ def after_summed(step: Step, traces: Traces) -> Summed:
         factor = factor.reciprocal() if step.name in QUOTIENTS else factor.clone()
         return _scaled(step, factor, sums_among(step, traces))
     return Summed()
+
+
+def _stacked(step: Step, trace: Trace, traces: Traces) -> Summed:
+    """Follow products with values that are stacked, and then summed over the new axis."""
+    if trace.apart is not None:
+        gone = [dim % step.source.ndim for dim in step.reduced_dims() or ()]
+        added = step.name == "sum" and gone == [trace.apart]
+        return Summed(trace.but(apart=None) if added else None)
+    known = [traces[part] for part in step.args[0]]
+    parts = [part for one in known if one is not None for part in one.parts]
+    if trace.reported or any(one is None or one.stage != "summed" for one in known):
+        return Summed()
+    dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
+    return Summed(trace.but(parts=tuple(parts), hiding=(), apart=dim % step.out.ndim))
 
 
 def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:

@@ -127,6 +127,7 @@ class Trace:
         gone: Parts of axes that were cut or summed, as long as they were.
         joined: Parts of axes that are longer than those of the call: outputs were joined there.
         combined: Several parts of one softmax were added or subtracted.
+        apart: Axis along which the parts of a ``"summed"`` tensor stand that are still to be added.
         astray: How many functions ago something was added to a ``"summed"`` tensor that is not
             known, 0: nothing.
         stacked: Numbers of the axes along which scores of several products are beside each other.
@@ -170,6 +171,7 @@ class Trace:
     gone: tuple[Atom, ...] = ()
     joined: tuple[tuple[int, ...], ...] = ()
     combined: bool = False
+    apart: int | None = None
     astray: int = 0
     stacked: frozenset[int] = frozenset()
 
