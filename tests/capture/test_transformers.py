@@ -184,6 +184,55 @@ def test_sink_mass_completes_the_rows() -> None:
     torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
 
 
+class SinkOfEachQuery(nn.Module):
+    """Passes a sink for every query and head, as Inkling does, to a function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sink = nn.Linear(32, 4)
+
+    @staticmethod
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        sinks: Tensor,
+        dropout: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+        weights = nn.functional.dropout(weights, dropout)
+        return (weights @ value).transpose(1, 2), weights
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        registry = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+        attend = registry.get_interface("eager", self.attend)
+        heads = x.view(*x.shape[:2], 4, 8).transpose(1, 2)
+        sinks = self.sink(x).transpose(1, 2).unsqueeze(-1)
+        dropout = 0.5 if self.training else 0.0
+        output: tuple[Tensor, Tensor] = attend(
+            self, heads, heads, heads, None, sinks=sinks, dropout=dropout
+        )
+        return output
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_sink_of_each_query_completes_its_row(training: bool) -> None:
+    model = SinkOfEachQuery().eval()
+    x = torch.randn(2, 9, 32)
+    weights = model(x)[1]
+    model.train(training)
+    with AttentionExtractor(model) as extractor:
+        model(x)
+    layer = extractor.maps.layers[0]
+    torch.testing.assert_close(layer.weights, weights)
+    assert layer.sink_mass is not None
+    torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
+
+
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_training_gives_the_weights_before_dropout(backend: str) -> None:
     model = build("gpt2", backend)

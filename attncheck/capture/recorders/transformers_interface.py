@@ -32,6 +32,8 @@ INPUTS: Final = ("module", "query", "key", "value", "attention_mask")
 WAYS_TO_ASK: Final = ("get_interface", "__getitem__")
 """Methods of ``AttentionInterface`` that hand out a function."""
 
+SINKS: Final = ("s_aux", "sinks")
+"""Under which models pass their sinks: a score of each head, or of each query and head."""
 
 WITHOUT_SINK: Final = (
     "the model returns weights before its sink takes its share: weights / (1 - sink_mass)"
@@ -226,9 +228,8 @@ def _sink_scores(module: nn.Module, options: Mapping[str, Any], backend: str) ->
     """Return learned sinks where the backend reads them; sdpa ignores them."""
     if backend == "sdpa":
         return None
-    found = options.get("s_aux")
-    if found is None and "s_aux" not in options:
-        found = getattr(module, "sinks", None)
+    given = [options[name] for name in SINKS if name in options]
+    found = given[0] if given else getattr(module, "sinks", None)
     return found if isinstance(found, Tensor) else None
 
 
