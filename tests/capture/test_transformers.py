@@ -184,53 +184,79 @@ def test_sink_mass_completes_the_rows() -> None:
     torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
 
 
-class SinkOfEachQuery(nn.Module):
-    """Passes a sink for every query and head, as Inkling does, to a function of its own."""
+class OwnEager(nn.Module):
+    """Asks transformers for its attention, which is a function of its own, and passes a sink."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sink = nn.Linear(32, 4)
 
-    @staticmethod
     def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        *,
-        sinks: Tensor,
-        dropout: float = 0.0,
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, sinks: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Let every query have a sink, as Inkling does."""
         scores = query @ key.mT / query.shape[-1] ** 0.5
         weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
         weights = nn.functional.dropout(weights, dropout)
         return (weights @ value).transpose(1, 2), weights
 
+    @staticmethod
+    def eager(
+        module: OwnEager,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        return module.attend(query, key, value, dropout, **options)
+
+    def options(self, x: Tensor) -> dict[str, Tensor]:
+        return {"sinks": self.sink(x).transpose(1, 2).unsqueeze(-1)}
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         registry = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
-        attend = registry.get_interface("eager", self.attend)
+        function = registry.get_interface("eager", self.eager)
         heads = x.view(*x.shape[:2], 4, 8).transpose(1, 2)
-        sinks = self.sink(x).transpose(1, 2).unsqueeze(-1)
         dropout = 0.5 if self.training else 0.0
-        output: tuple[Tensor, Tensor] = attend(
-            self, heads, heads, heads, None, sinks=sinks, dropout=dropout
+        output: tuple[Tensor, Tensor] = function(
+            self, heads, heads, heads, None, dropout=dropout, **self.options(x)
         )
         return output
 
 
+class OwnBias(OwnEager):
+    """Adds to its scores what nobody passes."""
+
+    def attend(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        scores = query @ key.mT - torch.arange(9).sub(torch.arange(9)[:, None]).abs()
+        weights = nn.functional.dropout(scores.softmax(-1), dropout)
+        return (weights @ value).transpose(1, 2), weights
+
+    def options(self, x: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
 @pytest.mark.parametrize("training", [False, True])
-def test_a_sink_of_each_query_completes_its_row(training: bool) -> None:
-    model = SinkOfEachQuery().eval()
+@pytest.mark.parametrize("kind", [OwnEager, OwnBias])
+def test_an_eager_function_of_its_own(kind: type[OwnEager], training: bool) -> None:
+    model = kind().eval()
     x = torch.randn(2, 9, 32)
     weights = model(x)[1]
     model.train(training)
+    torch.manual_seed(1)
+    output = model(x)[0]
+    torch.manual_seed(1)
     with AttentionExtractor(model) as extractor:
-        model(x)
+        assert torch.equal(model(x)[0], output)
     layer = extractor.maps.layers[0]
     torch.testing.assert_close(layer.weights, weights)
-    assert layer.sink_mass is not None
-    torch.testing.assert_close(layer.weights.sum(-1) + layer.sink_mass, torch.ones(2, 4, 9))
+    rest = 0 if layer.sink_mass is None else layer.sink_mass
+    torch.testing.assert_close(layer.weights.sum(-1) + rest, torch.ones(2, 4, 9))
+    assert (layer.sink_mass is not None) == (kind is OwnEager)
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

@@ -170,7 +170,10 @@ def _as_call(
         bias = None if bias is None else bias[..., :n_query]
         n_key = n_query
     decoding = bool(getattr(module, "is_causal", False))
+    calm = functools.cache(functools.partial(_without_dropout, function, args, kwargs, query))
     own = _own_weights(returned, query, n_key, backend)
+    if own is not None and dropout and sinks is None:
+        own = _own_weights(calm(), query, n_key, backend)
     output = returned[0] if isinstance(returned, tuple) else returned
     return AttentionCall(
         name=name,
@@ -180,7 +183,7 @@ def _as_call(
         key=key,
         value=value,
         output=_head_first(output, query),
-        weights=own if sinks is None and not dropout else None,
+        weights=own if sinks is None else None,
         mask=None if mask is None else mask[..., :n_key],
         bias=bias,
         causal=causal,
@@ -190,10 +193,16 @@ def _as_call(
         sinks=sinks,
         dropout=dropout,
         note="" if sinks is None or own is None or _leaves_room(own) else WITHOUT_SINK,
-        without_dropout=lambda: _head_first(
-            function(*args, **{**kwargs, "dropout": 0.0})[0], query
-        ),
+        without_dropout=lambda: _head_first(calm()[0], query),
     )
+
+
+def _without_dropout(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], query: Tensor
+) -> Any:
+    """Ask the function a second time, and leave random numbers and gradients alone."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[query.device] if query.is_cuda else []):
+        return function(*args, **{**kwargs, "dropout": 0.0})
 
 
 def _hidden(
