@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from attncheck.evaluate.scores import Scores
 
 __all__ = ["Products"]
+
+LONG: Final = 1 << 12
+"""Keys above which those that lie apart in memory, as views of one projection do, are copied.
+
+Each may be on a page of its own there, and every block reads all of them: a 12th of the time.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +45,11 @@ class Products:
             scores: Scores of one sequence.
             largest: Most pairs of query and key in a block.
         """
-        query = scores.query[0].to(scores.key.dtype)
-        room = scores.key.new_empty(len(query) * largest)
-        return cls(scores, query.numpy(), scores.key.numpy(), room.numpy())
+        query, key = scores.query[0].to(scores.key.dtype), scores.key
+        room = key.new_empty(len(query) * largest)
+        if key.shape[1] > LONG and key.stride(1) != key.shape[2]:
+            key = key.contiguous()
+        return cls(scores, query.numpy(), key.numpy(), room.numpy())
 
     def block(self, rows: slice, keys: slice) -> Any:
         """Compute a block: float32 ``(head, query, key)``, valid until the next one."""

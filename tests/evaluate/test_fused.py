@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from attncheck import profile_attention
 from attncheck.attention import LayerAttention, QueryKey
-from attncheck.evaluate import choose, dispatch, profile_given, profile_layer
+from attncheck.evaluate import choose, dispatch, products, profile_given, profile_layer
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.dense import profile_layer as profile_dense
 from attncheck.evaluate.fused import walk_fused
@@ -232,3 +232,26 @@ def test_a_chain_of_places_finds_what_a_look_at_every_key_finds(low: int) -> Non
         expected = on_tokens(seen, tokens[low:own], before[low:own], tokens[own])
         assert np.allclose(on_chain(seen, low, own, previous), expected, atol=1e-5)
         assert rank[own] == (tokens[:own] == tokens[own]).sum()
+
+
+@pytest.mark.parametrize("long", [0, 1 << 12])
+def test_keys_that_lie_apart_are_the_keys_beside_each_other(
+    long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "LONG", long)
+    layer = _layer(90, heads=3, batch=2)
+    record = layer.query_key
+    assert record is not None
+    apart = record.key.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not apart.is_contiguous()
+    copies = []
+    original = torch.Tensor.contiguous
+
+    def spy(tensor: torch.Tensor) -> torch.Tensor:
+        copies.append(tensor)
+        return original(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "contiguous", spy)
+    found = _fused(replace(layer, weights=replace(record, key=apart)))
+    assert bool(copies) == (long == 0)
+    assert found.to_dict() == _fused(layer).to_dict()
