@@ -239,7 +239,7 @@ def test_keys_that_lie_apart_are_the_keys_beside_each_other(
     long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "LONG", long)
-    layer = _layer(90, heads=3, batch=2)
+    layer = _layer(90, heads=3)
     record = layer.query_key
     assert record is not None
     apart = record.key.transpose(1, 2).contiguous().transpose(1, 2)
