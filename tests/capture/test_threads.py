@@ -360,6 +360,32 @@ def test_threads_are_started_as_before_when_a_capture_has_ended(run: Any) -> Non
     assert ThreadPoolExecutor.submit is submit
 
 
+class Lasting(nn.Module):
+    """Starts a thread that waits for more work when the model has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.threads.append(threading.Thread(target=self.ended.wait, args=(20,)))
+        self.threads[-1].start()
+        return x
+
+
+def test_they_are_also_where_a_thread_outlives_the_capture() -> None:
+    start, submit, lasting = threading.Thread.start, ThreadPoolExecutor.submit, Lasting()
+    try:
+        AttentionExtractor(nn.Sequential(Heads(written_out), lasting)).get_attention(X)
+        assert threading.Thread.start is start
+        assert ThreadPoolExecutor.submit is submit
+    finally:
+        lasting.ended.set()
+        for thread in lasting.threads:
+            thread.join()
+
+
 def test_a_model_called_in_another_thread_only() -> None:
     model = stack(attend)
     with (

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from attncheck.capture.call import Sink
 from attncheck.capture.recorders.kernels import FOREIGN, KERNELS, OPERATORS, Kernel, is_foreign
-from attncheck.capture.recorders.threads import carried
+from attncheck.capture.recorders.threads import carried, carried_on
 from attncheck.capture.whereabouts import is_running
 
 __all__ = ["FunctionRecorder", "Watcher", "is_plain", "rested"]
@@ -181,13 +181,13 @@ class _Elsewhere(TorchFunctionMode):
 
     def kernel(self, function: Kernel, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """See `_Mode`."""
-        watching = not is_running(self._root)
+        watching = not self._mode.done and not is_running(self._root)
         return self._mode.kernel(function, args, kwargs) if watching else function(*args, **kwargs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if is_running(self._root):
+        if self._mode.done or is_running(self._root):
             return func(*args, **(kwargs or {}))
         return self._mode.__torch_function__(func, types, args, kwargs)
 
@@ -201,7 +201,7 @@ def _carried(sink: Sink, mode: _Mode) -> AbstractContextManager[None] | None:
 @contextmanager
 def _watching(sink: Sink, mode: _Mode, place: tuple[nn.Module, str]) -> Iterator[None]:
     elsewhere = _Elsewhere(mode, sink.modules.modules[0])
-    with sink.elsewhere(place), carried(functools.partial(_carried, sink, mode)):
+    with sink.elsewhere(place), carried_on(functools.partial(_carried, sink, mode)):
         torch._C._push_on_torch_function_stack(elsewhere)
         try:
             yield

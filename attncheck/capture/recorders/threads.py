@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from attncheck.capture.sharing import Shared
 
-__all__ = ["carried"]
+__all__ = ["carried", "carried_on"]
 
 Carry: TypeAlias = Callable[[], AbstractContextManager[object] | None]
 """Asked where something is started; what it returns is entered where that runs."""
@@ -30,13 +30,25 @@ def carried(carry: Carry) -> Iterator[None]:
     Args:
         carry: Is asked for the context; None: nothing is to be entered.
     """
-    with _STARTS.needed():
-        own = get_ident(), carry
-        _CARRIED.append(own)
-        try:
-            yield
-        finally:
-            _CARRIED.remove(own)
+    with _STARTS.needed(), carried_on(carry):
+        yield
+
+
+@contextmanager
+def carried_on(carry: Carry) -> Iterator[None]:
+    """Do so in a thread in which a context was entered, as long as whoever began it does.
+
+    Such a thread may outlive a capture, and must not keep what that has changed.
+
+    Args:
+        carry: See `carried`.
+    """
+    own = get_ident(), carry
+    _CARRIED.append(own)
+    try:
+        yield
+    finally:
+        _CARRIED.remove(own)
 
 
 @contextmanager
