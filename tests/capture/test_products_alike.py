@@ -240,3 +240,32 @@ def test_such_products_may_be_gates_and_means(other: type[nn.Module]) -> None:
     layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True)
     maps = AttentionExtractor(nn.Sequential(layer, other())).get_attention(torch.randn(2, 6, WIDTH))
     assert tuple(maps.names) == ("0.self_attn",)
+
+
+def decayed(x: Tensor) -> Tensor:
+    """A recurrence whose gates are products of two projections of one position, as in RWKV."""
+    gate = (x.tanh() * x.sigmoid()).sum(-1, keepdim=True)
+    above, below = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0, :1])
+    found = []
+    for at in range(x.shape[1]):
+        above = above * 0.9 + gate[:, at].exp() * x[:, at]
+        below = below * 0.9 + gate[:, at].exp()
+        found.append(above / below)
+    return torch.stack(found, 1)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """A mean of the positions, each weighted by a product of its own."""
+    above: Tensor | float = 0.0
+    below: Tensor | float = 0.0
+    for at in range(x.shape[1]):
+        gate = (x[:, at].tanh() * x[:, at].sigmoid()).sum(-1, keepdim=True).exp()
+        above, below = above + gate * x[:, at], below + gate
+    return x + (torch.as_tensor(above) / below)[:, None]
+
+
+@pytest.mark.parametrize("gated", [decayed, pooled])
+def test_gates_of_each_position_s_own_are_no_attention(gated: Callable[[Tensor], Tensor]) -> None:
+    model = Written(gated, 4)
+    with pytest.raises(CaptureError, match="captured no attention in"):
+        AttentionExtractor(model).get_attention(torch.randn(2, 6, 16))

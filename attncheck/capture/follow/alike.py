@@ -7,6 +7,7 @@ features at once, so that a product is remembered until then, and not followed.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, Final
 
 from torch import Tensor
@@ -16,9 +17,9 @@ from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.pairs import AT_ONCE
 from attncheck.capture.follow.products import place_of
 from attncheck.capture.follow.steps import Step
-from attncheck.capture.follow.traces import Place, Trace
+from attncheck.capture.follow.traces import Factors, Part, Place, Trace
 
-__all__ = ["SUMS", "Alike"]
+__all__ = ["SUMS", "Alike", "of_one_query"]
 
 SUMS: Final = ("sum", "mean")
 """Functions that make one number of the features of a pair."""
@@ -38,6 +39,7 @@ class Alike:
         self._origins = origins
         self._last: weakref.ref[Tensor] | None = None
         self._place: Place = (0, 0)
+        self._factors: Factors = ()
 
     def remember(self, left: Tensor, right: Tensor, out: Any) -> None:
         """Remember a product; squares, and what does not depend on the input, are none of a pair.
@@ -51,6 +53,7 @@ class Alike:
             return
         if not any(map(self._origins.is_static, (left, right))):
             self._last, self._place = weakref.ref(out), place_of(right)
+            self._factors = tuple((_owner(held), place_of(held)) for held in (left, right))
 
     def scaled(self, product: Any, out: Any) -> None:
         """Remember what was made of such a product and a number.
@@ -90,4 +93,34 @@ class Alike:
             product=product,
             steps=AT_ONCE,
             place=self._place,
+            factors=self._factors,
         )
+
+
+def of_one_query(parts: Sequence[Part]) -> bool:
+    """Whether parts may be keys of the same queries: each was made of one factor and another.
+
+    What gates its own values by a product, place by place, is no attention: there the factors are
+    others in each part, or the parts are of one product.
+
+    Args:
+        parts: Of a sum of products with values.
+    """
+    made = [part for part in parts if part.factors]
+    if len({part.product for part in made}) < len(made):
+        return False
+    return all(_share_one(made[0].factors, part.factors) for part in made[1:])
+
+
+def _share_one(some: Factors, others: Factors) -> bool:
+    """Whether one factor is the same here and there: in the same place of memory that lives."""
+    return any(
+        place == its_place and owner() is not None and owner() is its_owner()
+        for owner, place in some
+        for its_owner, its_place in others
+    )
+
+
+def _owner(tensor: Tensor) -> weakref.ref[Tensor]:
+    base = tensor._base
+    return weakref.ref(tensor if base is None else base)

@@ -141,7 +141,7 @@ class Meetings:
         elif trace.stage == "raised" and meeting.rows is not None:
             places = trace.place, meeting.place_of_values()
             own = trace.axes is not None and is_own_key(trace.axes, meeting.trace.keys)
-            part = Part(meeting.rows, None, trace.product, places, trace.share, own)
+            part = Part(meeting.rows, None, trace.product, places, trace.share, own, trace.factors)
             trace = meeting.trace.but(stage="summed", parts=(part,), meeting=meeting)
             self._traces[out] = trace
             if trace.share:

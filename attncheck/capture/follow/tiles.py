@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from attncheck.capture.follow.alike import of_one_query
 from attncheck.capture.follow.parts import is_one_hot, sums_to_one
 from attncheck.capture.follow.steps import ADDITIONS, QUOTIENTS, TIMES, Step
 from attncheck.capture.follow.sums import sums_among
@@ -110,6 +111,8 @@ def _stacked(step: Step, trace: Trace, traces: Traces) -> Summed:
     parts = [part for one in known if one is not None for part in one.parts]
     if trace.reported or any(one is None or one.stage != "summed" for one in known):
         return Summed()
+    if not of_one_query(parts):
+        return Summed()
     dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
     return Summed(trace.but(parts=tuple(parts), hiding=(), apart=dim % step.out.ndim))
 
@@ -121,12 +124,16 @@ def _added(trace: Trace, other: Tensor, its: Trace | None) -> Summed:
         # What is added up begins with zeros; anything else makes it no sum of values.
         if not bool(other.any()):
             return Summed(trace)
-        return Summed(trace.but(astray=1)) if not trace.reported else Summed()
+        if trace.reported or any(part.factors for part in trace.parts):
+            return Summed()  # gates multiply so as well, and are added up to anything
+        return Summed(trace.but(astray=1))
     if its.astray and not trace.astray:
         trace = trace.but(astray=its.astray)
     if trace.reported != its.reported:
         return Summed(trouble=RENORMALISED)
     trace = trace.but(parts=(*trace.parts, *its.parts), hiding=())
+    if not of_one_query(trace.parts):
+        return Summed()
     if trace.reported or not all(part.divided for part in trace.parts):
         return Summed(trace)
     return _if_whole(trace, bool(trace.sliced))
@@ -138,6 +145,8 @@ def _scaled(step: Step, factor: Tensor, sums: Trace | None) -> Summed:
         return Summed(divided=tuple(part.product for part in trace.parts if sums is not None))
     if len(trace.parts) == 1:
         part = trace.parts[0]
+        if part.factors and part.raised.shape[-1] == 1 and step.name in QUOTIENTS:
+            return Summed()  # by itself: 1, whatever it was
         factor = _like_rows(factor, part.raised)
     if factor.ndim and factor.shape[-1] != 1:
         return Summed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -45,6 +46,9 @@ Columns: TypeAlias = tuple[int, int]
 Place: TypeAlias = tuple[int, int]
 """Address of the memory that a tensor is a view of, and where in it the tensor begins."""
 
+Factors: TypeAlias = tuple[tuple[weakref.ref[Tensor], Place], ...]
+"""Whose memory each factor of a product lies in, and where."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -57,6 +61,7 @@ class Part:
         places: Of their keys, and of their values.
         divided: They, or the product with the values, were divided by sums over keys.
         own: Each query has a key of its own.
+        factors: What was multiplied element by element to score those; see `Trace`.
     """
 
     raised: Tensor
@@ -65,6 +70,7 @@ class Part:
     places: tuple[Place, ...] = ()
     divided: bool = False
     own: bool = False
+    factors: Factors = ()
 
     def times(self, factor: Tensor, divides: bool = False) -> Part:
         """Return the part of a product that was multiplied once more, row by row."""
@@ -131,6 +137,8 @@ class Trace:
         astray: How many functions ago something was added to a ``"summed"`` tensor that is not
             known, 0: nothing.
         stacked: Numbers of the axes along which scores of several products are beside each other.
+        factors: What was multiplied element by element, query and key of one shape, as long as it
+            lives; empty: they met in another way.
     """
 
     stage: Literal["pairs", "scores", "raised", "sums", "weighted", "summed", "weights", "attended"]
@@ -174,6 +182,7 @@ class Trace:
     apart: int | None = None
     astray: int = 0
     stacked: frozenset[int] = frozenset()
+    factors: Factors = ()
 
     def but(self, **changes: Any) -> Trace:
         """Return the trace with other fields: `dataclasses.replace` takes ten times as long."""
