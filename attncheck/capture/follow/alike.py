@@ -17,7 +17,7 @@ from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.pairs import AT_ONCE
 from attncheck.capture.follow.products import place_of
 from attncheck.capture.follow.steps import Step
-from attncheck.capture.follow.traces import Factors, Part, Place, Trace
+from attncheck.capture.follow.traces import Factors, Part, Trace
 
 __all__ = ["SUMS", "Alike", "of_one_query"]
 
@@ -38,7 +38,6 @@ class Alike:
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
         self._last: weakref.ref[Tensor] | None = None
-        self._place: Place = (0, 0)
         self._factors: Factors = ()
 
     def remember(self, left: Tensor, right: Tensor, out: Any) -> None:
@@ -52,7 +51,7 @@ class Alike:
         if left is right or not isinstance(out, Tensor):
             return
         if not any(map(self._origins.is_static, (left, right))):
-            self._last, self._place = weakref.ref(out), place_of(right)
+            self._last = weakref.ref(out)
             self._factors = tuple((_owner(held), place_of(held)) for held in (left, right))
 
     def scaled(self, product: Any, out: Any) -> None:
@@ -92,7 +91,7 @@ class Alike:
             frozenset(source.shape),
             product=product,
             steps=AT_ONCE,
-            place=self._place,
+            place=self._factors[-1][1],
             factors=self._factors,
         )
 

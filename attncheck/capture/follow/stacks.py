@@ -20,6 +20,7 @@ __all__ = [
     "NO_AXIS",
     "is_one_key",
     "is_own_key",
+    "may_be_keys",
     "over_keys",
     "put_beside",
     "stacked",
@@ -49,6 +50,16 @@ def over_keys(trace: Trace, atoms: Sequence[Atom]) -> bool:
     if not numbers or not numbers <= trace.stacked:
         return False
     return is_one_key(trace.axes, numbers)
+
+
+def may_be_keys(trace: Trace, atoms: Sequence[Atom]) -> bool:
+    """Whether an axis of scores may be that of keys, by where it comes from.
+
+    Args:
+        trace: Of scores.
+        atoms: Of the axis.
+    """
+    return any(atom.side != "shared" for atom in atoms) or over_keys(trace, atoms)
 
 
 def is_one_key(axes: Axes, keys: frozenset[int] = frozenset()) -> bool:

@@ -13,7 +13,7 @@ from attncheck.capture.follow.axes import FEATURES, Atom, Axes, numbers_in
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.parts import Columns, is_one_hot, keys_last, sums_to_one
 from attncheck.capture.follow.products import LACKS, Letters, Product, place_of
-from attncheck.capture.follow.stacks import over_keys
+from attncheck.capture.follow.stacks import may_be_keys
 from attncheck.capture.follow.traces import Place, Trace, Traces
 from attncheck.capture.plain import require_numbers
 
@@ -115,7 +115,7 @@ def meeting_of(
     keys = summed
     if axes is not None:
         if trace.stage == "raised":
-            keys = [axis for axis in summed if _is_sided(trace, axes[axis])]
+            keys = [axis for axis in summed if may_be_keys(trace, axes[axis])]
             numbers = numbers_in([atom for axis in keys for atom in axes[axis]])
             if not keys and all(operand.shape[axis] > 1 for axis in summed):
                 return None
@@ -132,11 +132,6 @@ def meeting_of(
         return Meeting(trace, None, None, tuple(keys), product, number)
     rows, left = _with_keys_last(rows, trace, keys, letters, product.letters[values[0]])
     return Meeting(trace, as_used, rows, tuple(keys), product, number, left)
-
-
-def _is_sided(trace: Trace, atoms: Sequence[Atom]) -> bool:
-    """Whether an axis of raised scores may be that of keys, by where it comes from."""
-    return any(atom.side != "shared" for atom in atoms) or over_keys(trace, atoms)
 
 
 def _with_keys_last(

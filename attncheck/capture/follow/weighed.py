@@ -5,7 +5,6 @@ Over a single key there is nothing to sum: what a loop over the keys adds up are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from attncheck.capture.follow.axes import Atom, numbers_in
 from attncheck.capture.follow.origins import Origins
 from attncheck.capture.follow.products import LACKS, Product, elementwise
-from attncheck.capture.follow.stacks import NEW, over_keys
+from attncheck.capture.follow.stacks import NEW, may_be_keys
 from attncheck.capture.follow.steps import Step
 from attncheck.capture.follow.traces import Trace
 
@@ -58,7 +57,7 @@ def _has_keys(read: Product, trace: Trace) -> bool:
     """Whether the other factor has an axis of query or key, and features beside it."""
     own, its = read.letters
     assert trace.axes is not None
-    sided = (n for n, atoms in zip(own, trace.axes, strict=True) if _may_be_keys(trace, atoms))
+    sided = (n for n, atoms in zip(own, trace.axes, strict=True) if may_be_keys(trace, atoms))
     return bool(set(sided) & set(its) - {LACKS}) and bool(set(its) - set(own) - {LACKS})
 
 
@@ -94,7 +93,7 @@ def _of_a_lacking_key(read: Product, trace: Trace) -> Weighed | None:
     if axes is None or not set(its) - set(own) - {LACKS}:
         return None
     wide = [(n, atoms) for n, atoms, m in zip(own, axes, weights.shape, strict=True) if m > 1]
-    sided = {n for n, atoms in wide if _may_be_keys(trace, atoms)}
+    sided = {n for n, atoms in wide if may_be_keys(trace, atoms)}
     sides = {atom.side for atoms in axes for atom in atoms} - {"shared"}
     if len(sides) > 1 or sided & set(its) - {LACKS}:
         return None
@@ -107,10 +106,6 @@ def _of_a_lacking_key(read: Product, trace: Trace) -> Weighed | None:
     axes = tuple(key if n == ONE_KEY else atoms for n, atoms in zip(own, axes, strict=True))
     read = Product((weights, read.operands[1]), (own, (*its, ONE_KEY)), read.out)
     return Weighed(read, trace.but(axes=axes), True)
-
-
-def _may_be_keys(trace: Trace, atoms: Sequence[Atom]) -> bool:
-    return any(map(_is_sided, atoms)) or over_keys(trace, atoms)
 
 
 def _is_sided(atom: Atom) -> bool:

@@ -179,15 +179,21 @@ class _Elsewhere(TorchFunctionMode):
         super().__init__()
         self._mode, self._root = mode, root
 
+    @property
+    def silent(self) -> bool:
+        """Whether it lets all functions pass."""
+        return self._mode.done or is_running(self._root)
+
     def kernel(self, function: Kernel, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """See `_Mode`."""
-        watching = not self._mode.done and not is_running(self._root)
-        return self._mode.kernel(function, args, kwargs) if watching else function(*args, **kwargs)
+        if self.silent:
+            return function(*args, **kwargs)
+        return self._mode.kernel(function, args, kwargs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self._mode.done or is_running(self._root):
+        if self.silent:
             return func(*args, **(kwargs or {}))
         return self._mode.__torch_function__(func, types, args, kwargs)
 
