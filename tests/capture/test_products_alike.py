@@ -244,7 +244,8 @@ def test_such_products_may_be_gates_and_means(other: type[nn.Module]) -> None:
 
 def decayed(x: Tensor) -> Tensor:
     """A recurrence whose gates are products of two projections of one position, as in RWKV."""
-    gate = (x.tanh() * x.sigmoid()).sum(-1, keepdim=True)
+    one, other = x.tanh(), x.sigmoid()
+    gate = (one * other).sum(-1, keepdim=True)
     above, below = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0, :1])
     found = []
     for at in range(x.shape[1]):
@@ -256,15 +257,26 @@ def decayed(x: Tensor) -> Tensor:
 
 def pooled(x: Tensor) -> Tensor:
     """A mean of the positions, each weighted by a product of its own."""
-    above: Tensor | float = 0.0
-    below: Tensor | float = 0.0
+    above: Tensor | int = 0
+    below: Tensor | int = 0
     for at in range(x.shape[1]):
         gate = (x[:, at].tanh() * x[:, at].sigmoid()).sum(-1, keepdim=True).exp()
         above, below = above + gate * x[:, at], below + gate
     return x + (torch.as_tensor(above) / below)[:, None]
 
 
-@pytest.mark.parametrize("gated", [decayed, pooled])
+def pooled_at_once(x: Tensor) -> Tensor:
+    """The same, of one product."""
+    one, other = x.tanh(), x.sigmoid()
+    gate = (one * other).sum(-1, keepdim=True).exp()
+    above: Tensor | int = 0
+    below: Tensor | int = 0
+    for at in range(x.shape[1]):
+        above, below = above + gate[:, at] * x[:, at], below + gate[:, at]
+    return x + (torch.as_tensor(above) / below)[:, None]
+
+
+@pytest.mark.parametrize("gated", [decayed, pooled, pooled_at_once])
 def test_gates_of_each_position_s_own_are_no_attention(gated: Callable[[Tensor], Tensor]) -> None:
     model = Written(gated, 4)
     with pytest.raises(CaptureError, match="captured no attention in"):

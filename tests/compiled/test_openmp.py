@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from attncheck.compiled.threads import side_by_side
 
 
 @pytest.fixture
-def team() -> Team:
-    found = torchs_team()
+def team() -> Iterator[Team]:
+    """Torch's threads, where torch uses more than one."""
+    found, before = torchs_team(), torch.get_num_threads()
     if found is None:
         pytest.skip("torch's OpenMP lends no threads here")
-    return found
+    torch.set_num_threads(2)
+    yield found
+    torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU's OpenMP is Linux's")

@@ -141,6 +141,12 @@ def test_threads_that_start_meanwhile_have_the_process_s_number(two_threads: Non
     assert found == [2, 2]
 
 
+def test_one_thread_is_for_a_while(two_threads: None) -> None:
+    with on_one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+
+
 def test_nothing_to_do_is_done(two_threads: None) -> None:
     assert side_by_side(abs, []) == []
 

@@ -41,6 +41,7 @@ def test_agrees_with_blocks_of_rows(causal: bool, kind: str, dtype: torch.dtype)
     assert found is not None
     for name, (expected, valid) in measure_in_blocks(layer, UNSORTED).items():
         assert torch.equal(found[name][1], valid), name
+        assert bool(found[name][0][~valid].isnan().all()), name
         longest = {"effective_keys": 520, "participation_ratio": 520, "mean_distance": 520}
         torch.testing.assert_close(
             found[name][0][valid], expected[valid], rtol=0, atol=4e-6 * longest.get(name, 1)
