@@ -11,7 +11,8 @@ from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.compiled.threads import on_one_thread
 from attncheck.evaluate.evidence import evidence_of
-from attncheck.evaluate.measures import Totals, join, measures_of
+from attncheck.evaluate.measures import Totals, join
+from attncheck.evaluate.row_sums import sum_rows
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import PatternEvidence
 from attncheck.profile import LayerProfile
@@ -58,4 +59,5 @@ def describe(
 def _read(tally: Tally, layer: LayerAttention) -> tuple[PatternEvidence, dict[str, Totals]]:
     few = layer.device.type == "cpu" and tally.valid.numel() <= FEW_ROWS
     with quiet(layer.device.type), on_one_thread() if few else nullcontext():
-        return evidence_of(tally, causal=layer.causal), measures_of(tally)
+        rows = sum_rows(tally)
+        return evidence_of(tally, rows, causal=layer.causal), rows.measures

@@ -103,9 +103,6 @@ class Books:
         """Return what was written."""
         targets, reach = self.targets, self.targets.reach
         table = torch.from_numpy(self.numbers).movedim(2, 0)
-        every = dict(zip((NAMES.get(name, name) for name in NUMBERS), table, strict=False))
-        selected = {f"{name}{what}" for name in targets.names for what in ("", " keys")}
-        rows = {n: held for n, held in every.items() if n in selected or n in _ALWAYS}
         valid = torch.from_numpy(self.valid)
         positional = targets.positional
         return Tally(
@@ -114,8 +111,8 @@ class Books:
             valid,
             valid & (reach.seen >= 2),
             first=reach.first,
+            names=tuple(NAMES.get(name, name) for name in NUMBERS[: len(table)]),
             table=table,
-            rows=rows,
             columns=torch.from_numpy(self.columns.sum(0)),
             offsets=torch.from_numpy(self.offsets.sum(0)) if positional else None,
             cells=torch.from_numpy(self.cells) if positional else None,

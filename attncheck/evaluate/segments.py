@@ -50,7 +50,6 @@ def measure_segments(
     tally: Tally,
     rows: tuple[Tensor, Tensor],
     clear: ClearLines,
-    segments: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Sums, Sums]:
     """Return the sums of the blocks, and the same beside the clear lines.
 
@@ -58,8 +57,6 @@ def measure_segments(
         tally: What a walk found.
         rows: Weight and squared weight of each row, 0 in rows that do not count, float64.
         clear: Columns and diagonals that are set aside.
-        segments: Where segments were given: weight and number of visible keys in its own segment
-            for each row, and the segment of each key, ``(batch or 1, key)``.
     """
     usable, reach = tally.usable, tally.reach
     shape = usable.shape
@@ -73,13 +70,14 @@ def measure_segments(
         counts.index_put(at, -torch.ones_like(query), accumulate=True),
     )
     ones = usable.double()
-    if segments is not None:
-        own, inside, of_key = segments
-        number = of_key.expand(shape[0], -1)
+    if "block" in tally.targets.names:
+        assert tally.targets.marks.segments is not None
+        number = tally.targets.marks.segments.expand(shape[0], -1)
         same = number[batch, reach.positions[query].clamp(min=0)] == number[batch, key]
-        beside = own.double().index_put(at, -points * same, accumulate=True).clamp_(min=0)
-        held, around = (own * usable).double(), beside * usable
-        inside = (inside.expand(shape) * usable).long()
+        own = (tally.rows["block"].double() * tally.rows["share"].double()).masked_fill(~usable, 0)
+        beside = own.index_put(at, -points * same, accumulate=True).clamp_(min=0)
+        held, around = own, beside * usable
+        inside = (tally.rows["block keys"] * usable).long()
     else:
         held, around, inside, same = _searched(tally, rest, clear)
     left = inside.index_put(at, -same.to(inside.dtype), accumulate=True)

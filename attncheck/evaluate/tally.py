@@ -64,8 +64,8 @@ class Tally:
         valid: Rows that carry attention, bool ``(batch, head, query)``.
         usable: Those of them that see two keys or more; patterns are judged on these.
         first: First key that any query sees, ``(batch or 1, head or 1)``.
-        table: Numbers of each row, ``(name, batch, head, query)``.
-        rows: The same by name, ``(batch, head, query)``: the largest score (``peak``),
+        names: Of what the table holds.
+        table: Numbers of each row, ``(name, batch, head, query)``: the largest score (``peak``),
             the largest weight (``top``), the sum of the weights (``mass``), of weights times
             scores less the peak (``inner``), their ``norm``, the weight of the ``first`` key, the
             mean distance (``far``), the mass on ``later`` keys, the ``overlap`` with even
@@ -85,8 +85,8 @@ class Tally:
     valid: Tensor
     usable: Tensor
     first: Tensor
+    names: tuple[str, ...]
     table: Tensor
-    rows: Mapping[str, Tensor]
     columns: Tensor
     offsets: Tensor | None
     cells: Tensor | None
@@ -103,11 +103,10 @@ class Tally:
         def room(*size: int, of: torch.dtype = torch.float64) -> Tensor:
             return torch.zeros(*valid.shape[:2], *size, dtype=of, device=valid.device)
 
-        names = [*ROWS, *targets.names, *(f"{name} keys" for name in targets.names)]
+        names = (*ROWS, *targets.names, *(f"{name} keys" for name in targets.names))
         table = torch.zeros(len(names), *valid.shape, dtype=dtype, device=valid.device)
-        rows = dict(zip(names, table.unbind(), strict=True))
-        rows["share"] += 1
-        rows["top"] += 1
+        for name in ("share", "top"):
+            table[names.index(name)] = 1
         positional = targets.positional
         return cls(
             source,
@@ -115,8 +114,8 @@ class Tally:
             valid,
             usable,
             first=reach.first,
+            names=names,
             table=table,
-            rows=rows,
             columns=room(reach.n_key),
             offsets=room(reach.n_key + reach.n_query - 1) if positional else None,
             cells=room(grid.n_rows, grid.n_keys, of=dtype) if positional else None,
@@ -128,10 +127,19 @@ class Tally:
         """What the rows see."""
         return self.targets.reach
 
+    @cached_property
+    def rows(self) -> Mapping[str, Tensor]:
+        """The table by name, each ``(batch, head, query)``."""
+        return dict(zip(self.names, self.table.unbind(), strict=True))
+
+    def place(self, name: str) -> int:
+        """Where a name stands in the table; -1 where it does not."""
+        return self.names.index(name) if name in self.names else -1
+
     def part(self, head: slice, rows: slice) -> dict[str, Tensor]:
         """Numbers of some rows of some heads, to be written."""
         parts = self.table[:, :, head, rows].unbind()
-        return dict(zip(self.rows, parts, strict=True))
+        return dict(zip(self.names, parts, strict=True))
 
     @cached_property
     def chances(self) -> Chances:

@@ -77,6 +77,11 @@ class Targets:
             *(("block",) if marks.segments is not None and self.positional else ()),
         )
 
+    @property
+    def tokenwise(self) -> list[str]:
+        """Those of them that select keys by their tokens."""
+        return [name for name in self.names if name != "block"]
+
     def pick(self, rows: slice, keys: slice, dtype: torch.dtype) -> Picked:
         """Find what some rows select among some keys.
 

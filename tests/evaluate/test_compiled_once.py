@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from attncheck.attention import LayerAttention, QueryKey
-from attncheck.evaluate import profile_given
+from attncheck.evaluate import profile_given, row_sums
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.metrics import METRICS
 
 numba = pytest.importorskip("numba")
 loops = pytest.importorskip("attncheck.compiled.loops")
+sums = pytest.importorskip("attncheck.compiled.sums")
 
 N = 160
 
@@ -54,13 +55,14 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[Any]]:
 
     def spy_on(name: str) -> set[Any]:
         seen: set[Any] = set()
-        original = getattr(loops, name)
+        module = sums if name == "sum_rows" else loops
+        original = getattr(module, name)
 
         def spy(*args: Any) -> Any:
             seen.add(tuple(map(numba.typeof, args)))
             return original(*args)
 
-        monkeypatch.setattr(loops, name, spy)
+        monkeypatch.setattr(module, name, spy)
         return seen
 
     return spy_on
@@ -94,3 +96,18 @@ def test_loops_over_weights(spied: Callable[[str], set[Any]], threads: int) -> N
             METRICS["entropy"].rows(replace(held, weights=given.repeat(1, 16, 1, 1), heads=()))
     assert len(profiles) == 1, profiles
     assert len(measures) == 1, measures
+
+
+def test_a_loop_over_what_rows_add_up_to(
+    spied: Callable[[str], set[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_sums, "MANY", 0)
+    seen = spied("sum_rows")
+    for make in LAYERS.values():
+        layer = make()
+        for tokens in (None, torch.arange(N) % 7):
+            profile_blocked(layer, tokens, fused=True)
+            profile_blocked(layer, tokens)
+    assert len(seen) == 1, seen
+    profile_given(replace(LAYERS["causal"]().changed(), weights=layer.weights), torch.arange(N) % 7)
+    assert len(seen) == 2, "in float64 as well"
