@@ -41,7 +41,6 @@ class Rows(NamedTuple):
         valid: Rows that carry attention, bool ``(batch, head, query)``.
         usable: Those that see two keys or more, of the same kind.
         low: First visible key, int64 ``(batch or 1, head or 1, query)``.
-        seen: Number of visible keys, of the same kind.
         highest: Entropy of an even row, float64, of the same kind.
         inverse: Weight of a visible key in it, likewise.
         first: First key that any query sees, int64 ``(batch or 1, head or 1)``.
@@ -59,7 +58,6 @@ class Rows(NamedTuple):
     valid: Any
     usable: Any
     low: Any
-    seen: Any
     highest: Any
     inverse: Any
     first: Any
@@ -132,7 +130,7 @@ def sum_rows(rows: Rows, into: Sums) -> None:
                 *(rows.valid[batch, head], rows.usable[batch, head]),
                 *(rows.highest[sequence, own], rows.inverse[sequence, own]),
             )
-            _see_first(rows.low[sequence, own], rows.seen[sequence, own], first, sees)
+            _see_first(rows.low[sequence, own], first, sees)
             behind = max(0, first + 1 - rows.position) if rows.positional else 0
             variance = into.held[2, batch, head]
             _add_measures(held, rows.positional, into.measures[head])
@@ -148,10 +146,10 @@ def sum_rows(rows: Rows, into: Sums) -> None:
 
 
 @exact
-def _see_first(low: Any, seen: Any, first: int, sees: Any) -> None:
-    """Say which rows see the first key."""
+def _see_first(low: Any, first: int, sees: Any) -> None:
+    """Say which rows see the first key, of those that see any."""
     for query in range(sees.shape[0]):
-        sees[query] = seen[query] > 0 and low[query] == first
+        sees[query] = low[query] == first
 
 
 @exact

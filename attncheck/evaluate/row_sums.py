@@ -170,7 +170,6 @@ def _rows(tally: Tally) -> Rows:
         valid=_array(tally.valid),
         usable=_array(tally.usable),
         low=_array(reach.low),
-        seen=_array(reach.seen),
         highest=_array(tally.chances.highest),
         inverse=_array(tally.chances.inverse),
         first=_array(tally.first),

@@ -81,20 +81,25 @@ def test_rows_add_up_alike(monkeypatch: pytest.MonkeyPatch, fused: bool, drawn: 
         assert_alike(*both(monkeypatch, tally))
 
 
-def a_tally() -> Tally:
+def a_tally(*, causal: bool = True) -> Tally:
     """Of three heads and two sequences, one of them padded, with tokens that come again."""
     torch.manual_seed(0)
     query, key = torch.randn(2, 2, 3, 40, 8)
     seen = torch.ones(2, 1, 1, 40, dtype=torch.bool)
-    seen[1, ..., :5] = False
+    seen[1, ..., :5] = seen[1, ..., -5:] = False
     record = QueryKey(query, key, (0, 1, 2), 0.4, mask=seen)
-    layer = LayerAttention(record, mask=seen, causal=True, kind="self")
+    layer = LayerAttention(record, mask=seen, causal=causal, kind="self")
     tokens = [str(number) if number else "." for number in (torch.arange(40) % 7).tolist()]
     return next(tallies(Drawn(layer, [tokens]), fused=False))
 
 
-def test_what_is_compared_is_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, compiled = both(monkeypatch, a_tally())
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_is_compared_is_not_nothing(monkeypatch: pytest.MonkeyPatch, causal: bool) -> None:
+    tally = a_tally(causal=causal)
+    plain, compiled = both(monkeypatch, tally)
+    assert_alike(plain, compiled)
+    padded = ~tally.valid[1, 0]
+    assert bool((tally.rows["duplicate_token keys"][1, 0, padded] > 0).any())
     assert set(compiled.templates) == {"duplicate_token", "induction", "delimiter"}
     for sums in (*compiled.templates.values(), *compiled.resting.values()):
         assert (sums.mass > 0).all()
