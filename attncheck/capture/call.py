@@ -46,7 +46,8 @@ class AttentionCall:
         softcap: Scores become ``tanh(score / softcap) * softcap``, before mask and bias.
         sinks: ``(head,)`` or ``(batch, head, query, 1)``: a score that is no key.
         dropout: Share of weights that the backend dropped from its output.
-        without_dropout: Calls the backend again without dropout, for the fidelity gate.
+        without_dropout: Calls the backend again without dropout, for the fidelity gate, which puts
+            back whatever random numbers it draws.
         redone: ``(batch, ..., size)``: what a second, weights-returning call returned; compared
             with `output` where there is no value to multiply.
         note: What else is to be known of it.

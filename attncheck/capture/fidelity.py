@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncheck.capture.call import AttentionCall
+from attncheck.capture.quiet import undrawn
 from attncheck.capture.rebuild import of_query_heads
 from attncheck.capture.select import Chosen
 from attncheck.tolerances import tolerance_for
@@ -46,8 +47,7 @@ def unfaithful(
     """
     output = call.output
     if call.dropout and call.without_dropout is not None:
-        devices = [output.device] if output.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
+        with undrawn(output.device):
             output = call.without_dropout()
     if call.redone is not None:
         return _verdict(_largest(call.redone, output), output, call, rebuilt_scores=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -257,6 +259,52 @@ def test_an_eager_function_of_its_own(kind: type[OwnEager], training: bool) -> N
     rest = 0 if layer.sink_mass is None else layer.sink_mass
     torch.testing.assert_close(layer.weights.sum(-1) + rest, torch.ones(2, 4, 9))
     assert (layer.sink_mass is not None) == (kind is OwnEager)
+
+
+class Drawing(OwnEager):
+    """Draws a random number also without dropout, and returns its weights or keeps them."""
+
+    def __init__(self, returns: bool) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def attend(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float
+    ) -> tuple[Tensor, Tensor | None]:
+        torch.rand(())
+        weights = nn.functional.dropout((query @ key.mT / 8**0.5).softmax(-1), dropout)
+        return (weights @ value).transpose(1, 2), weights if self.returns else None
+
+    def options(self, x: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_what_it_draws_when_asked_again_is_put_back_once(
+    returns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, forks, deepest = torch.random.fork_rng, 0, 0
+
+    @contextmanager
+    def counted(*args: Any, **options: Any) -> Iterator[None]:
+        nonlocal forks, deepest
+        forks += 1
+        deepest = max(deepest, forks)
+        with fork(*args, **options):
+            yield
+        forks -= 1
+
+    monkeypatch.setattr(torch.random, "fork_rng", counted)
+    model, x = Drawing(returns).train(), torch.randn(2, 9, 32)
+    torch.manual_seed(1)
+    model(x)
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    with AttentionExtractor(model) as extractor:
+        model(x)
+    assert torch.equal(torch.rand(()), drawn)
+    assert extractor.maps.layers[0].status == "exact"
+    assert deepest == 1
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

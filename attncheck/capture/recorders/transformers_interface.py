@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.capture.call import AttentionCall, Sink
+from attncheck.capture.quiet import undrawn
 from attncheck.capture.recorders.flex import shown_by
 from attncheck.capture.recorders.functions import rested
 from attncheck.capture.whereabouts import kind_of
@@ -170,10 +171,11 @@ def _as_call(
         bias = None if bias is None else bias[..., :n_query]
         n_key = n_query
     decoding = bool(getattr(module, "is_causal", False))
-    calm = functools.cache(functools.partial(_without_dropout, function, args, kwargs, query))
+    calm = functools.cache(functools.partial(_without_dropout, function, args, kwargs))
     own = _own_weights(returned, query, n_key, backend)
     if own is not None and dropout and sinks is None:
-        own = _own_weights(calm(), query, n_key, backend)
+        with undrawn(query.device):
+            own = _own_weights(calm(), query, n_key, backend)
     output = returned[0] if isinstance(returned, tuple) else returned
     return AttentionCall(
         name=name,
@@ -198,10 +200,10 @@ def _as_call(
 
 
 def _without_dropout(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], query: Tensor
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Ask the function a second time, and leave random numbers and gradients alone."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[query.device] if query.is_cuda else []):
+    """Ask the function a second time, and leave gradients alone."""
+    with torch.no_grad():
         return function(*args, **{**kwargs, "dropout": 0.0})
 
 
