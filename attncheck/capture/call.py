@@ -128,7 +128,7 @@ class Sink(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a recorder is inside a call that it reports itself."""
+        """Whether a recorder is inside a call of this thread that it reports itself."""
         ...
 
     @property
@@ -147,7 +147,7 @@ class Sink(Protocol):
         ...
 
     def inside(self) -> AbstractContextManager[None]:
-        """Keep other recorders silent: what runs inside belongs to one call."""
+        """Keep other recorders of this thread silent: what runs inside belongs to one call."""
         ...
 
     def name_of(self, module: object) -> str | None:

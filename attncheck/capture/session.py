@@ -88,14 +88,13 @@ class Session:
         """How often the model was called."""
         self.names = self.modules.names
         """Path of every module, by its id."""
-        self.busy = False
-        """Whether a recorder is inside a call that it reports itself."""
         self._peers = {name: peers for peers in self.modules.peers.values() for name in peers}
         """Paths of the modules of its class, by the path of each module."""
         self._settings = settings
         self._keeper = Keeper(settings)
         self._on_layer, self._cut = on_layer, cut
-        self._inside = 0
+        self._inside: set[int] = set()
+        """Numbers of threads in which a recorder is inside a call that it reports itself."""
         self._started: dict[int, tuple[nn.Module, str]] = {}
         """Modules that started a thread which runs now, by its number."""
         self._order: list[str] = []
@@ -107,14 +106,19 @@ class Session:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Keep other recorders silent for the length of one call."""
-        self._inside += 1
-        self.busy = True
+        """Keep other recorders silent in this thread for the length of one call."""
+        thread, outermost = get_ident(), not self.busy
+        self._inside.add(thread)
         try:
             yield
         finally:
-            self._inside -= 1
-            self.busy = self._inside > 0
+            if outermost:
+                self._inside.remove(thread)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a recorder is inside a call of this thread that it reports itself."""
+        return bool(self._inside) and get_ident() in self._inside
 
     def name_of(self, module: object) -> str | None:
         """Module path, or None for a module of another model."""

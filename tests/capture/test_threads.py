@@ -317,6 +317,40 @@ def test_heads_in_threads_at_once_are_told() -> None:
         AttentionExtractor(model).get_attention(X)
 
 
+class Meanwhile(nn.Module):
+    """Attends in a thread while a function of transformers that is recorded runs in its own."""
+
+    def __init__(self, registry: Any) -> None:
+        super().__init__()
+        self.registry, self.thread = registry, threading.Thread()
+        self.begun = threading.Event()
+
+    def wait(self, _: Any, q: Tensor, k: Tensor, v: Tensor, mask: None) -> tuple[Tensor, None]:
+        self.begun.set()
+        self.thread.join(20)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (4, 4)).transpose(1, 2)
+        function = self.registry.get_interface("eager", self.wait)
+
+        def work() -> None:
+            assert self.begun.wait(20)
+            written_out(Heads(attend), heads, heads, heads)
+
+        self.thread = threading.Thread(target=work)
+        self.thread.start()
+        output: Tensor = function(self, heads, heads, heads, None)[0]
+        return output
+
+
+def test_attention_in_a_thread_is_told_while_another_thread_attends() -> None:
+    transformers = pytest.importorskip("transformers.modeling_utils")
+    model = Meanwhile(transformers.ALL_ATTENTION_FUNCTIONS)
+    with pytest.raises(CaptureError, match=r"Meanwhile: its attention ran in another thread"):
+        AttentionExtractor(model).get_attention(X)
+
+
 @pytest.mark.parametrize("run", WAYS)
 def test_scores_may_be_made_in_a_thread(run: Any) -> None:
     def scored(m: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
