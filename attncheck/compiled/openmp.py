@@ -100,7 +100,7 @@ def torchs_team() -> Team | None:
         >>> came
         ['a thread']
     """
-    if _FORKED or not sys.platform.startswith("linux"):
+    if _forked or not sys.platform.startswith("linux"):
         return None
     for path in (*map(str, sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))), None):
         try:
@@ -112,12 +112,13 @@ def torchs_team() -> Team | None:
     return None
 
 
-_FORKED: list[int] = []
-"""Not empty in a forked process, which has none of the threads that OpenMP believes it has."""
+_forked = False
+"""Whether this is a forked process, which has none of the threads that OpenMP believes it has."""
 
 
 def _lose_threads() -> None:
-    _FORKED.append(os.getpid())
+    global _forked
+    _forked = True
     torchs_team.cache_clear()
 
 

@@ -87,6 +87,6 @@ def test_a_forked_process_has_other_threads() -> None:
             done = side_by_side(abs, [-1, -2]) == [1, 2] and torchs_team() is None
             os._exit(0 if done else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert not openmp._FORKED
+        assert not openmp._forked
     finally:
         torch.set_num_threads(before)
