@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 __all__ = ["peak_memory"]
 
@@ -50,15 +50,12 @@ def peak_memory(function: Callable[[], object], device: str | torch.device = "cp
 
 
 def _on_cpu(function: Callable[[], object]) -> int:
-    watched: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _quiet_stderr():
-        watched.start()
-        try:
-            result = function()
-        finally:
-            watched.stop()
+    # `torch.profiler.profile`, which holds this one, warns of cycles in torch 2.10 and 2.11.
+    watched: Any = profile(use_kineto=True, profile_memory=True)
+    with _quiet_stderr(), watched:
+        result = function()
     del result
-    events = watched.profiler.kineto_results.events()
+    events = watched.kineto_results.events()
     changes = [event for event in events if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(changes, key=lambda event: event.start_ns()):

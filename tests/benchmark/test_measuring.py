@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -66,6 +67,16 @@ def test_peak_memory_passes_errors_on_and_writes_nothing(capfd: pytest.CaptureFi
         peak_memory(fails)
     peak_memory(lambda: None)
     assert capfd.readouterr().err == ""
+
+
+def test_peak_memory_warns_of_no_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `torch.profiler.profile` does in torch 2.10 and 2.11, where there is one."""
+
+    def prepare_trace(self: torch.profiler.profile) -> None:
+        warnings.warn("Profiler clears events at the end of each cycle", stacklevel=2)
+
+    monkeypatch.setattr(torch.profiler.profile, "prepare_trace", prepare_trace)
+    assert peak_memory(lambda: torch.zeros(1 << 10)) == 4 << 10
 
 
 def test_ceilings_are_rates(monkeypatch: pytest.MonkeyPatch) -> None:
