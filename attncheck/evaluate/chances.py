@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attncheck.evaluate.reach import Reach
 from attncheck.patterns.spans import Spans
-from attncheck.patterns.sums import Array
+from attncheck.patterns.sums import Array, total
 
 __all__ = ["Chances", "Counted", "chances_of", "total"]
 
@@ -104,11 +102,6 @@ def chances_of(reach: Reach, usable: Tensor, *, positional: bool) -> Chances:
     if key not in reach.chances:
         reach.chances[key] = Chances.of(reach, usable, positional=positional)
     return reach.chances[key]
-
-
-def total(rows: Tensor) -> NDArray[np.float64]:
-    """Sum ``(..., batch, head, row)`` to ``(..., head)``."""
-    return np.asarray(rows.sum((-3, -1), dtype=torch.float64).cpu().numpy())
 
 
 Pair: TypeAlias = tuple[Tensor, ...]

@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attncheck.attention import LayerAttention
@@ -21,7 +20,7 @@ from attncheck.patterns.diagonals import by_offset, sum_diagonals
 from attncheck.patterns.evidence import PatternEvidence, join_heads
 from attncheck.patterns.grid import Grid, make_grid
 from attncheck.patterns.spans import Spans
-from attncheck.patterns.sums import Lines, Sums, no_lines
+from attncheck.patterns.sums import Array, Lines, Sums, no_lines, total
 
 __all__ = ["collect_evidence"]
 
@@ -118,8 +117,8 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
     # Fresh memory costs more than a pass over it: what is used up in between has one place.
     scratch = torch.empty_like(weights)
     shortest = torch.minimum(weights, inverse[..., None].to(weights), out=scratch)
-    overlap = _total(shortest.sum(-1) * use)
-    entropy = _total(-row_log_dot(weights, scratch))
+    overlap = total(shortest.sum(-1) * use)
+    entropy = total(-row_log_dot(weights, scratch))
     beside = Sums(*(np.zeros(weights.shape[1]) for _ in range(4)))
     columns, offsets = weights.sum(2), no_lines(weights.shape[1])
     if grid.positional:
@@ -127,11 +126,11 @@ def _measure(weights: Tensor, valid: Tensor, grid: Grid) -> PatternEvidence:
         offsets = _offsets(diagonals, grid, rows)
         held["block"], beside = measure_blocks(weights, grid, shared, columns, diagonals, scratch)
     return PatternEvidence(
-        rows=_total(use),
-        inverse=_total(use * inverse),
-        square=_total(square),
+        rows=total(use),
+        inverse=total(use * inverse),
+        square=total(square),
         entropy=entropy,
-        capacity=_total(seen.clamp(min=1).to(torch.float64).log() * use),
+        capacity=total(seen.clamp(min=1).to(torch.float64).log() * use),
         overlap=overlap,
         positional=grid.positional,
         causal=grid.causal,
@@ -160,12 +159,7 @@ def _masks(grid: Grid) -> dict[str, Tensor]:
     }
 
 
-def _total(rows: Tensor) -> NDArray[np.float64]:
-    """Sum ``(batch, head, row)`` to ``(head,)``."""
-    return _numpy(rows.sum((0, 2), dtype=torch.float64))
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+def _numpy(tensor: Tensor) -> Array:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
@@ -215,13 +209,13 @@ def _masked(weights: Tensor, mask: Tensor, rows: tuple[Tensor, Tensor, Tensor]) 
     n_heads = weights.shape[1]
     mass = (weights * mask).sum(-1, dtype=torch.float64)
 
-    def total(per_row: Tensor) -> NDArray[np.float64]:
-        return _numpy(per_row.sum((0, 2)).expand(n_heads)).copy()
+    def of_all(per_row: Tensor) -> Array:
+        return np.broadcast_to(total(per_row), n_heads).copy()
 
     use, chance, variance = rows
     return Sums(
-        mass=_total(mass * has),
-        chance=total(chance * selected),
-        rows=total(use * has),
-        variance=total(variance * selected),
+        mass=total(mass * has),
+        chance=of_all(chance * selected),
+        rows=of_all(use * has),
+        variance=of_all(variance * selected),
     )

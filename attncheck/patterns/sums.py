@@ -9,11 +9,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attncheck.patterns.reading import counted, numbers, require_parts, squared, unpack, whole
 
-__all__ = ["SUMS", "Array", "Lines", "Sums", "add", "join", "lift", "no_lines", "pick", "ratio"]
+__all__ = [
+    "SUMS",
+    "Array",
+    "Lines",
+    "Sums",
+    "add",
+    "join",
+    "lift",
+    "no_lines",
+    "pick",
+    "ratio",
+    "total",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -183,6 +197,12 @@ def lift(sums: Sums | Lines) -> Array:
 def ratio(top: Array, bottom: Array) -> Array:
     """Quotient; NaN where there is nothing to divide by."""
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def total(rows: Tensor) -> Array:
+    """Sum ``(..., batch, head, row)`` to ``(..., head)``, in float64."""
+    held: Array = rows.detach().sum((-3, -1), dtype=torch.float64).cpu().numpy()
+    return held
 
 
 def _checked(read: dict[str, Array], counts: tuple[str, ...], name: str) -> dict[str, Array]:
