@@ -13,16 +13,25 @@ from attncheck.attention.quiet import quiet
 from attncheck.compiled import SMALL, missing
 from attncheck.compiled.threads import shares, side_by_side
 
-__all__ = ["read_heads", "worth_compiled"]
+__all__ = ["is_large", "read_heads", "worth_compiled"]
 
 Result = TypeVar("Result")
 
 
 def worth_compiled(layer: LayerAttention) -> bool:
     """Whether compiled loops may read a layer's weights: many, on a CPU, no float64, with numba."""
-    if layer.device.type != "cpu" or layer.dtype == torch.float64:
-        return False
-    return prod(layer.shape) >= SMALL and missing() is None
+    return is_large(layer, "cpu") and missing() is None
+
+
+def is_large(layer: LayerAttention, device_type: str) -> bool:
+    """Whether a layer has so many weights, on such a device, that one read of all pays off.
+
+    Args:
+        layer: The layer; float64 is read in no such way.
+        device_type: ``"cpu"`` or ``"cuda"``.
+    """
+    here = layer.device.type == device_type and layer.dtype != torch.float64
+    return here and prod(layer.shape) >= SMALL
 
 
 def read_heads(layer: LayerAttention, read: Callable[[Any, int, slice], Result]) -> list[Result]:

@@ -5,7 +5,6 @@ kernel on a GPU, where they are there.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
-from attncheck.attention.reading import read_heads, worth_compiled
-from attncheck.compiled import SMALL
+from attncheck.attention.reading import is_large, read_heads, worth_compiled
 from attncheck.compiled.ledger import ramp_of
 from attncheck.compiled.threads import on_one_thread
 from attncheck.kernels import missing
@@ -67,9 +65,7 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
 
 def _worth_kernel(layer: LayerAttention) -> bool:
     """Whether a kernel may read a layer's weights: many, on a GPU, no float64, with triton."""
-    if layer.device.type != "cuda" or layer.dtype == torch.float64:
-        return False
-    return prod(layer.shape) >= SMALL and missing() is None
+    return is_large(layer, "cuda") and missing() is None
 
 
 def _read_on_gpu(layer: LayerAttention) -> Tensor | None:
