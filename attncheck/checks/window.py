@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention
+from attncheck.attention.arguments import whole_number
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.checks.forbidden import ForbiddenRule, judge_forbidden, require_positions
@@ -17,6 +17,9 @@ from attncheck.checks.select import HeadSelection
 from attncheck.checks.subject import open_subject
 
 __all__ = ["assert_sliding_window", "check_sliding_window", "require_window"]
+
+
+WHAT: Final = "an integer or (before, after)"
 
 
 def check_sliding_window(
@@ -113,27 +116,24 @@ def require_window(window: Any) -> int:
         TypeError: It is no integer.
         ValueError: It leaves out the query's own key.
     """
-    if isinstance(window, bool) or not isinstance(window, Integral):
-        raise TypeError(f"window: got {window!r}; expected an integer, a number of keys")
-    if window < 1:
-        raise ValueError(f"window: got {window}; a query sees 1 key at least, its own")
-    return int(window)
+    size = whole_number(window, "window", "an integer, a number of keys")
+    if size < 1:
+        raise ValueError(f"window: got {size}; a query sees 1 key at least, its own")
+    return size
 
 
 def _reach(window: Any) -> tuple[int, int]:
     """Turn the window into keys before and after the query's own, -1 for no limit."""
     pair = tuple(window) if isinstance(window, tuple | list) else (window,)
-    if len(pair) not in (1, 2) or not all(
-        isinstance(x, Integral) and not isinstance(x, bool) for x in pair
-    ):
-        raise TypeError(f"window: got {window!r}; expected an integer or (before, after)")
-    pair = tuple(int(x) for x in pair)
-    if len(pair) == 1:
-        size = require_window(pair[0])
+    if len(pair) not in (1, 2):
+        raise TypeError(f"window: got {window!r}; expected {WHAT}")
+    sizes = [whole_number(size, "window", WHAT) for size in pair]
+    if len(sizes) == 1:
+        size = require_window(sizes[0])
         return size - 1, size - 1
-    if min(pair) < -1:
+    if min(sizes) < -1:
         raise ValueError(f"window: got {window}; expected numbers of keys, or -1 for no limit")
-    return pair[0], pair[1]
+    return sizes[0], sizes[1]
 
 
 def _where(before: int, after: int) -> str:

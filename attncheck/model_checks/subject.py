@@ -170,7 +170,7 @@ class ModelSubject:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind: {self.kind!r}; expected one of {', '.join(get_args(Kind))}")
         if self.window is not None:
-            require_window(self.window)
+            object.__setattr__(self, "window", require_window(self.window))
 
     @property
     def batch(self) -> int:

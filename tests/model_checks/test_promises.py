@@ -192,6 +192,11 @@ def test_nothing_is_left_behind() -> None:
     assert not any(module._forward_hooks for module in held.model.modules())
 
 
+def test_a_window_of_any_library_is_pythons_own() -> None:
+    window = subject(window=torch.tensor(WINDOW)).window
+    assert (type(window), window) == (int, WINDOW)
+
+
 def test_wrong_use_is_told() -> None:
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         attncheck.assert_deterministic(3)  # type: ignore[arg-type]
@@ -210,7 +215,7 @@ def test_wrong_use_is_told() -> None:
     for window in (0, -3):
         with pytest.raises(ValueError, match=f"window: got {window}; a query sees 1 key at least"):
             attncheck.assert_window_respected(Decoder(), token_ids(), window=window, output=0)
-    with pytest.raises(TypeError, match=r"window: got 2.5; expected an integer"):
+    with pytest.raises(TypeError, match=r"window: 2\.5 is float; expected an integer"):
         attncheck.assert_window_respected(Decoder(), token_ids(), window=2.5, output=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="kind: 'reader'"):
         attncheck.assert_deterministic(nn.Linear(4, 4), torch.randn(2, 6, 4), kind="reader")  # type: ignore[arg-type]
