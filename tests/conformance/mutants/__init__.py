@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from tests.conformance.mutants import (  # noqa: F401
-    families,
+    arithmetic,
+    hiding,
     kernels,
+    normalising,
+    reading,
     reported,
     stateful,
     survivors,

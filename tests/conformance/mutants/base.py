@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MUTANTS", "Mutant", "Steps", "mutant"]
+__all__ = ["MUTANTS", "Mutant", "Steps", "mutant", "put", "steps"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ class Steps:
 
     def finish(self, c: Any) -> Any:
         return c.output
+
+
+def put(c: Any, **changes: Any) -> Any:
+    """Change what ``c`` carries, and return it."""
+    c.__dict__.update(changes)
+    return c
 
 
 def mutant(

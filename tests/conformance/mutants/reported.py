@@ -8,16 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.conformance.mutants.base import Steps, mutant, steps
+from tests.conformance.mutants.base import Steps, mutant, put, steps
 from tests.conformance.mutants.kernels import BLOCK, tiled
 from tests.conformance.mutants.kernels import RIGHT as TILED
 
 GH = "https://github.com/"
 RIGHT = Steps()
-
-
-def _put(c: Any, **changes: Any) -> None:
-    c.__dict__.update(changes)
 
 
 # --- masks ---------------------------------------------------------------------------------------
@@ -200,7 +196,7 @@ steps(
 
 def _keys_cut(c: Any) -> None:
     if c.S > c.L > 16 and c.mask is None:
-        _put(c, k=c.k[..., : c.L, :], v=c.v[..., : c.L, :], S=c.L)
+        put(c, k=c.k[..., : c.L, :], v=c.v[..., : c.L, :], S=c.L)
 
 
 steps("shape-keys-cut-to-queries", "shape", GH + "jax-ml/jax/issues/24491", prepare=_keys_cut)
