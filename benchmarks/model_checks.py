@@ -88,7 +88,8 @@ def _architectures(names: list[str], lines: Path) -> list[dict[str, Any]]:
 def _mutants() -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Plant every bug; also judge each model without any."""
     from attncheck import check_model
-    from benchmarks._promises_mutants import MUTANTS, sound
+    from benchmarks._promises_mutants import MUTANTS
+    from benchmarks._promises_planting import sound
 
     families = list(dict.fromkeys(mutant.family for mutant in MUTANTS))
     clean = {
@@ -122,7 +123,7 @@ def _mutants() -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
 def _times() -> dict[str, float]:
     """Median seconds of the whole set on each small model."""
     from attncheck import check_model
-    from benchmarks._promises_mutants import SIZES, sound
+    from benchmarks._promises_planting import SIZES, sound
 
     found = {}
     for family in SIZES:

@@ -10,7 +10,8 @@ from attncheck import check_model
 
 transformers = pytest.importorskip("transformers")
 
-from benchmarks._promises_mutants import MUTANTS, Mutant, sound  # noqa: E402
+from benchmarks._promises_mutants import MUTANTS  # noqa: E402
+from benchmarks._promises_planting import Mutant, sound  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
