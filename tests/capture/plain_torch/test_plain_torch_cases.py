@@ -16,6 +16,7 @@ from tests.capture.plain_torch.negative_cases import NEGATIVE as FIRST_NEGATIVE
 from tests.capture.plain_torch.negative_cases import WIDTH
 from tests.capture.plain_torch.odd_cases import ODD
 from tests.capture.plain_torch.pair_cases import PAIRS
+from tests.capture.plain_torch.score_cases import SCORES
 from tests.capture.plain_torch.sdpa_cases import FLEX, SDPA
 from tests.capture.plain_torch.written_cases import WRITTEN
 
@@ -25,6 +26,7 @@ GROUPS = {
     "flex": FLEX,
     "written": WRITTEN,
     "odd": ODD,
+    "scores": SCORES,
     "axes": AXES,
     "pairs": PAIRS,
     "multihead": MULTIHEAD,
