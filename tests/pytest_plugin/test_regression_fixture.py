@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from tests.pytest_plugin.baselines import SAMPLE, files_below, record, set_patterns
 from tests.pytest_plugin.conftest import Run
-
-SAMPLE = """
-from pathlib import Path
-import pytest, torch
-from attncheck import create_synthetic_attention
-
-PATTERNS = Path("patterns.txt").read_text().split()
-
-@pytest.fixture
-def maps():
-    heads = [create_synthetic_attention(16, name, causal=True, seed=0) for name in PATTERNS]
-    return torch.stack(heads)[None]
-
-def test_heads(maps, head_regression):
-    head_regression.check(maps)
-"""
-
-
-def files_below(folder: Path) -> list[str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    shown = sorted(path.relative_to(folder).as_posix() for path in paths)
-    return [path for path in shown if "__heads__" in path]
-
-
-def set_patterns(pytester: pytest.Pytester, *names: str) -> None:
-    (pytester.path / "patterns.txt").write_text(" ".join(names), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -110,12 +83,6 @@ def test_fail_accept_pass_change_fail(
     properties = ElementTree.parse(pytester.path / "junit.xml").findall(".//property")
     named = [(one.get("name"), one.get("value")) for one in properties]
     assert named.count(("attncheck_heads_changed", "L0H1")) == 1
-
-
-def record(run: Run, pytester: pytest.Pytester, *names: str) -> Path:
-    set_patterns(pytester, *names)
-    run(SAMPLE, "--attncheck-update").assert_outcomes(passed=1)
-    return pytester.path / "__heads__/test_it/test_heads.json"
 
 
 @pytest.mark.parametrize(
@@ -288,154 +255,6 @@ def test_no_baseline_is_lost_over_xdist(
     result = run(source)
     result.assert_outcomes(passed=count)
     assert "attncheck baselines" not in result.stdout.str()
-
-
-def test_names_repeats_and_runs(run: Run, pytester: pytest.Pytester) -> None:
-    source = """
-    import torch
-    def weights(seed, shape=(1, 2, 12, 12)):
-        return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).softmax(-1)
-    def test_names(head_regression):
-        head_regression.check(torch.eye(12), "early")
-        head_regression.check(weights(1), "late")
-    def test_repeats(head_regression):
-        for _ in range(3):
-            head_regression.check(weights(1))
-    def test_runs(head_regression):
-        head_regression.check(weights(0), runs=[weights(seed) for seed in range(1, 5)])
-    class TestA:
-        def test_names(self, head_regression):
-            head_regression.check(torch.eye(9))
-    """
-    run(source, "--attncheck-update").assert_outcomes(passed=4)
-    assert [Path(file).name for file in files_below(pytester.path)] == [
-        "TestA.test_names.json",
-        "test_names.early.json",
-        "test_names.late.json",
-        "test_repeats.json",
-        "test_runs.json",
-    ]
-    held = json.loads((pytester.path / "__heads__/test_it/test_runs.json").read_text())
-    assert held["runs"] == 5
-    assert held["heads"]["L0H0"]["spread"]["entropy"] > 0
-    run(source).assert_outcomes(passed=4)
-    other = source.replace("range(1, 5)", "range(11, 15)").replace("weights(0)", "weights(10)")
-    run(other).assert_outcomes(passed=4)
-    other = other.replace("weights(seed)", "torch.eye(12).expand(1, 2, 12, 12)")
-    run(other).assert_outcomes(passed=3, failed=1)
-
-
-def test_two_different_checks_of_one_name_disagree(run: Run, pytester: pytest.Pytester) -> None:
-    source = """
-    import torch
-    def test_it(head_regression):
-        head_regression.check(torch.eye(12))
-        head_regression.check(torch.full((12, 12), 1 / 12))
-    """
-    result = run(source, "--attncheck-update")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        [
-            "E       attncheck.CheckFailure: two checks in one test: pass name=",
-            "E         L0H0  pattern      diagonal   uniform",
-            "E         twice     *; give each name=",
-        ]
-    )
-    assert "accept" not in result.stdout.str()
-    assert all(len(line) <= 80 for line in result.stdout.lines if line.startswith("E "))
-    assert files_below(pytester.path) == []
-
-
-@pytest.mark.parametrize("args", [(), ("--attncheck-update",)])
-def test_a_second_check_that_disagrees_with_one_that_passed_is_not_written(
-    run: Run, pytester: pytest.Pytester, args: tuple[str, ...]
-) -> None:
-    one = """
-    import torch
-    def test_it(head_regression):
-        head_regression.check(torch.eye(12))
-    """
-    run(one, "--attncheck-update").assert_outcomes(passed=1)
-    path = pytester.path / "__heads__/test_it/test_it.json"
-    before = path.read_bytes()
-    result = run(one + "    head_regression.check(torch.full((12, 12), 1 / 12))\n", *args)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        [
-            "E       attncheck.CheckFailure: 1 of 1 heads changed: L0H0",
-            "E         twice     an earlier check of this test passed; give each name=",
-        ]
-    )
-    assert "accept" not in result.stdout.str()
-    assert path.read_bytes() == before
-
-
-def test_under_hypothesis_what_fails_is_written_once(run: Run, pytester: pytest.Pytester) -> None:
-    source = """
-    import torch
-    from hypothesis import given, settings, strategies as st
-    @settings(database=None, max_examples=25)
-    @given(key=st.integers(0, {most}))
-    def test_it(head_regression, key):
-        weights = torch.eye(12)
-        if key > 5:
-            weights[key] = 1 / 12
-        head_regression.check(weights)
-    """
-    run(source.format(most=5), "--attncheck-update").assert_outcomes(passed=1)
-    args = ("--attncheck-artifacts=out", "--junitxml=junit.xml")
-    result = run(source.format(most=11), *args)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*1 of 1 heads changed: L0H0*"])
-    assert len(list((pytester.path / "out").rglob("*.png"))) == 1
-    text = (pytester.path / "junit.xml").read_text()
-    assert text.count("attncheck_heads_changed") == 1
-
-
-def test_pictures_of_before_and_after(run: Run, pytester: pytest.Pytester) -> None:
-    import numpy as np
-
-    source = SAMPLE.replace("check(maps)", "check(maps, weights=True)")
-    set_patterns(pytester, "first_token", "previous_token")
-    run(source, "--attncheck-update").assert_outcomes(passed=1)
-    assert re.fullmatch(
-        r"__heads__/test_it/test_heads\.[0-9a-f]{8}\.safetensors", files_below(pytester.path)[0]
-    )
-    set_patterns(pytester, "first_token", "uniform")
-    result = run(source, "--attncheck-artifacts=out")
-    result.stdout.fnmatch_lines(
-        ["E *divergence * nats", "baseline * now", "*!! moved most*", "out/*/L0H1.png"]
-    )
-    with np.load(pytester.path / "out/test_it.py_test_heads/attn.npz") as held:
-        assert held["expected"].shape == held["weights"].shape == (16, 16)
-        assert abs(held["expected"] - held["weights"]).max() > 0.5
-
-
-def test_weights_have_a_limit(run: Run, pytester: pytest.Pytester) -> None:
-    set_patterns(pytester, "uniform")
-    settings = ("-o", "attncheck_baseline_weights=true", "-o", "attncheck_max_weights_mb=0.0001")
-    result = run(SAMPLE, "--attncheck-update", *settings)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        ["E *ValueError: weights: 0.0 MB, more than attncheck_max_weights_mb*"]
-    )
-    run(SAMPLE, "--attncheck-update", *settings[:2]).assert_outcomes(passed=1)
-    assert len(files_below(pytester.path)) == 2
-    profile = "import attncheck, torch\ndef test_x(head_regression):\n    head_regression.check("
-    profile += "attncheck.profile_attention(torch.eye(12)), weights=True)\n"
-    run(profile, "--attncheck-update").stdout.fnmatch_lines(["E *a profile holds none*"])
-
-
-@pytest.mark.parametrize("args", [(), pytest.param(("-n2",), marks=pytest.mark.slow)])
-def test_pytest_html_gets_the_pictures(
-    run: Run, pytester: pytest.Pytester, args: tuple[str, ...]
-) -> None:
-    pytest.importorskip("pytest_html")
-    record(run, pytester, "first_token")
-    set_patterns(pytester, "uniform")
-    result = run(SAMPLE, "--html=r.html", "--self-contained-html", *args)
-    result.assert_outcomes(failed=1)
-    assert (pytester.path / "r.html").read_text().count("data:image/png") == 1
 
 
 def test_outside_a_test_it_says_so(run: Run) -> None:
