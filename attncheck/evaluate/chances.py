@@ -12,7 +12,7 @@ from attncheck.evaluate.reach import Reach
 from attncheck.patterns.spans import Spans
 from attncheck.patterns.sums import Array, total
 
-__all__ = ["Chances", "Counted", "chances_of", "total"]
+__all__ = ["Chances", "Counted", "chances_of"]
 
 
 @dataclass(frozen=True, eq=False)

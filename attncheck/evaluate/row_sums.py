@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from attncheck.compiled import missing
-from attncheck.evaluate.chances import Chances, total
+from attncheck.evaluate.chances import Chances
 from attncheck.evaluate.measures import Totals, measures_of, sees_first
 from attncheck.evaluate.tally import Tally
-from attncheck.patterns.sums import Array, Sums
+from attncheck.patterns.sums import Array, Sums, total
 
 if TYPE_CHECKING:
     from attncheck.compiled.sums import Rows
