@@ -72,7 +72,7 @@ def conclude(
         facts.append(("noise", f"{noise}; limit {noise.limit:.2g}"))
     facts += notes
     if not failed:
-        verdict = f"{words.holds}: {len(trials)} trials"
+        verdict = f"{words.holds}: {len(trials)} trial{'s' * (len(trials) != 1)}"
         return _finding(subject, words, verdict, facts, judged, judged)
     known = [trial for trial in failed if trial.exceeds]
     worst = max(known, key=lambda trial: (trial.limit > 0, _severity(trial)))

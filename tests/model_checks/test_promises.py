@@ -107,6 +107,26 @@ def test_gradients_name_the_projection() -> None:
     assert [offender.head for offender in offenders] == ["blocks.0.attn.key.weight"]
 
 
+class Alone(nn.Module):
+    """A model that computes its attention itself, without a module for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(8, 8)
+        self.query = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, detached: bool = False) -> Tensor:
+        key = self.key(x).detach() if detached else self.key(x)
+        return nn.functional.scaled_dot_product_attention(self.query(x), key, x, is_causal=True)
+
+
+def test_gradients_of_a_model_that_is_its_own_attention() -> None:
+    attncheck.assert_gradients_flow(Alone(), torch.randn(2, 6, 8))
+    with pytest.raises(CheckFailure) as caught:
+        attncheck.assert_gradients_flow(Alone(), (torch.randn(2, 6, 8), True))
+    assert {offender.head for offender in caught.value.finding.offenders} == {"Alone.key.weight"}
+
+
 def test_perturbation_alone_would_miss_what_gradients_find() -> None:
     """A leak below the noise of the output is no zero."""
 

@@ -146,12 +146,20 @@ def _finding(subject: ModelSubject, offenders: list[Offender], blocks: int, laye
 
 def _owned(subject: ModelSubject, layer: LayerAttention) -> Iterator[tuple[str, Tensor]]:
     """Weights of the projections in a module: matrices, no biases (a key's has none by theory)."""
-    module = subject.model.get_submodule(layer.name)
+    module = _module_of(subject.model, layer.name)
     scores = ("bias", "relative", "position", "norm", "sink", "gate", "dist")
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim == 2 and min(parameter.shape) > 1 and parameter.requires_grad
         if matrix and not any(word in name.lower() for word in scores):
-            yield f"{layer.name}.{name}".removeprefix("."), parameter
+            yield f"{layer.name}.{name}", parameter
+
+
+def _module_of(model: nn.Module, name: str) -> nn.Module:
+    """The module that a layer is named after: by its path, or the model itself by its class."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return model
 
 
 def _judged(
