@@ -2,7 +2,11 @@
 
 from attncheck.capture.backends import BackendComparison, LayerDifference, compare_backends
 from attncheck.capture.extractor import AttentionExtractor
-from attncheck.capture.huggingface import extract_huggingface_attention, load_huggingface
+from attncheck.capture.huggingface import (
+    extract_huggingface_attention,
+    knows_words,
+    load_huggingface,
+)
 from attncheck.capture.profile_dataset import profile_dataset
 from attncheck.capture.profile_model import profile_model
 
@@ -12,6 +16,7 @@ __all__ = [
     "LayerDifference",
     "compare_backends",
     "extract_huggingface_attention",
+    "knows_words",
     "load_huggingface",
     "profile_dataset",
     "profile_model",

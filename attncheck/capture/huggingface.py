@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.select import index_of
 
-__all__ = ["extract_huggingface_attention", "load_huggingface"]
+__all__ = ["extract_huggingface_attention", "knows_words", "load_huggingface"]
+
+FEWEST_WORDS: Final = 3
+"""An empty tokenizer of transformers may hold a word's beginning beside its special tokens."""
 
 
 def extract_huggingface_attention(
@@ -103,7 +106,7 @@ def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module,
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_name)
+            named = tokenizer or AutoTokenizer.from_pretrained(model_name)
             model: nn.Module = AutoModel.from_pretrained(model_name)
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -112,7 +115,19 @@ def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module,
             "save_pretrained wrote, or a loaded model with tokenizer=...; with HF_HUB_OFFLINE=1 "
             "only models in the local cache are found"
         ) from error
-    return model.eval(), tokenizer
+    if tokenizer is None and not knows_words(named):
+        raise OSError(f"model_name: {model_name!r} has no tokenizer; pass tokenizer=...")
+    return model.eval(), named
+
+
+def knows_words(tokenizer: Any) -> bool:
+    """Whether a tokenizer holds more than special tokens.
+
+    Of some models that have no tokenizer transformers makes an empty one, under which a text has
+    no tokens, or unknown ones only.
+    """
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    return not hasattr(tokenizer, "__len__") or len(tokenizer) - len(special) >= FEWEST_WORDS
 
 
 def _is_limited(tokenizer: Any) -> bool:

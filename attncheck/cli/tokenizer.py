@@ -9,12 +9,15 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from attncheck.capture import knows_words
 from attncheck.cli.problem import CommandError, described
 
 __all__ = ["Tokenizer"]
 
 PARTS: Final = ("token", "vocab", "piece", "merges")
 """One of these is in the name of every file that a tokenizer writes."""
+
+MISSING: Final = "has no tokenizer"
 
 
 class Tokenizer:
@@ -61,13 +64,14 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         if _has_no_files(Path(self.name)):  # of which transformers makes an empty one for some
-            return None, "has no tokenizer"
+            return None, MISSING
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return AutoTokenizer.from_pretrained(self.name), ""
+                tokenizer = AutoTokenizer.from_pretrained(self.name)
         except Exception as error:
             return None, f"its tokenizer cannot be loaded ({described(error)})"
+        return (tokenizer, "") if knows_words(tokenizer) else (None, MISSING)
 
 
 def _has_no_files(folder: Path) -> bool:

@@ -111,6 +111,17 @@ def test_a_text_without_tokens(folder: Path) -> None:
         extract_huggingface_attention(model, "", tokenizer=Bare())
 
 
+def test_a_model_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+    """Transformers makes an empty one, to which every word is unknown."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(OSError, match=r"has no tokenizer; pass tokenizer="):
+        extract_huggingface_attention(str(tmp_path), "the cat")
+    _, tokenizer = load(folder)
+    _, tokens = extract_huggingface_attention(str(tmp_path), "the cat", tokenizer=tokenizer)
+    assert tokens == ["[CLS]", "the", "cat", "[SEP]"]
+
+
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match=r"cannot load .*HF_HUB_OFFLINE"):

@@ -244,6 +244,19 @@ def test_a_text_needs_a_tokenizer(
     assert capsys.readouterr().err.endswith(f"attncheck {command}: error: {message}")
 
 
+@pytest.mark.parametrize("without_tokenizer", ["GPT2"], indirect=True)
+@pytest.mark.parametrize("command", ["scan", "compare --dtype-b=float64"])
+def test_an_empty_tokenizer_is_none(
+    without_tokenizer: str, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Of a model on the hub there is no folder to look into: transformers makes an empty one."""
+    Path(without_tokenizer, "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    command, *rest = command.split()
+    assert main([command, without_tokenizer, *rest, "--text", "the cat"]) == 2
+    message = f"{without_tokenizer}: has no tokenizer; pass --tokens with ids such as '1 2 3'\n"
+    assert capsys.readouterr().err.endswith(f"attncheck {command}: error: {message}")
+
+
 def test_a_damaged_tokenizer_is_said_in_full(
     without_tokenizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
