@@ -40,6 +40,21 @@ class Tracebacks:
         with _marked():
             return (yield)
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Have the report of a module that could not be collected written again.
+
+        Only now are all of our modules imported that its import brought in.
+        """
+        report = yield
+        call = getattr(report, "call", None)
+        if report.failed and call is not None and _is_deliberate(call.excinfo):
+            with _marked():
+                report.longrepr = collector.repr_failure(call.excinfo)
+        return report
+
 
 @contextmanager
 def _marked() -> Iterator[None]:

@@ -77,6 +77,30 @@ def test_full_trace_shows_everything(run: Run) -> None:
     assert any("capture/profile_model.py:" in line for line in frames(result))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("attncheck.parametrize_with_checks([3])", "TypeError: function: expected a callable"),
+        ("attncheck.parametrize_with_checks([print], effort='q')", "ValueError: effort: expected"),
+        ("attncheck.parametrize_with_model_checks([3])", "TypeError: factories: one is int"),
+        ("attncheck.create_synthetic_attention(9, 'x')", "ValueError: pattern: unknown name 'x'"),
+    ],
+)
+def test_an_error_of_ours_while_collecting_shows_the_users_line(
+    run: Run, line: str, message: str
+) -> None:
+    result = run(f"import attncheck\nkept = {line}\n")
+    result.assert_outcomes(errors=1)
+    assert frames(result) == []
+    result.stdout.fnmatch_lines([f"    kept = {line.replace('[', '[[]')}", f"E *{message}*"])
+    assert frames(run(f"import attncheck\nkept = {line}\n", "--full-trace"))
+
+
+def test_what_is_not_ours_is_left_as_it_is_while_collecting(run: Run) -> None:
+    result = run("import attncheck\nkept = attncheck.parametrize_with_checks()\n")
+    result.stdout.fnmatch_lines(["E *missing 1 required positional argument: 'functions'"])
+
+
 def test_a_bug_of_ours_shows_where_it_is(run: Run) -> None:
     result = run(BUG)
     result.assert_outcomes(failed=1)
