@@ -12,7 +12,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
 from attncheck.attention.arguments import words
 from attncheck.monitor import HeadAlert, HeadHistory, units
@@ -41,6 +40,10 @@ LIMITS: Final = MappingProxyType({"entropy_collapse": "collapse", "max_logit": "
 
 MOST_NAMED: Final = 6
 """Alerts of one measure beyond this are marked without the head's name."""
+
+LINE: Final = 9
+WIDTH: Final = 90
+"""Points that an alert's name takes, up and across."""
 
 
 def plot_history(
@@ -93,6 +96,8 @@ def plot_history(
     colours = _colours(history)
     for ax, measure in zip(panels, known, strict=True):
         _draw(ax, history, measure, colours)
+    for ax, measure in zip(panels, known, strict=True):  # the steps of all panels are known by now
+        _mark(ax, history, measure)
     panels[-1].set_xlabel("Training step")
     layers = dict(zip((name.partition("H")[0] for name in history.heads), colours, strict=True))
     if len(layers) <= 12:
@@ -127,8 +132,7 @@ def _draw(
     marker = "." if len(steps) <= 40 else ""
     for row, colour in zip(table.T, colours, strict=True):
         ax.plot(steps, row, color=colour, linewidth=1.1, marker=marker, markersize=3, alpha=0.85)
-    alerts = [alert for alert in history.alerts if MEASURE_OF.get(alert.kind) == measure]
-    kinds = {alert.kind for alert in alerts} & {*LIMITS}
+    kinds = {alert.kind for alert in _alerts(history, measure)} & {*LIMITS}
     held = history.about.get("thresholds")
     for kind in sorted(kinds):
         limit = held.get(LIMITS[kind]) if isinstance(held, Mapping) else None
@@ -144,15 +148,19 @@ def _draw(
         ax.set_ylim(-0.04, 1.04)
     elif finite.min() > 0 and finite.max() > 30 * np.median(finite):
         ax.set_yscale("log")
-    _mark(ax, history, table, alerts)
 
 
-def _mark(
-    ax: Axes, history: HeadHistory, table: NDArray[np.float64], alerts: Sequence[HeadAlert]
-) -> None:
+def _alerts(history: HeadHistory, measure: str) -> list[HeadAlert]:
+    return [alert for alert in history.alerts if MEASURE_OF.get(alert.kind) == measure]
+
+
+def _mark(ax: Axes, history: HeadHistory, measure: str) -> None:
+    """Draw a ring for each alert, and name its head where there are few."""
+    table, alerts = history.values(measure), _alerts(history, measure)
     places = {name: place for place, name in enumerate(history.heads)}
     rows = {step: row for row, step in enumerate(history.steps)}
-    for number, alert in enumerate(alerts):
+    names: list[tuple[float, float]] = []
+    for alert in alerts:
         if alert.head not in places or alert.step not in rows:
             continue
         height = table[rows[alert.step], places[alert.head]]
@@ -167,14 +175,27 @@ def _mark(
             linestyle="",
         )
         if len(alerts) <= MOST_NAMED:
-            _, up = ax.transAxes.inverted().transform(ax.transData.transform((0, height)))
-            offset = 8 + 9 * (number % 2)
-            ax.annotate(
-                f"{alert.head} {alert.kind.replace('_', ' ')}",
-                (alert.step, height),
-                xytext=(8, offset if up < 0.5 else -offset - 6),
-                textcoords="offset points",
-                fontsize=7,
-                color="crimson",
-                **LITERAL,
-            )
+            _name(ax, alert, float(height), names)
+
+
+def _name(ax: Axes, alert: HeadAlert, height: float, names: list[tuple[float, float]]) -> None:
+    """Write an alert's head beside its ring, clear of ``names``, which has the places in points."""
+    ax.get_xlim(), ax.get_ylim()  # settle limits that are put off until drawing
+    place = ax.transData.transform((alert.step, height))
+    across, up = ax.transAxes.inverted().transform(place)
+    x, y = place * 72 / ax.figure.dpi
+    offset, line = (8, LINE) if up < 0.5 else (-14, -LINE)
+    while any(abs(x - left) < WIDTH and abs(y + offset - low) < LINE - 0.5 for left, low in names):
+        offset += line
+    names.append((x, y + offset))
+    right = across > 0.75
+    ax.annotate(
+        f"{alert.head} {alert.kind.replace('_', ' ')}",
+        (alert.step, height),
+        xytext=(-8 if right else 8, offset),
+        textcoords="offset points",
+        horizontalalignment="right" if right else "left",
+        fontsize=7,
+        color="crimson",
+        **LITERAL,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,29 @@ def test_lines_rings_and_thresholds(tmp_path: Path) -> None:
     assert [text.get_text() for text in logits.texts] == ["L1H0 max logit"]
     assert logits.get_yscale() == "log"
     assert (tmp_path / "run.png").stat().st_size > 10_000
+
+
+def test_names_of_alerts_at_one_place_do_not_overlap() -> None:
+    heads = ("L0H0", "L0H1", "L1H0", "L1H1")
+    samples = [
+        HeadSample(
+            step,
+            0.0,
+            heads,
+            {"bad_rows": (float(step > 0),) * 4},
+            ("uniform",) * 4,
+            ("",) * 4,
+            tuple(HeadAlert("not_finite", head, 50, 1.0, 0.0, "NaN") for head in heads)
+            if step == 50
+            else (),
+        )
+        for step in range(0, 200, 50)
+    ]
+    figure = plot_history(HeadHistory(samples, {"model": "Tiny"}), ["bad_rows"])
+    texts = figure.axes[0].texts
+    assert [text.get_text() for text in texts] == [f"{head} not finite" for head in heads]
+    boxes = [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]  # type: ignore[attr-defined]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
 def test_alerts_of_measures_not_chosen_are_drawn_too() -> None:
