@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attncheck.attention.adapters import BERTVIZ_FIELDS, from_lens_cache, unwrapped
 from attncheck.attention.look import Look, look_over
@@ -187,6 +187,11 @@ def _tensor(value: Any, name: str) -> Tensor:
             f"{name}: is None: the model's backend returns no weights. Capture them with "
             "attncheck.AttentionExtractor(model)"
         )
+    elif isinstance(value, nn.Module):
+        raise TypeError(
+            f"{name}: is a model, {type(value).__name__}; expected its attention: "
+            "attncheck.AttentionExtractor(model).get_attention(inputs)"
+        )
     else:
         try:
             tensor = torch.as_tensor(np.asarray(value))
@@ -200,8 +205,8 @@ def _tensor(value: Any, name: str) -> Tensor:
 def _four_dimensional(tensor: Tensor, name: str) -> Tensor:
     if not 2 <= tensor.ndim <= 4:
         raise ValueError(
-            f"{name}: has {tensor.ndim} dimensions, shape {tuple(tensor.shape)}; expected "
-            f"{ACCEPTED}"
+            f"{name}: has {tensor.ndim} dimension{'s' * (tensor.ndim != 1)}, shape "
+            f"{tuple(tensor.shape)}; expected {ACCEPTED}"
         )
     require_cells(tuple(tensor.shape), name)
     return tensor[(None,) * (4 - tensor.ndim)]

@@ -161,5 +161,5 @@ def _plot(found: Any, path: str) -> str:
     except OSError as error:
         raise CommandError(f"--plot: cannot write {path}: {error.strerror}") from None
     except ValueError as error:
-        raise CommandError(f"--plot: {error}") from None
+        raise CommandError(f"--plot: {str(error).removeprefix('save_path: ')}") from None
     return path

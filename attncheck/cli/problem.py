@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 __all__ = ["CommandError", "described"]
+
+MACHINERY: Final = str(Path(__file__).parent)
+"""Where the calls come from that run the user's code."""
 
 
 class CommandError(Exception):
@@ -27,6 +32,6 @@ def described(error: BaseException, *, place: bool = False) -> str:
 def _place(trace: TracebackType | None) -> str:
     """Where it was raised, if that is not the machinery that was to run the user's code."""
     frames = traceback.extract_tb(trace)
-    if not frames or frames[-1].filename.startswith("<frozen importlib"):
+    if not frames or frames[-1].filename.startswith(("<frozen importlib", MACHINERY)):
         return ""
     return f" (at {frames[-1].filename}:{frames[-1].lineno})"

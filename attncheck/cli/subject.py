@@ -133,7 +133,8 @@ def _from_huggingface(name: str, request: Request) -> Subject:
         model, _ = load_huggingface(name, tokenizer)
     except (ImportError, OSError) as error:
         hint = "" if ":" in name or not Path(f"{name}.py").exists() else _FACTORY_HINT
-        raise CommandError(" ".join(str(error).split()) + hint) from None
+        told = " ".join(str(error).split()).removeprefix("model_name: ")
+        raise CommandError(told + hint) from None
     except Exception as error:
         raise CommandError(f"cannot load {name!r}: {described(error)}") from None
     if request.ids is None and request.any_prompt and not tokenizer.found:
@@ -159,7 +160,7 @@ def _with_made_inputs(name: str, model: nn.Module) -> Subject:
     return Subject(name, model, kwargs=inputs, tokens=_ids_in(inputs.get("input_ids")))
 
 
-_FACTORY_HINT: Final = " To scan a model of your own, name a factory: package.module:function"
+_FACTORY_HINT: Final = ". To scan a model of your own, name a factory: package.module:function"
 
 
 def _from_factory(name: str, request: Request) -> Subject:
@@ -192,6 +193,10 @@ def _from_factory(name: str, request: Request) -> Subject:
 def _call_factory(name: str) -> Any:
     """Import and call ``package.module:function``; the working directory is on the path."""
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py"):
+        raise CommandError(
+            f"{name}: names a file; name the module: {module_name.removesuffix('.py')}:{attribute}"
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

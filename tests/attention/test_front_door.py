@@ -85,7 +85,7 @@ def test_kinds_and_names_of_encoder_decoder_outputs() -> None:
         (None, TypeError, ["attention: is None", "AttentionExtractor"]),
         ("text", TypeError, ["attention", "str", "expected a tensor"]),
         (3.0, ValueError, ["0 dimensions", "(query, key)"]),
-        (torch.ones(4), ValueError, ["1 dimensions", "(4,)"]),
+        (torch.ones(4), ValueError, ["has 1 dimension, shape (4,)"]),
         (torch.ones(1, 1, 1, 1, 1, 1), ValueError, ["6 dimensions"]),
         ([], ValueError, ["empty", "holds no layer"]),
         (torch.ones(0, 4), ValueError, ["empty", "(0, 4)"]),
@@ -247,6 +247,11 @@ class TestTokens:
 def test_tensors_that_cannot_be_read_are_named(tensor: torch.Tensor, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         as_attention(tensor)
+
+
+def test_a_model_is_not_its_attention() -> None:
+    with pytest.raises(TypeError, match=r"^attention: is a model, Linear; .*AttentionExtractor"):
+        as_attention(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("causal", ["no", 1, torch.tensor(True)])

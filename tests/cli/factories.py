@@ -96,5 +96,9 @@ def not_a_model() -> int:
     return 3
 
 
+def choosy(size: int) -> nn.Module:
+    return nn.Linear(size, size)
+
+
 def raising() -> nn.Module:
     raise FileNotFoundError("no checkpoint\nhere")

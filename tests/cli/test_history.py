@@ -68,6 +68,8 @@ def test_what_is_no_history_is_one_clear_line(tmp_path: Path, ill: Path, capsys:
     other.write_text('{"a": 1}\n')
     assert main(["compare", str(other)]) == 2
     assert "is no history of a HeadMonitor" in capsys.readouterr().err
+    assert main(["compare", str(ill), "--plot", str(tmp_path / "run.xyz")]) == 2
+    assert "error: --plot: no format 'xyz'; known are " in capsys.readouterr().err
     assert main(["compare", str(ill), str(other)]) == 2
     assert "a history is shown alone" in capsys.readouterr().err
     other.write_text(ill.read_text().splitlines()[0] + "\n")

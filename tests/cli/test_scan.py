@@ -201,6 +201,8 @@ def test_row_sums_and_leaks_are_findings() -> None:
         (["runs/7/last"], "error: runs/7/last: no such file or folder\n"),
         (["model.safetensors"], "error: model.safetensors: no such file or folder\n"),
         ([f"{HERE}:raising"], "raising raised FileNotFoundError: no checkpoint here (at "),
+        ([f"{HERE}:choosy"], "missing 1 required positional argument: 'size'\n"),
+        (["own.py:make"], "own.py:make: names a file; name the module: own:make\n"),
         ([f"{HERE}:not_a_model"], "not_a_model: returned int; expected a torch.nn.Module"),
         ([f"{HERE}:reader"], "reader: returned a model without inputs; pass --tokens"),
         ([f"{HERE}:encoder", "--text", "a"], "--text: tests.cli.factories:encoder has no tok"),
