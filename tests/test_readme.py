@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import attncheck
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_pattern_table_is_the_catalogue() -> None:
@@ -33,13 +36,28 @@ def test_names_it_mentions_exist(name: str) -> None:
     assert callable(getattr(attncheck, name))
 
 
-def test_its_code_is_code_and_calls_what_exists() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert blocks
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_its_code_is_code_and_calls_what_exists(page: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks or page.stem == "report"
     for block in blocks:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "attncheck":
                 assert hasattr(attncheck, node.attr), node.attr
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("attncheck"):
+                module = import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_it_links_to_is_there(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_it_leads_to_every_page() -> None:
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in README, page.name
 
 
 def test_it_names_every_option_of_the_plugin() -> None:

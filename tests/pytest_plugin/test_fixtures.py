@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from attncheck.patterns import PATTERNS
 from tests.pytest_plugin.conftest import Run
 
@@ -117,3 +120,9 @@ def test_extractors_are_closed_when_the_test_ends(run: Run) -> None:
         """
     )
     result.assert_outcomes(passed=2)
+
+
+def test_what_the_page_about_fixtures_shows_passes(run: Run) -> None:
+    page = Path(__file__).parents[2] / "docs" / "fixtures.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    run("\n".join(blocks)).assert_outcomes(passed=2 + len(PATTERNS) + 2)
