@@ -76,6 +76,8 @@ def load_subject(request: Request) -> Subject:
         CommandError: It cannot be loaded, or the prompt does not fit it; says what to do.
     """
     device = _device(request.device)
+    if request.text is not None and not request.text.strip():
+        raise CommandError("--text: is empty")
     if request.model is None:
         subject = _tiny(request)
     elif is_factory(request.model):

@@ -175,7 +175,7 @@ def test_a_hugging_face_folder(
     ("arguments", "message"),
     [
         (["--text", "the " * 25], "--text: 25 tokens, and the model takes 24"),
-        (["--text", ""], "--text: has no tokens"),
+        (["--text", ""], "--text: is empty"),
         (["--tokens", "7"], "--tokens: no 7; ids of this model are 0 to 6"),
     ],
 )

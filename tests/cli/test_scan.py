@@ -190,6 +190,7 @@ def test_row_sums_and_leaks_are_findings() -> None:
         (["--text", "Aé"], "'A', '\xe9' not in the vocabulary"),
         (["--text", "abcd" * 8], "--text: 33 tokens, and the model takes 32; shorten it, or pass"),
         (["--tokens", "1 " * 33], "--tokens: 33 tokens, and the model takes 32"),
+        (["--text", " "], "error: --text: is empty\n"),
         (["--layers", "7"], "--layers: no layer 7; the model ran 2"),
         (["--layers", "nix"], "--layers: no module fits 'nix'"),
         (["--device", "nonsense"], "--device nonsense: not available here"),
