@@ -133,5 +133,11 @@ def _draw(
             value = table.data[row, column]
             known = np.isfinite(value)
             ink = ink_on(image.to_rgba(value)) if known else "black"
-            number = f"{value:.2f}" if known else "-"
+            number = _number(value) if known else "-"
             ax.text(column, row, number, ha="center", va="center", fontsize=7, color=ink)
+
+
+def _number(value: float) -> str:
+    """A number in the width of a cell: four signs, from 1,000 on as many as it has digits."""
+    size = abs(value)
+    return f"{value:.2f}" if size < 9.995 else f"{value:.1f}" if size < 99.95 else f"{value:.0f}"

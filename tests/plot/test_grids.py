@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_statistics_are_those_of_the_profile() -> None:
         np.testing.assert_allclose(np.ma.getdata(ax.images[0].get_array()), profile[name])
         assert ax.get_title() == name.replace("_", " ")
         written = [text.get_text() for text in ax.texts]
-        assert written == [f"{value:.2f}" for value in profile[name].ravel()]
+        assert written == [f"{value:.2f}"[:4] for value in profile[name].ravel()]
     assert figure.axes[0].images[0].get_clim() == (0, 1)
     assert figure.axes[1].images[0].get_clim() == (0, profile["effective_keys"].max())
     units = [ax.get_ylabel() for ax in figure.axes[3:]]
@@ -267,3 +268,13 @@ def test_statistics_mark_a_head_without_a_value() -> None:
     figure = plot_statistics(torch.ones(2, 1, 1), ["normalized_entropy", "max_weight"])
     written = [[text.get_text() for text in ax.texts] for ax in figure.axes[:2]]
     assert written == [["-", "-"], ["1.00", "1.00"]]
+
+
+@pytest.mark.parametrize(("keys", "written"), [(8, "8.00"), (40, "40.0"), (300, "300")])
+def test_long_numbers_keep_to_their_cells(keys: int, written: str) -> None:
+    even = torch.full((12, 2, keys), 1 / keys)
+    figure = plot_statistics(even, ["effective_keys"])
+    texts = figure.axes[0].texts
+    assert {text.get_text() for text in texts} == {written}
+    boxes = [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]  # type: ignore[attr-defined]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
