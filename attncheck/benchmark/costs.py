@@ -166,7 +166,8 @@ def _one_length(
 
     def before(name: str) -> None:
         nonlocal done
-        say(f"n = {length}: round {done // len(left)} of {table.rounds}, {name}")
+        number = done // len(left)
+        say(f"n = {length}: {f'round {number} of {table.rounds}' if number else 'warm-up'}, {name}")
         done += 1
         left[name].prepare()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
@@ -59,8 +60,10 @@ def canonical_name(name: str) -> str:
     """
     key = name.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(name, str) else ""
     if key not in _CANONICAL:
+        near = get_close_matches(key, _CANONICAL, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"pattern: unknown name {name!r}; expected one of {', '.join(PATTERNS)}, or a verdict: "
-            f"{', '.join(VERDICTS)}"
+            f"{', '.join(VERDICTS)}{meant}"
         )
     return _CANONICAL[key]

@@ -63,6 +63,13 @@ def test_unknown_name_lists_the_known(name: object) -> None:
         canonical_name(name)  # type: ignore[arg-type]
 
 
+def test_a_name_that_is_nearly_right_is_told() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'previous_token'\?$"):
+        canonical_name("previus_token")
+    with pytest.raises(ValueError, match=r"undetermined$"):
+        canonical_name("nonsense")
+
+
 def test_the_catalogue_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         PATTERNS["mine"] = PATTERNS["diagonal"]  # type: ignore[index]
