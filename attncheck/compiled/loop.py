@@ -33,7 +33,8 @@ def exact(function: Function) -> Function:
 
 
 def _compiled(function: Function, fastmath: set[str]) -> Function:
-    compiled: Function = njit(fastmath=fastmath, nogil=True, cache=True, **_UNCOUNTED)(function)
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "cache": True, **_UNCOUNTED}
+    compiled: Function = njit(fastmath=fastmath, **options)(function)  # a number by 0 is no error
     return compiled
 
 

@@ -247,10 +247,10 @@ def _add_usable(held: _Head, kept: Any, totals: Any) -> None:
 def _add_targets(held: _Head, weight: Any, many: Any, variance: Any, sums: Any) -> None:
     """Add what usable rows have on their targets, ``many`` of them with some weight."""
     for query in range(held.usable.shape[0]):
-        if held.usable[query] and many[query] > 0:
+        if held.usable[query]:
             sums[0] += np.float64(weight[query]) * held.share[query]
             sums[1] += held.inverse[query] * many[query]
-            sums[2] += 1
+            sums[2] += many[query] > 0
             sums[3] += variance[query] * many[query]
 
 
@@ -258,11 +258,13 @@ def _add_targets(held: _Head, weight: Any, many: Any, variance: Any, sums: Any) 
 def _add_first(held: _Head, many: Any, rests: Any, variance: Any, sums: Any) -> None:
     """Add what these rows have on the first key, where it is none of their targets."""
     for query in range(held.usable.shape[0]):
-        if held.usable[query] and many[query] > 0 and rests[query]:
-            sums[0] += np.float64(held.first[query]) * held.share[query]
-            sums[1] += held.inverse[query]
-            sums[2] += 1
-            sums[3] += variance[query]
+        if held.usable[query]:
+            counts = np.float64(many[query] > 0 and rests[query])
+            if counts > 0:
+                sums[0] += np.float64(held.first[query]) * held.share[query]
+            sums[1] += held.inverse[query] * counts
+            sums[2] += counts
+            sums[3] += variance[query] * counts
 
 
 @exact

@@ -117,6 +117,7 @@ class Books:
             offsets=torch.from_numpy(self.offsets.sum(0)) if positional else None,
             cells=torch.from_numpy(self.cells) if positional else None,
             grid=self.grid,
+            looped=True,
         )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attncheck.compiled import missing
 from attncheck.evaluate.chances import Chances
 from attncheck.evaluate.measures import Totals, measures_of, sees_first
 from attncheck.evaluate.tally import Tally
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from attncheck.compiled.sums import Rows
 
 __all__ = ["RowSums", "sum_rows"]
-
-MANY: Final = 1 << 9
-"""Rows of all heads from which on a compiled loop reads them, where there is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +44,8 @@ class RowSums:
 
 
 def sum_rows(tally: Tally) -> RowSums:
-    """Sum what a walk found of each row."""
-    compiled = tally.valid.device.type == "cpu" and tally.valid.numel() >= MANY
-    return _in_loop(tally) if compiled and missing() is None else _by_torch(tally)
+    """Sum what a walk found of each row: in a compiled loop, where loops walked."""
+    return _in_loop(tally) if tally.looped else _by_torch(tally)
 
 
 def _by_torch(tally: Tally) -> RowSums:

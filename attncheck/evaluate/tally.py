@@ -78,6 +78,7 @@ class Tally:
             means nothing.
         cells: Mass by cell of a coarse grid over usable rows; None if distance means nothing.
         grid: The coarse grid.
+        looped: Compiled loops made it, and may go on.
     """
 
     source: Source
@@ -91,6 +92,7 @@ class Tally:
     offsets: Tensor | None
     cells: Tensor | None
     grid: CellGrid
+    looped: bool = False
 
     @classmethod
     def empty(

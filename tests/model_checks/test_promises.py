@@ -112,18 +112,21 @@ class Alone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.embed = nn.Embedding(40, 8)  # of which most tokens are not in the input
         self.key = nn.Linear(8, 8)
         self.query = nn.Linear(8, 8)
 
-    def forward(self, x: Tensor, detached: bool = False) -> Tensor:
+    def forward(self, ids: Tensor, detached: bool = False) -> Tensor:
+        x = self.embed(ids)
         key = self.key(x).detach() if detached else self.key(x)
         return nn.functional.scaled_dot_product_attention(self.query(x), key, x, is_causal=True)
 
 
 def test_gradients_of_a_model_that_is_its_own_attention() -> None:
-    attncheck.assert_gradients_flow(Alone(), torch.randn(2, 6, 8))
+    ids = torch.arange(12).view(2, 6)
+    attncheck.assert_gradients_flow(Alone(), ids)
     with pytest.raises(CheckFailure) as caught:
-        attncheck.assert_gradients_flow(Alone(), (torch.randn(2, 6, 8), True))
+        attncheck.assert_gradients_flow(Alone(), (ids, True))
     assert {offender.head for offender in caught.value.finding.offenders} == {"Alone.key.weight"}
 
 

@@ -145,12 +145,22 @@ def _finding(subject: ModelSubject, offenders: list[Offender], blocks: int, laye
 
 
 def _owned(subject: ModelSubject, layer: LayerAttention) -> Iterator[tuple[str, Tensor]]:
-    """Weights of the projections in a module: matrices, no biases (a key's has none by theory)."""
+    """Weights of the projections in a module: matrices, no biases (a key's has none by theory).
+
+    Nor tables of embeddings, whose rows get a gradient only for tokens of the input.
+    """
     module = _module_of(subject.model, layer.name)
+    tables = {
+        id(inner.weight)
+        for inner in module.modules()
+        if isinstance(inner, nn.Embedding | nn.EmbeddingBag)
+    }
     scores = ("bias", "relative", "position", "norm", "sink", "gate", "dist")
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim == 2 and min(parameter.shape) > 1 and parameter.requires_grad
-        if matrix and not any(word in name.lower() for word in scores):
+        if id(parameter) in tables or any(word in name.lower() for word in scores):
+            continue
+        if matrix:
             yield f"{layer.name}.{name}", parameter
 
 
