@@ -196,9 +196,9 @@ def _call_factory(name: str) -> Any:
     """Import and call ``package.module:function``; the working directory is on the path."""
     module_name, _, attribute = name.partition(":")
     if module_name.endswith(".py"):
-        file = Path(module_name)
-        where = "" if file.parent == Path() else f", from within {file.parent}"
-        raise CommandError(f"{name}: names a file; name the module: {file.stem}:{attribute}{where}")
+        raise CommandError(
+            f"{name}: names a file; name the module: {module_name.removesuffix('.py')}:{attribute}"
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

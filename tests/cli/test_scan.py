@@ -204,7 +204,6 @@ def test_row_sums_and_leaks_are_findings() -> None:
         ([f"{HERE}:raising"], "raising raised FileNotFoundError: no checkpoint here (at "),
         ([f"{HERE}:choosy"], "missing 1 required positional argument: 'size'\n"),
         (["own.py:make"], "own.py:make: names a file; name the module: own:make\n"),
-        (["in/own.py:make"], "name the module: own:make, from within in\n"),
         ([f"{HERE}:not_a_model"], "not_a_model: returned int; expected a torch.nn.Module"),
         ([f"{HERE}:reader"], "reader: returned a model without inputs; pass --tokens"),
         ([f"{HERE}:encoder", "--text", "a"], "--text: tests.cli.factories:encoder has no tok"),
