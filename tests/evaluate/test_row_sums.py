@@ -64,7 +64,7 @@ def tallies(drawn: Drawn, *, fused: bool) -> Iterator[Tally]:
 
 @pytest.mark.parametrize("fused", [False, True])
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
