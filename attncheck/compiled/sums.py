@@ -47,6 +47,7 @@ class Rows(NamedTuple):
         tokens: int64 ``(batch or 1, key)``; of no key where they are not known.
         delimiters: Whether each key is one, bool ``(batch or 1, key)``; likewise.
         memory: To work in, bool ``(2, query)``.
+        entropy: To keep a head's entropies in, float64 ``(query,)``.
         position: Key position of the first query.
         positional: Whether distance means anything.
         with_sinks: Whether there are learned sinks.
@@ -64,6 +65,7 @@ class Rows(NamedTuple):
     tokens: Any
     delimiters: Any
     memory: Any
+    entropy: Any
     position: int
     positional: bool
     with_sinks: bool
@@ -133,9 +135,9 @@ def sum_rows(rows: Rows, into: Sums) -> None:
             _see_first(rows.low[sequence, own], first, sees)
             behind = max(0, first + 1 - rows.position) if rows.positional else 0
             variance = into.held[2, batch, head]
-            _add_measures(held, rows.positional, into.measures[head])
+            _add_measures(held, rows.positional, rows.entropy, into.measures[head])
             _add_sink_mass(held, sees, behind, rows.with_sinks, into.measures[head, 7])
-            _add_usable(held, into.held[:, batch, head], into.totals[head])
+            _add_usable(held, rows.entropy, into.held[:, batch, head], into.totals[head])
             for name in range(len(TOKENWISE)):
                 place = len(READ) + 2 * name
                 if places[place] >= 0:
@@ -169,8 +171,11 @@ def _leave_targets(rows: Rows, batch: int, name: int, first: int, sees: Any, res
 
 
 @exact
-def _add_measures(held: _Head, positional: bool, into: Any) -> None:
-    """Add the measures of valid rows, in locals; ``into`` is ``(measure, 3)``."""
+def _add_measures(held: _Head, positional: bool, entropies: Any, into: Any) -> None:
+    """Add the measures of valid rows, in locals, and keep their entropies.
+
+    Entropy is found as in `attncheck.evaluate.tally`; ``into`` is ``(measure, 3)``.
+    """
     count = more = 0
     error = entropy = even = keys = peak = ratio = distance = future = 0.0
     error_most = entropy_most = even_most = keys_most = -np.inf
@@ -183,7 +188,8 @@ def _add_measures(held: _Head, positional: bool, into: Any) -> None:
         share, highest = np.float64(held.share[query]), held.highest[query]
         value = abs(mass * share + held.sink[query] - 1)
         error, error_most = error + value, _larger(value, error_most)
-        value = _entropy(top, held.inner[query], highest)
+        value = min(max(-np.log(top) - held.inner[query], 0.0), highest)
+        entropies[query] = value
         entropy, entropy_most = entropy + value, _larger(value, entropy_most)
         if held.usable[query]:
             more += 1
@@ -223,7 +229,7 @@ def _add_sink_mass(held: _Head, sees: Any, behind: int, with_sinks: bool, into: 
 
 
 @exact
-def _add_usable(held: _Head, kept: Any, totals: Any) -> None:
+def _add_usable(held: _Head, entropy: Any, kept: Any, totals: Any) -> None:
     """Keep weight, squared weight and variance of usable rows, and add what evidence needs."""
     squares = entropies = overlaps = 0.0
     for query in range(held.usable.shape[0]):
@@ -234,9 +240,9 @@ def _add_usable(held: _Head, kept: Any, totals: Any) -> None:
         kept[0, query] = held.mass[query] * share
         kept[1, query] = norm * norm
         kept[2, query] = max((norm * norm - even) * even, 0.0)
-        entropy = _entropy(held.top[query], held.inner[query], held.highest[query])
         squares += norm * norm
-        entropies += share * (entropy if share == 1 else entropy - np.log(max(share, TINY)))
+        less = 0.0 if share == 1 else np.log(max(share, TINY))
+        entropies += share * (entropy[query] - less)
         overlaps += held.overlap[query]
     totals[0] += squares
     totals[1] += entropies
@@ -265,12 +271,6 @@ def _add_first(held: _Head, many: Any, rests: Any, variance: Any, sums: Any) -> 
             sums[1] += held.inverse[query] * counts
             sums[2] += counts
             sums[3] += variance[query] * counts
-
-
-@exact
-def _entropy(top: Any, inner: Any, highest: Any) -> Any:
-    """Entropy of a row; see `attncheck.evaluate.tally`."""
-    return min(max(-np.log(np.float64(top)) - inner, 0.0), highest)
 
 
 @exact

@@ -157,10 +157,12 @@ def _rows(tally: Tally) -> Rows:
     sink = source.sink_mass(tally.rows["share"].double()).expand(tally.valid.shape)
     tokens = targets.marks.tokens if "induction" in targets.names else None
     delimiters = targets.marks.delimiters
-    names = [*loops.READ, *(f"{n}{what}" for n in loops.TOKENWISE for what in ("", " keys"))]
+    names = [*loops.READ]
+    for name in loops.TOKENWISE:
+        names += [name, f"{name} keys"] if name in targets.names else ["", ""]
     return loops.Rows(
         table=_array(tally.table.movedim(0, 2)),
-        places=np.array([tally.place(name) if _is_read(name, tally) else -1 for name in names]),
+        places=np.array([tally.place(name) for name in names]),
         sink=_array(sink),
         valid=_array(tally.valid),
         usable=_array(tally.usable),
@@ -171,17 +173,11 @@ def _rows(tally: Tally) -> Rows:
         tokens=np.zeros((0, 0), np.int64) if tokens is None else _array(tokens),
         delimiters=np.zeros((0, 0), np.bool_) if delimiters is None else _array(delimiters),
         memory=np.empty((2, reach.n_query), np.bool_),
+        entropy=np.empty(reach.n_query),
         position=reach.n_key - reach.n_query,
         positional=tally.offsets is not None,
         with_sinks=source.sinks is not None,
     )
-
-
-def _is_read(name: str, tally: Tally) -> bool:
-    """Whether a number means anything here."""
-    from attncheck.compiled.sums import READ
-
-    return name in READ or name.removesuffix(" keys") in tally.targets.names
 
 
 def _array(held: Tensor) -> Any:

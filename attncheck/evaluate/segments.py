@@ -74,9 +74,8 @@ def measure_segments(
         assert tally.targets.marks.segments is not None
         number = tally.targets.marks.segments.expand(shape[0], -1)
         same = number[batch, reach.positions[query].clamp(min=0)] == number[batch, key]
-        own = (tally.rows["block"].double() * tally.rows["share"].double()).masked_fill(~usable, 0)
-        beside = own.index_put(at, -points * same, accumulate=True).clamp_(min=0)
-        held, around = own, beside * usable
+        held = (tally.rows["block"].double() * tally.rows["share"].double()).masked_fill(~usable, 0)
+        around = held.index_put(at, -points * same, accumulate=True).clamp_(min=0)
         inside = (tally.rows["block keys"] * usable).long()
     else:
         held, around, inside, same = _searched(tally, rest, clear)

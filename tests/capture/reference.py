@@ -39,6 +39,12 @@ def reference_weights(
     return weights
 
 
+def softmax_rows(scores: np.ndarray) -> np.ndarray:
+    """Weights of scores over their last axis."""
+    raised = np.exp(scores - scores.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
 class Heads(nn.Module):
     """Projects ``(batch, length, 16)`` into four heads, lets a function attend, projects back.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.capture.plain_torch.case import BATCH, HEADS, LENGTH, WIDTH, Case, inputs
+from tests.capture.reference import softmax_rows
 
 FIVE = 5
 FUTURE = torch.ones(LENGTH, LENGTH).triu(1).bool()
@@ -45,9 +46,7 @@ def weights_of(
     if padding is not None:
         blind = np.pad(padding.numpy(), [(0, 0), (0, extra)])
         scores = np.where(blind[:, None, None], -np.inf, scores)
-    raised = np.exp(scores - scores.max(-1, keepdims=True))
-    weights: np.ndarray = raised / raised.sum(-1, keepdims=True)
-    return weights
+    return softmax_rows(scores)
 
 
 def minus(hidden: Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ from tests.capture.plain_torch.case import (
     attending,
     inputs,
 )
-from tests.capture.reference import reference_weights
+from tests.capture.reference import reference_weights, softmax_rows
 
 ROOT = math.sqrt(SIZE)
 
@@ -95,8 +95,7 @@ def formed() -> Case:
         query, key = (tensor.detach().double().numpy() for tensor in model.last)
         form = model.form.weight.detach().double().numpy()[0]
         scores = query @ form @ np.swapaxes(key, -1, -2) + float(model.form.bias.detach())
-        raised = np.exp(scores - scores.max(-1, keepdims=True))
-        return [raised / raised.sum(-1, keepdims=True)]
+        return [softmax_rows(scores)]
 
     return Case(make, expected)
 
@@ -121,9 +120,7 @@ def added(attend: Attend, squash: Callable[[np.ndarray], np.ndarray], steps: int
         query, key = (tensor.detach().double().numpy() for tensor in model.last)
         vector = model.to_one.weight.detach().double().numpy()[0]
         scores = squash(query[:, :, :, None] + key[:, :, None]) @ vector
-        raised = np.exp(scores - scores.max(-1, keepdims=True))
-        weights = raised / raised.sum(-1, keepdims=True)
-        return np.split(weights, steps, axis=2)
+        return np.split(softmax_rows(scores), steps, axis=2)
 
     return Case(make, expected)
 
@@ -135,8 +132,7 @@ def _kernel(case: Case) -> Case:
         assert isinstance(model, Attending)
         query, key = (tensor.detach().double().numpy() for tensor in model.last)
         scores = -0.5 * np.square(query[:, :, :, None] - key[:, :, None]).sum(-1)
-        raised = np.exp(scores - scores.max(-1, keepdims=True))
-        return [raised / raised.sum(-1, keepdims=True)]
+        return [softmax_rows(scores)]
 
     return Case(case.make, expected)
 
@@ -204,8 +200,7 @@ def talking(mix: Callable[[Talking, Tensor], Tensor], *, before: bool) -> Case:
         scores = np.einsum("bhid,bhjd->bhij", query, key) / ROOT
         if before:
             scores = np.einsum("bhij,gh->bgij", scores, model.mix.weight.detach().double().numpy())
-        raised = np.exp(scores - scores.max(-1, keepdims=True))
-        return [raised / raised.sum(-1, keepdims=True)]
+        return [softmax_rows(scores)]
 
     return Case(make, expected)
 
