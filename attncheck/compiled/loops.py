@@ -9,10 +9,7 @@ import numpy as np
 from attncheck.compiled import rows as of_row
 from attncheck.compiled.loop import loop
 
-__all__ = ["look_over", "measure_rows", "read_scores", "read_weights"]
-
-LANES: Final = 16
-"""Entries that a loop takes at once; what is left of a row is taken one by one."""
+__all__ = ["look_over", "read_scores", "read_weights"]
 
 OFTEN: Final = 8
 """A token that is one of so many keys before it, or more, is looked for key by key: many at once
@@ -37,7 +34,7 @@ DELIMITER: Final = 14
 BLOCK: Final = 16
 
 measure, peak, raise_row = of_row.measure, of_row.peak, of_row.raise_
-add_row, size, total = of_row.add_row, of_row.size, of_row.total
+add_row, size, total, whole = of_row.add_row, of_row.size, of_row.total, of_row.whole
 sum_and_least = of_row.sum_and_least
 on_marks, on_same = of_row.on_marks, of_row.on_same
 on_chain, on_tokens = of_row.on_chain, of_row.on_tokens
@@ -134,12 +131,6 @@ def _close(low: int, high: int, head: int, row: int, ledger: Any) -> None:
 
 
 @loop
-def _whole(low: int, high: int, n_key: int) -> int:
-    """End of a row whose last entries, hidden ones, fill a loop's lanes."""
-    return min(low + (high - low + LANES - 1) // LANES * LANES, n_key)
-
-
-@loop
 def read_scores(
     scores: Any, begin: int, start: int, sinks: Any, sight: Any, keys: Any, ledger: Any
 ) -> None:
@@ -162,7 +153,7 @@ def read_scores(
             low, high = sight.low[head, query], sight.high[head, query]
             if sight.valid[head, query] and high > low:
                 place = sight.position + query
-                end = _whole(low, high, start + scores.shape[2])
+                end = whole(low, high, start + scores.shape[2])
                 held = scores[head, row, low - start : end - start]
                 held[high - low :] = HIDDEN
                 away = keys.ramp[ledger.columns.shape[1] + low - place :]
@@ -179,10 +170,10 @@ def read_scores(
                 numbers[NORM], numbers[FAR] = np.sqrt(square) * factor, far * factor
                 _look(held, head, query, factor, sight, keys, numbers)
                 if high - low >= 2:
-                    whole, shared = _add(
+                    taken, shared = _add(
                         held, low, query, high - low, factor * share, sight, ledger
                     )
-                    numbers[MASS], numbers[OVERLAP] = whole / share, shared
+                    numbers[MASS], numbers[OVERLAP] = taken / share, shared
                     first, beyond = min(first, low), max(beyond, high)
             if ((query + 1) % ledger.step == 0 or row == n_rows - 1) and beyond:
                 _close(first, beyond, head, query // ledger.step, ledger)
@@ -213,13 +204,14 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
         for query in range(n_query):
             low, high = sight.low[head, query], sight.high[head, query]
             row = weights[head, query]
-            if size(row[:low]) != 0 or size(row[high:]) != 0:
-                return False
-            held = row[low : _whole(low, high, n_key)]
             place = sight.position + query
             away = keys.ramp[ledger.columns.shape[1] + low - place :]
+            # In the order of memory: from one end to the other, it comes twice as fast.
+            hidden = size(row[:low])
+            held = row[low : whole(low, high, n_key)]
             mass, inner, square, far, least, most = measure(held, away[: held.shape[0]])
-            if not (least >= 0 and mass < np.inf):
+            hidden += size(row[high:])
+            if not (least >= 0 and mass < np.inf and hidden == 0):
                 return False
             if most == 0:
                 sight.valid[head, query] = False
@@ -239,51 +231,6 @@ def read_weights(weights: Any, sight: Any, keys: Any, ledger: Any) -> Any:
                 first, beyond = n_key, 0
         if sight.positional:
             flush_into(ledger.by_offset, ledger.offsets[head])
-    return True
-
-
-@loop
-def measure_rows(
-    weights: Any, high: Any, position: int, positional: bool, ramp: Any, out: Any
-) -> Any:
-    """Measure rows that see all keys up to one; what patterns need is left out.
-
-    Args:
-        weights: float32 ``(head, query, key)``.
-        high: One behind the last visible key, int64 ``(query,)``.
-        position: Key position of query 0.
-        positional: Whether distance means anything.
-        ramp: See `Keys`.
-        out: Of each row its mass, entropy, largest weight, participation ratio, mean distance,
-            weight of the first key and mass on later keys, float64 ``(head, number, query)``, 0 at
-            first.
-
-    Returns:
-        Whether all weights are finite, none is negative, and hidden keys have none. If not, what
-        was measured means nothing.
-    """
-    heads, n_query, n_key = weights.shape
-    for head in range(heads):
-        for query in range(n_query):
-            seen, row = high[query], weights[head, query]
-            if size(row[seen:]) != 0:
-                return False
-            held = row[: _whole(0, seen, n_key)]
-            place = position + query
-            away = ramp[n_key - place :][: held.shape[0]]
-            mass, inner, square, far, least, most = measure(held, away)
-            if not (least >= 0 and mass < np.inf):
-                return False
-            numbers = out[head, :, query]
-            numbers[0] = mass
-            if mass > 0:
-                numbers[1] = np.log(mass) - inner / mass
-                numbers[2] = most
-                numbers[3] = mass * mass / square
-                numbers[4] = far / mass
-                numbers[5] = row[0]
-                if positional and seen > place + 1:
-                    numbers[6] = total(held[max(place + 1, 0) :])
     return True
 
 

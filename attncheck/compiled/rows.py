@@ -28,10 +28,20 @@ __all__ = [
     "size",
     "sum_and_least",
     "total",
+    "whole",
 ]
 
 PIECE: Final = 256
 """Keys whose sum is taken in float32."""
+
+LANES: Final = 16
+"""Entries that a loop takes at once; what is left of a row is taken one by one."""
+
+
+@loop
+def whole(low: int, high: int, n_key: int) -> int:
+    """End of a row whose last entries, hidden ones, fill a loop's lanes."""
+    return min(low + (high - low + LANES - 1) // LANES * LANES, n_key)
 
 
 @loop

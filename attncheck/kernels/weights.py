@@ -7,7 +7,10 @@ import triton.language as tl
 
 from attncheck.kernels.tiles import LN2
 
-__all__ = ["measure_rows"]
+__all__ = ["NUMBERS", "measure_rows"]
+
+NUMBERS = 7
+"""What is written of each row."""
 
 TINY = tl.constexpr(1.1754943508222875e-38)
 

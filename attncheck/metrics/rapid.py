@@ -21,9 +21,6 @@ from attncheck.kernels.launch import KernelError, launch, next_power
 
 __all__ = ["measure_rapidly"]
 
-NUMBERS: Final = 7
-"""What a loop writes of each row."""
-
 KNOWN: Final = frozenset(
     {
         *("row_sum_error", "entropy", "normalized_entropy", "effective_keys", "max_weight"),
@@ -47,20 +44,40 @@ def measure_rapidly(layer: LayerAttention, wanted: Collection[str]) -> dict[str,
         triton on a GPU), or weights that are negative, not finite or on hidden keys.
     """
     whole = layer.mask is None and layer.sighted is None and not layer.queries
-    on_gpu = _worth_kernel(layer)
-    if not (whole and set(wanted) <= KNOWN and (on_gpu or worth_compiled(layer))):
+    if not (whole and set(wanted) <= KNOWN):
         return None
-    position = layer.n_key - layer.n_query
-    with quiet(layer.device.type), on_one_thread():
-        counts = torch.full((layer.n_query,), layer.n_key, device=layer.device)
-        if layer.causal:
-            counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
-        held = _read_on_gpu(layer) if on_gpu else None
-    held = held if on_gpu else _read(layer, position, counts.numpy())
-    if held is None:
+    if worth_compiled(layer):
+        return _on_cpu(layer, wanted)
+    return _on_gpu(layer, wanted) if _worth_kernel(layer) else None
+
+
+def _on_cpu(layer: LayerAttention, wanted: Collection[str]) -> dict[str, Rows] | None:
+    from attncheck.compiled.measures import COUNTS, Measured, Seen, measure_rows
+
+    batch, heads, n_query, n_key = layer.shape
+    position, positional = n_key - n_query, layer.positional
+    high = np.full(n_query, n_key)
+    if layer.causal:
+        high = (np.arange(n_query) + position + 1).clip(0)
+    ramp = ramp_of(n_query, n_key, positional)
+    seen = Seen(high, np.log(high.clip(1)), position, positional, ramp)
+    values = np.empty((batch, heads, n_query, len(COUNTS)))
+    counted = np.empty((batch, heads, n_query, len({*COUNTS.values()})), dtype=bool)
+    with quiet("cpu"):
+        sinks = np.zeros((batch, 0, 0))
+        if layer.sink_mass is not None:
+            sinks = layer.sink_mass.detach().double().expand(layer.shape[:3]).contiguous().numpy()
+
+    def read(weights: Any, sequence: int, head: slice) -> Any:
+        found = Measured(values[sequence, head], counted[sequence, head])
+        return measure_rows(weights, seen, sinks[sequence, head], found)
+
+    if not all(read_heads(layer, read)):
         return None
-    with quiet(layer.device.type), on_one_thread():
-        return _measures(layer, counts, held, wanted)
+    held = torch.from_numpy(values).unbind(-1)
+    kinds = torch.from_numpy(counted).unbind(-1)
+    rows = dict(zip(COUNTS, held, strict=True))
+    return {name: (rows[name], kinds[COUNTS[name]]) for name in wanted}
 
 
 def _worth_kernel(layer: LayerAttention) -> bool:
@@ -68,9 +85,15 @@ def _worth_kernel(layer: LayerAttention) -> bool:
     return is_large(layer, "cuda") and missing() is None
 
 
+def _on_gpu(layer: LayerAttention, wanted: Collection[str]) -> dict[str, Rows] | None:
+    with quiet(layer.device.type), on_one_thread():
+        held = _read_on_gpu(layer)
+        return None if held is None else _measures(layer, held, wanted)
+
+
 def _read_on_gpu(layer: LayerAttention) -> Tensor | None:
-    """Numbers of each row, as `_read` has them."""
-    from attncheck.kernels.weights import measure_rows
+    """Numbers of each row as the kernel writes them, ``(number, batch, head, query)``."""
+    from attncheck.kernels.weights import NUMBERS, measure_rows
 
     weights = layer.weights.detach()
     if weights.stride(-1) != 1 or weights.stride(0) != weights.stride(1) * layer.n_heads:
@@ -92,24 +115,11 @@ def _read_on_gpu(layer: LayerAttention) -> Tensor | None:
     return None if bool(wrong) else found.view(NUMBERS, batch, heads, n_query)
 
 
-def _read(layer: LayerAttention, position: int, counts: Any) -> Tensor | None:
-    """Numbers of each row, ``(number, batch, head, query)``; None if weights are not in order."""
-    from attncheck.compiled.loops import measure_rows
-
-    ramp = ramp_of(layer.n_query, layer.n_key, layer.positional)
-    found = np.zeros((*layer.shape[:2], NUMBERS, layer.n_query))
-
-    def read(weights: Any, sequence: int, head: slice) -> Any:
-        out = found[sequence, head]
-        return measure_rows(weights, counts, position, layer.positional, ramp, out)
-
-    return torch.from_numpy(found).movedim(2, 0) if all(read_heads(layer, read)) else None
-
-
-def _measures(
-    layer: LayerAttention, counts: Tensor, held: Tensor, wanted: Collection[str]
-) -> dict[str, Rows]:
+def _measures(layer: LayerAttention, held: Tensor, wanted: Collection[str]) -> dict[str, Rows]:
     mass, entropy, highest, participation, distance, first, later = held
+    counts = torch.full((layer.n_query,), layer.n_key, device=layer.device)
+    if layer.causal:
+        counts = (layer.query_positions() + 1).clamp(0, layer.n_key)
     highest_entropy = counts.clamp(min=1).double().log()
     entropy = entropy.clamp(min=0).minimum(highest_entropy)
     sink = 0.0 if layer.sink_mass is None else layer.sink_mass.detach().double()

@@ -21,6 +21,7 @@ from attncheck.metrics import METRICS
 numba = pytest.importorskip("numba")
 loops = pytest.importorskip("attncheck.compiled.loops")
 sums = pytest.importorskip("attncheck.compiled.sums")
+measures = pytest.importorskip("attncheck.compiled.measures")
 
 N = 160
 
@@ -55,7 +56,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[Any]]:
 
     def spy_on(name: str) -> set[Any]:
         seen: set[Any] = set()
-        module = sums if name == "sum_rows" else loops
+        module = {"sum_rows": sums, "measure_rows": measures}.get(name, loops)
         original = getattr(module, name)
 
         def spy(*args: Any) -> Any:
@@ -85,7 +86,7 @@ def test_a_loop_over_scores(spied: Callable[[str], set[Any]], threads: int) -> N
 
 
 def test_loops_over_weights(spied: Callable[[str], set[Any]], threads: int) -> None:
-    profiles, measures = spied("read_weights"), spied("measure_rows")
+    profiles, measured = spied("read_weights"), spied("measure_rows")
     for make in LAYERS.values():
         layer = make()
         weights = layer.weights
@@ -95,7 +96,7 @@ def test_loops_over_weights(spied: Callable[[str], set[Any]], threads: int) -> N
             profile_given(held, torch.arange(N) % 7)
             METRICS["entropy"].rows(replace(held, weights=given.repeat(1, 16, 1, 1), heads=()))
     assert len(profiles) == 1, profiles
-    assert len(measures) == 1, measures
+    assert len(measured) == 1, measured
 
 
 def test_a_loop_over_what_rows_add_up_to(spied: Callable[[str], set[Any]], threads: int) -> None:
