@@ -71,8 +71,8 @@ def gini(block: RowBlock) -> Rows:
     That is ``(2 sum r p_r - v - 1) / (v - 1)``, with ``r`` from 1 to ``v`` the ascending rank.
     """
     size = block.weights.shape[-1]
-    ranks = torch.arange(1, size + 1, dtype=torch.float64, device=block.given.device)
-    ranked = _ascending(block.weights).double() @ ranks
+    ranks = torch.arange(1.0, size + 1, dtype=block.weights.dtype, device=block.given.device)
+    ranked = row_dot(_ascending(block.weights), ranks.expand_as(block.weights))
     # Hidden keys weigh 0 and sort to the front: they shift the rank of every visible weight.
     ranked = ranked / block.mass - (size - block.counts)
     value = (2 * ranked - block.counts - 1) / (block.counts - 1)

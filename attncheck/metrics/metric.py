@@ -57,12 +57,17 @@ class Metric:
 def measure_layer(
     layer: LayerAttention, metrics: Iterable[Metric]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Evaluate several metrics in one walk over a layer; by name, what `Metric.rows` returns."""
+    """Evaluate several metrics of a layer; by name, what `Metric.rows` returns.
+
+    Those that sort are walked for on their own where the others come from one read in compiled
+    loops, which costs a tenth of it.
+    """
     metrics = tuple(metrics)
-    rapid = measure_rapidly(layer, [metric.name for metric in metrics])
-    if rapid is not None:
-        return rapid
-    return measure_in_blocks(layer, metrics)
+    in_one_read = [metric.name for metric in metrics if not metric.sorts]
+    found = (measure_rapidly(layer, in_one_read) if in_one_read else None) or {}
+    rest = [metric for metric in metrics if metric.name not in found]
+    found |= measure_in_blocks(layer, rest) if rest else {}
+    return {metric.name: found[metric.name] for metric in metrics}
 
 
 def measure_in_blocks(
