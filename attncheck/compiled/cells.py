@@ -5,13 +5,50 @@ Each replaces some dozen operations of torch on arrays so small that calling the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attncheck.compiled.loop import exact
 
-__all__ = ["cut_segments", "running_sums", "spread_rows", "sum_stretches"]
+__all__ = ["Points", "Rows", "cut_segments", "running_sums", "sum_excess", "sum_stretches"]
+
+
+class Rows(NamedTuple):
+    """What the rows of some sequences see, and what even attention would have there.
+
+    Attributes:
+        even: Weight of a visible key in an even row, float64 ``(batch, head, query)``.
+        low: First key that each row sees, int64 ``(batch or 1, head or 1, query)``.
+        high: One behind the last, as ``low``.
+        step: Side of a cell.
+        lead: Keys that the first cell lacks.
+    """
+
+    even: Any
+    low: Any
+    high: Any
+    step: int
+    lead: int
+
+
+class Points(NamedTuple):
+    """Single weights that are set aside.
+
+    Attributes:
+        batch: Sequence of each, int64 ``(point,)``; so are ``head``, ``query`` and ``key``.
+        weights: Weight of each, float64 ``(point,)``.
+        following: Memory for the next point of the same head, int64 ``(point,)``.
+        first: Memory for the first point of each head, int64 ``(batch, head)``.
+    """
+
+    batch: Any
+    head: Any
+    query: Any
+    key: Any
+    weights: Any
+    following: Any
+    first: Any
 
 
 @exact
@@ -38,33 +75,80 @@ def running_sums(cells: Any, rows: Any, out: Any) -> None:
 
 
 @exact
-def spread_rows(values: Any, low: Any, high: Any, step: int, lead: int, out: Any) -> None:
-    """Add a value of each row for every key it sees to the cells of the keys.
+def sum_excess(cells: Any, items: Any, rows: Rows, points: Points, into: Any) -> None:
+    """Sum what cells hold above even attention, but for single points, before each two edges.
+
+    Edges of rows are those of keys; the rows of cells are the last.
 
     Args:
-        values: float64 ``(batch, head, query)``.
-        low: First key that each row sees, int64 ``(batch or 1, head or 1, query)``.
-        high: One behind the last, as ``low``.
+        cells: Weight by cell, ``(batch, head, row cell, key cell)``.
+        items: Sequence and head of each item, int64 ``(item, 2)``.
+        rows: What the rows see.
+        points: What is set aside: there, nothing is above even attention.
+        into: Memory to work in, float64 ``(row cell, key cell)`` and ``(key cell,)``, and where the
+            sums go, ``(item, edge, edge)``.
+    """
+    held, change, out = into
+    points.first[:] = -1
+    for point in range(points.batch.shape[0] - 1, -1, -1):
+        batch, head = points.batch[point], points.head[point]
+        points.following[point] = points.first[batch, head]
+        points.first[batch, head] = point
+    for item in range(items.shape[0]):
+        batch, head = items[item]
+        sequence, own = min(batch, rows.low.shape[0] - 1), min(head, rows.low.shape[1] - 1)
+        even = rows.even[batch, head]
+        for row in range(held.shape[0]):
+            for key in range(held.shape[1]):
+                held[row, key] = cells[batch, head, row, key]
+        point = points.first[batch, head]
+        while point >= 0:
+            query, key = points.query[point], points.key[point] + rows.lead
+            held[query // rows.step, key // rows.step] += even[query] - points.weights[point]
+            point = points.following[point]
+        low, high = rows.low[sequence, own], rows.high[sequence, own]
+        before = out.shape[1] - held.shape[0] - 1  # edges that no row of cells lies before
+        out[item, : before + 1] = 0
+        for row in range(held.shape[0]):
+            change[:] = 0
+            queries = row * rows.step, min((row + 1) * rows.step, even.shape[0])
+            _take_even(even, low, high, queries, rows.step, rows.lead, held[row], change)
+            above, into = out[item, before + row], out[item, before + row + 1]
+            into[0] = covered = along = 0.0
+            for key in range(held.shape[1]):
+                covered += change[key]
+                along += held[row, key] + covered
+                into[key + 1] = above[key + 1] + along
+
+
+@exact
+def _take_even(
+    even: Any, low: Any, high: Any, queries: Any, step: int, lead: int, held: Any, change: Any
+) -> None:
+    """Take from a row of cells what its rows would have there if they were even.
+
+    Args:
+        even: Weight of a visible key, ``(query,)``.
+        low: First key of each row.
+        high: One behind the last.
+        queries: The first row, and one behind the last.
         step: Side of a cell.
         lead: Keys that the first cell lacks.
-        out: ``(batch, head, row cell, key cell)``, to be added to.
+        held: Cells in which a row begins or ends, ``(key cell,)``.
+        change: What is taken from each cell in between beyond the one before, ``(key cell,)``.
     """
-    for batch in range(values.shape[0]):
-        for head in range(values.shape[1]):
-            sequence, own = min(batch, low.shape[0] - 1), min(head, low.shape[1] - 1)
-            for query in range(values.shape[2]):
-                begin, end = lead + low[sequence, own, query], lead + high[sequence, own, query]
-                value, into = values[batch, head, query], out[batch, head, query // step]
-                first, last = begin // step, (end - 1) // step
-                if end <= begin:
-                    continue
-                if first == last:
-                    into[first] += value * (end - begin)
-                    continue
-                into[first] += value * ((first + 1) * step - begin)
-                into[last] += value * (end - last * step)
-                for cell in range(first + 1, last):
-                    into[cell] += value * step
+    for query in range(*queries):
+        begin, end, value = lead + low[query], lead + high[query], even[query]
+        first, last = begin // step, (end - 1) // step
+        if end <= begin:
+            continue
+        if first == last:
+            held[first] -= value * (end - begin)
+            continue
+        held[first] -= value * ((first + 1) * step - begin)
+        held[last] -= value * (end - last * step)
+        change[first + 1] -= value * step
+        change[last] += value * step
 
 
 @exact

@@ -12,7 +12,7 @@ import numpy as np
 
 from attncheck.compiled.loop import exact
 
-__all__ = ["MEASURES", "READ", "TOKENWISE", "Rows", "Sums", "sum_rows"]
+__all__ = ["MEASURES", "READ", "TOKENWISE", "Rows", "Sums", "sum_blocks", "sum_rows"]
 
 READ: Final = ("top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share")
 """Numbers of a row that are read."""
@@ -285,3 +285,29 @@ def _note(into: Any, added: Any, count: int, most: Any) -> None:
     into[0] += added
     into[1] += count
     into[2] = _larger(most, into[2])
+
+
+@exact
+def sum_blocks(inside: Any, keys: Any, mass: Any, square: Any, out: Any) -> None:
+    """Sum what shuffled rows would have in their own segments; see `attncheck.patterns.blocks`.
+
+    Args:
+        inside: Visible keys of each row in its segment, int64 ``(batch, head, query)``.
+        keys: All of its visible keys, likewise.
+        mass: Weight of each row, float64, of the same shape.
+        square: Squared weight of each row, likewise.
+        out: Chance, rows and variance, float64 ``(head, 3)``, 0 at first.
+    """
+    for batch in range(mass.shape[0]):
+        for head in range(mass.shape[1]):
+            chance = rows = variance = 0.0
+            for query in range(mass.shape[2]):
+                weight, seen = mass[batch, head, query], max(keys[batch, head, query], 1)
+                share = inside[batch, head, query] / seen
+                spread = max(square[batch, head, query] - weight * weight / seen, 0.0)
+                chance += weight * share
+                rows += weight if inside[batch, head, query] > 0 else 0.0
+                variance += spread * share * (1 - share)
+            out[head, 0] += chance
+            out[head, 1] += rows
+            out[head, 2] += variance

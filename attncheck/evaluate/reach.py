@@ -12,7 +12,6 @@ from torch import Tensor
 
 from attncheck.attention import LayerAttention
 from attncheck.patterns.cells import CellGrid
-from attncheck.patterns.segments import worth_compiled
 
 if TYPE_CHECKING:
     from attncheck.evaluate.chances import Chances
@@ -136,12 +135,6 @@ class Reach:
                 seen = self.visible(rows, every).to(per_row.dtype)
                 found = per_row[..., None, rows] @ seen
                 into[..., start // grid.step, :] += grid.sum_keys(found, rows, every)[2][..., 0, :]
-            return
-        if worth_compiled(into):
-            from attncheck.compiled.cells import spread_rows
-
-            low, high = (held.contiguous().numpy() for held in (self.low, self.high))
-            spread_rows(per_row.contiguous().numpy(), low, high, grid.step, grid.lead, into.numpy())
             return
         edges, whole = grid.edges(self.low.device), torch.zeros_like(into)
         row = torch.arange(self.n_query, device=self.low.device) // grid.step * grid.n_keys

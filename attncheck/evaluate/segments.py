@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,14 @@ from attncheck.evaluate.lines import ClearLines
 from attncheck.evaluate.tally import Tally
 from attncheck.patterns import thresholds
 from attncheck.patterns.refine import Read, move_cuts
-from attncheck.patterns.segments import Cuts, cut_cells, cuts_of, worth_compiled, worth_refining
+from attncheck.patterns.segments import (
+    Cuts,
+    cut_cells,
+    cuts_of,
+    running_sums,
+    worth_compiled,
+    worth_refining,
+)
 from attncheck.patterns.sums import Sums
 
 __all__ = ["measure_segments"]
@@ -31,19 +39,6 @@ class _Rest:
     mass: Tensor
     square: Tensor
     keys: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """Weight by cell of the coarse grid, ``(batch, head, row cell, key cell)``.
-
-    Attributes:
-        held: All of it, in the tally's dtype.
-        beside: What is left beside the clear lines, float64.
-    """
-
-    held: Tensor
-    beside: Tensor
 
 
 def measure_segments(
@@ -69,7 +64,6 @@ def measure_segments(
         square.index_put(at, -points.square(), accumulate=True).clamp_(min=0),
         counts.index_put(at, -torch.ones_like(query), accumulate=True),
     )
-    ones = usable.double()
     if "block" in tally.targets.names:
         assert tally.targets.marks.segments is not None
         number = tally.targets.marks.segments.expand(shape[0], -1)
@@ -81,8 +75,8 @@ def measure_segments(
         held, around, inside, same = _searched(tally, rest, clear)
     left = inside.index_put(at, -same.to(inside.dtype), accumulate=True)
     return (
-        _sums(held, inside, counts, ones, square),
-        _sums(around, left, rest.keys, rest.mass, rest.square),
+        _sums(held, inside, counts, (usable.double(), square), looped=tally.looped),
+        _sums(around, left, rest.keys, (rest.mass, rest.square), looped=tally.looped),
     )
 
 
@@ -96,43 +90,78 @@ def _searched(
         cells of the lines lie in the segment of their row.
     """
     grid, shape = tally.grid, tally.usable.shape
-    cells = _cells(tally, clear)
     even = rest.mass / rest.keys.clamp(min=1)
     begin = torch.zeros(*shape[:2], grid.n_keys, dtype=torch.long, device=even.device)
     end = torch.full_like(begin, grid.n_keys)
     worth = rest.mass.sum(-1) > thresholds.MIN_REST * tally.usable.sum(-1)
     again: list[tuple[int, int]] = []
     if bool(worth.any()):
-        found = _search(tally, rest, clear, cells.beside, even, worth)
+        found = _search(tally, rest, clear, even, worth)
         begin[worth], end[worth] = found.begin, found.end
         items = worth.nonzero()[worth_refining(found, grid)]
         again = [(batch, head) for batch, head in items.tolist()]
-    own, start, stop = _inside(tally, cells, begin, end)
+    held, start, stop = _inside(tally, begin, end)
+    same = _on_lines_inside(clear, start, stop)
+    batch, head, query, _ = clear.cells
+    cells = batch, head, query // grid.step
+    around = held.index_put(cells, -clear.weights * same, accumulate=True)
     for place in again:
         cuts = cuts_of(begin[place], grid)
         read = _reading(tally, clear, even, place)
-        moved = move_cuts(cuts, shape[2], grid.n_key, grid.step, read, len(own) + 1)
-        for held, added in zip(own, moved.added[1:], strict=True):
-            held[place][0] += added
+        moved = move_cuts(cuts, shape[2], grid.n_key, grid.step, read, 3)
+        for whole, added in zip((held, around), moved.added[1:], strict=True):
+            whole[place][0] += added
         start[place], stop[place] = _of_rows(moved.cuts, tally)
-    at = clear.cells[:3]
-    same = (start[at] <= clear.cells[3]) & (clear.cells[3] < stop[at])
+    same = _on_lines_inside(clear, start, stop) if again else same
     inside = tally.reach.inside(start, stop) * tally.usable
-    return own[0], own[1].clamp_(min=0), inside, same
+    return held, around.clamp_(min=0), inside, same
 
 
-def _search(
-    tally: Tally, rest: _Rest, clear: ClearLines, beside: Tensor, even: Tensor, worth: Tensor
-) -> Cuts:
+def _on_lines_inside(clear: ClearLines, start: Tensor, stop: Tensor) -> Tensor:
+    """Which cells of the lines lie in the segment of their row, bool ``(point,)``."""
+    at, key = clear.cells[:3], clear.cells[3]
+    return (start[at] <= key) & (key < stop[at])
+
+
+def _search(tally: Tally, rest: _Rest, clear: ClearLines, even: Tensor, worth: Tensor) -> Cuts:
     """Cut the heads that have mass beside their lines: ``(item, cell)``."""
-    excess = _above_even(tally, clear, even, beside)
     variance = (rest.square - rest.mass * even).clamp_(min=0) / rest.keys.clamp(min=1)
     present = tally.reach.seen_keys.expand(*worth.shape, -1)
     every = bool(worth.all())
-    excess, variance, present = (
-        part.flatten(0, 1) if every else part[worth] for part in (excess, variance, present)
+    variance, present = (
+        part.flatten(0, 1) if every else part[worth] for part in (variance, present)
     )
-    return cut_cells(tally.grid, excess, variance, present, causal=not tally.reach.ahead)
+    sums = _sum_excess(tally, clear, even, worth)
+    return cut_cells(tally.grid, sums, variance, present, causal=not tally.reach.ahead)
+
+
+def _sum_excess(tally: Tally, clear: ClearLines, even: Tensor, worth: Tensor) -> Tensor:
+    """Running sums of the weight beside the lines above that of even rows: see `cut_cells`."""
+    assert tally.cells is not None
+    grid, reach = tally.grid, tally.reach
+    if reach.mask is None and worth_compiled(tally.cells):
+        return _sum_excess_in_loop(tally, clear, even, worth)
+    excess = tally.cells.to(torch.float64, copy=True)
+    reach.add_by_cell(-even, grid, excess)
+    batch, head, query, key = clear.cells
+    place = batch, head, query // grid.step, grid.of_keys(key)
+    excess.index_put_(place, even[clear.cells[:3]] - clear.weights, accumulate=True)
+    return running_sums(grid, excess[worth])
+
+
+def _sum_excess_in_loop(tally: Tally, clear: ClearLines, even: Tensor, worth: Tensor) -> Tensor:
+    from attncheck.compiled import cells as loops
+
+    assert tally.cells is not None
+    grid, reach, items = tally.grid, tally.reach, worth.nonzero()
+    even, low, high = (part.contiguous() for part in (even, reach.low, reach.high))
+    rows = loops.Rows(even.numpy(), low.numpy(), high.numpy(), grid.step, grid.lead)
+    numbers = (*clear.cells, clear.weights, clear.cells[0].clone(), torch.empty_like(worth).long())
+    points = loops.Points(*(part.contiguous().numpy() for part in numbers))
+    sums = even.new_empty(len(items), grid.n_keys + 1, grid.n_keys + 1)
+    room = np.empty((grid.n_rows, grid.n_keys)), np.empty(grid.n_keys), sums.numpy()
+    loops.sum_excess(tally.cells.contiguous().numpy(), items.numpy(), rows, points, room)
+    return sums
 
 
 def _reading(tally: Tally, clear: ClearLines, even: Tensor, place: tuple[int, int]) -> Read:
@@ -176,48 +205,50 @@ def _sum_stretches(cells: Tensor, first: Tensor, last: Tensor) -> Tensor:
     return sums
 
 
-def _cells(tally: Tally, clear: ClearLines) -> _Cells:
-    assert tally.cells is not None
-    beside = tally.cells.to(torch.float64, copy=True)
-    beside.index_put_(_cells_of(tally, clear), -clear.weights, accumulate=True)
-    return _Cells(tally.cells, beside)
+def _inside(tally: Tally, begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight in own segments, by cell of rows, and where the segment of each row begins and ends.
 
+    Args:
+        tally: What a walk found.
+        begin: Edge at which each cell's segment begins, ``(batch, head, cell)``.
+        end: Edge at which it ends.
 
-def _cells_of(tally: Tally, clear: ClearLines) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, head, query, key = clear.cells
-    return batch, head, query // tally.grid.step, tally.grid.of_keys(key)
-
-
-def _above_even(tally: Tally, clear: ClearLines, even: Tensor, beside: Tensor) -> Tensor:
-    """Weight by cell beside the lines, less what it were if the rows were even there."""
-    excess = beside.clone()
-    tally.reach.add_by_cell(-even, tally.grid, excess)
-    points = even[clear.cells[:3]]
-    return excess.index_put_(_cells_of(tally, clear), points, accumulate=True)
-
-
-def _inside(
-    tally: Tally, cells: _Cells, begin: Tensor, end: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Weight in own segments, all and beside the lines, by cell of rows.
-
-    Also where the segment of each row begins and ends: ``(batch, head, query)``.
+    Returns:
+        float64 ``(batch, head, row cell)``; twice int64 ``(batch, head, query)``.
     """
+    assert tally.cells is not None
     grid = tally.grid
     of_row = (torch.arange(grid.n_rows, device=begin.device) + grid.shift).clamp(0, grid.n_keys - 1)
     first, last = begin[..., of_row], end[..., of_row]
-    own = [_sum_stretches(part, first, last) for part in (cells.held, cells.beside)]
     number = torch.arange(tally.reach.n_query, device=begin.device) // grid.step
     edges = grid.edges(begin.device)
-    return own, edges[first][..., number], edges[last][..., number]
+    held = _sum_stretches(tally.cells, first, last)
+    return held, edges[first][..., number], edges[last][..., number]
 
 
-def _sums(found: Tensor, inside: Tensor, keys: Tensor, mass: Tensor, square: Tensor) -> Sums:
-    """Sums of a selection in rows of some mass over some keys; see `patterns.blocks`."""
+def _sums(
+    found: Tensor, inside: Tensor, keys: Tensor, rows: tuple[Tensor, Tensor], *, looped: bool
+) -> Sums:
+    """Sums of a selection in rows of some mass over some keys; see `patterns.blocks`.
+
+    Args:
+        found: Weight in the selection, of rows or of cells of rows, ``(batch, head, row)``.
+        inside: Visible keys in it, ``(batch, head, query)``.
+        keys: All visible keys.
+        rows: Weight and squared weight of each row, float64.
+        looped: Whether compiled loops may sum.
+    """
+    mass, square = rows
+    if looped:
+        from attncheck.compiled.sums import sum_blocks
+
+        even = np.zeros((mass.shape[1], 3))
+        inside, keys, mass, square = (h.contiguous() for h in (inside, keys, mass, square))
+        sum_blocks(inside.numpy(), keys.numpy(), mass.numpy(), square.numpy(), even)
+        return Sums(found.sum((0, 2)).numpy(), *even.T)
     keys = keys.clamp(min=1).double()
     share = inside.double() / keys
     spread = (mass * mass).div_(keys).neg_().add_(square).clamp_(min=0).mul_(share)
     spread.addcmul_(spread, share, value=-1)
-    rows = mass * (inside > 0)
-    per_row = (found, share.mul_(mass), rows, spread)
+    per_row = (found, share.mul_(mass), mass * (inside > 0), spread)
     return Sums(*torch.stack([held.sum((0, 2)) for held in per_row]).cpu().numpy())

@@ -30,6 +30,7 @@ __all__ = [
     "cut_cells",
     "cuts_of",
     "find_segments",
+    "running_sums",
     "worth_compiled",
     "worth_refining",
 ]
@@ -77,7 +78,7 @@ def find_segments(
         return _without_padding(excess, row_variance, causal, present)
     rows, keys = slice(0, n_query), slice(0, n_key)
     cells = grid.sum_keys(grid.sum_rows(excess.double()), rows, keys)[2]
-    found = cut_cells(grid, cells, row_variance, present, causal=causal)
+    found = cut_cells(grid, running_sums(grid, cells), row_variance, present, causal=causal)
     begin = grid.edges(excess.device)[found.begin]
     begin = begin.repeat_interleave(grid.edges(excess.device).diff(), dim=1)
     for item in worth_refining(found, grid).nonzero()[:, 0].tolist():
@@ -138,40 +139,44 @@ def begins(cuts: Sequence[int], n_key: int) -> Tensor:
 
 
 def cut_cells(
-    grid: CellGrid, cells: Tensor, row_variance: Tensor, present: Tensor, *, causal: bool
+    grid: CellGrid, sums: Tensor, row_variance: Tensor, present: Tensor, *, causal: bool
 ) -> Cuts:
     """Cut on the coarse grid.
 
     Args:
         grid: The grid.
-        cells: Mass above even attention by cell, ``(item, row cell, key cell)``, float64.
+        sums: `running_sums` of the mass above even attention by cell, ``(item, edge, edge)``.
         row_variance: Variance of a weight of each row under chance alone, ``(item, query)``.
         present: Which keys anyone sees, bool ``(item, key)``.
         causal: Whether no query sees a later key.
     """
-    places = torch.arange(grid.n_keys + 1, device=cells.device)
-    rows = (places - grid.shift).clamp(0, grid.n_rows)
-    sums = _running_sums(cells, rows)
     wide = F.pad(row_variance.double(), (0, -row_variance.shape[-1] % grid.step))
     variance = wide.view(len(wide), -1, grid.step).sum(-1)
-    spread = F.pad(variance.cumsum(-1), (1, 0))[:, rows]
+    spread = F.pad(variance.cumsum(-1), (1, 0))[:, _row_edges(grid, variance.device)]
     keys = F.pad(present.cumsum(-1), (1, 0))[:, grid.edges(present.device)]
     return cut(sums, spread, keys, causal=causal)
 
 
-def _running_sums(cells: Tensor, rows: Tensor) -> Tensor:
+def _row_edges(grid: CellGrid, device: torch.device) -> Tensor:
+    """Number of rows of cells before each edge of the grid's keys, ``(edge,)``."""
+    places = torch.arange(grid.n_keys + 1, device=device)
+    return (places - grid.shift).clamp(0, grid.n_rows)
+
+
+def running_sums(grid: CellGrid, cells: Tensor) -> Tensor:
     """Sum the cells before two edges: ``(item, row edge, key edge)``.
 
     Args:
-        cells: ``(item, row, key)``.
-        rows: Number of rows before each edge of rows, ``(row edge,)``.
+        grid: The grid.
+        cells: ``(item, row, key)``, float64.
     """
+    rows = _row_edges(grid, cells.device)
     if not worth_compiled(cells):
         return F.pad(cells.cumsum(-1).cumsum(-2), (1, 0, 1, 0))[:, rows, :]
-    from attncheck.compiled.cells import running_sums
+    from attncheck.compiled import cells as loops
 
     sums = cells.new_empty(len(cells), len(rows), cells.shape[-1] + 1)
-    running_sums(cells.contiguous().numpy(), rows.numpy(), sums.numpy())
+    loops.running_sums(cells.contiguous().numpy(), rows.numpy(), sums.numpy())
     return sums
 
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from attncheck.evaluate import segments as of_evaluators
+from attncheck.evaluate.lines import ClearLines
 from attncheck.evaluate.reach import Reach
+from attncheck.evaluate.tally import Tally
+from attncheck.evaluate.targets import Targets
 from attncheck.patterns import segments as of_patterns
 from attncheck.patterns import thresholds
 from attncheck.patterns.cells import CellGrid
+from attncheck.patterns.grid import Marks
 
 pytest.importorskip("numba")
 
@@ -69,9 +73,9 @@ def test_no_more_cuts_than_are_allowed(both_ways, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("shift", [0, 3])
 def test_running_sums_and_stretches(both_ways, shift: int) -> None:
+    grid = CellGrid(100, 100 + shift)
     cells = torch.randn(2, 4, 100, 100 + shift, dtype=torch.float64)
-    rows = (torch.arange(101 + shift) - shift).clamp(min=0)
-    plain, compiled = both_ways(lambda: of_patterns._running_sums(cells.flatten(0, 1), rows))
+    plain, compiled = both_ways(lambda: of_patterns.running_sums(grid, cells.flatten(0, 1)))
     assert plain.shape == compiled.shape == (8, 101 + shift, 101 + shift)
     torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-12)
     ends = torch.randint(0, 101 + shift, (2, 2, 4, 100)).sort(0).values
@@ -79,26 +83,66 @@ def test_running_sums_and_stretches(both_ways, shift: int) -> None:
     torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-11)
 
 
-@pytest.mark.parametrize(("n_query", "n_key"), [(300, 300), (260, 333)])
+def excess_of(weights: torch.Tensor, tally: Tally, even: torch.Tensor, lines: ClearLines):
+    """Above even attention and beside the lines, weight by weight, before each two edges."""
+    reach, grid = tally.reach, tally.grid
+    place = torch.arange(grid.n_key)
+    seen = (place >= reach.low[..., None]) & (place < reach.high[..., None])
+    excess = weights - even[..., None] * seen
+    excess[lines.cells] = 0
+    wide = torch.zeros(2, 3, grid.n_rows * grid.step, grid.n_keys * grid.step).double()
+    wide[:, :, : grid.n_query, grid.lead : grid.lead + grid.n_key] = excess
+    cells = wide.view(2, 3, grid.n_rows, grid.step, grid.n_keys, grid.step).sum((3, 5))
+    summed = torch.nn.functional.pad(cells.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    return torch.nn.functional.pad(summed, (0, 0, grid.shift, 0))
+
+
+@pytest.mark.parametrize(("n_query", "n_key"), [(300, 300), (260, 333), (140, 170)])
 @pytest.mark.parametrize("heads", [1, 3])
-def test_a_value_of_each_row_by_cell(both_ways, n_query: int, n_key: int, heads: int) -> None:
-    low, high = torch.randint(0, n_key + 1, (2, 1, heads, n_query)).sort(0).values
+def test_sums_above_even_attention(
+    both_ways, monkeypatch: pytest.MonkeyPatch, n_query: int, n_key: int, heads: int
+) -> None:
+    generator = torch.Generator().manual_seed(n_query + heads)
+    ends = torch.randint(0, n_key + 1, (2, 1, heads, n_query), generator=generator)
+    low, high = ends.sort(0).values
     high[..., :5] = low[..., :5]
     low, high = (held * (high > low) for held in (low, high))  # 0 where a row sees nothing
     positions = torch.arange(n_key - n_query, n_key)
     reach = Reach(low, high, high - low, None, n_key, positions)
-    grid, values = CellGrid(n_query, n_key), torch.randn(2, 3, n_query, dtype=torch.float64)
-
-    def added() -> torch.Tensor:
-        into = torch.ones(2, 3, grid.n_rows, grid.n_keys, dtype=torch.float64)
-        reach.add_by_cell(values, grid, into)
-        return into
-
-    assert added().numel() >= of_patterns.MANY
     place = torch.arange(n_key)
     seen = (place >= low[..., None]) & (place < high[..., None])
-    wide = torch.zeros(2, 3, grid.n_rows * grid.step, grid.n_keys * grid.step).double()
-    wide[:, :, :n_query, grid.lead : grid.lead + n_key] = seen * values[..., None]
-    shape = (2, 3, grid.n_rows, grid.step, grid.n_keys, grid.step)
-    for found in both_ways(added):
-        torch.testing.assert_close(found, 1 + wide.view(shape).sum((3, 5)), rtol=1e-12, atol=1e-11)
+    even = torch.rand(2, 3, n_query, generator=generator, dtype=torch.float64)
+    weights = torch.rand(2, 3, n_query, n_key, generator=generator, dtype=torch.float64) * seen
+    on_lines = seen & (torch.rand(2, 3, n_query, n_key, generator=generator) < 0.01)
+    points = on_lines.nonzero()[torch.randperm(int(on_lines.sum()), generator=generator)]
+    assert len(points) > 100
+    points = tuple(points.T)
+    lines = ClearLines(place < 0, place < 0, points, weights[points])
+    usable = torch.ones(2, 3, n_query, dtype=torch.bool)
+    targets = Targets(Marks(), reach, positional=True)
+    tally = Tally.empty(None, targets, usable, usable, torch.float64)  # type: ignore[arg-type]
+    every = slice(0, n_query), slice(0, n_key)
+    tally.cells.copy_(tally.grid.sum_keys(tally.grid.sum_rows(weights), *every)[2])
+    worth = torch.tensor([[True, False, True], [True, True, True]])
+    expected = excess_of(weights, tally, even, lines)[worth]
+    assert tally.cells.numel() >= of_patterns.MANY
+    looped, in_loop = [], of_evaluators._sum_excess_in_loop
+    spy = lambda *held: looped.append(1) or in_loop(*held)  # noqa: E731
+    monkeypatch.setattr(of_evaluators, "_sum_excess_in_loop", spy)
+    for sums in both_ways(lambda: of_evaluators._sum_excess(tally, lines, even, worth)):
+        torch.testing.assert_close(sums, expected, rtol=1e-11, atol=1e-9)
+    assert len(looped) == 1
+
+
+def test_what_blocks_of_shuffled_rows_sum_up_to() -> None:
+    keys = torch.randint(0, 9, (2, 3, 50))
+    inside = (keys * torch.rand(2, 3, 50)).long()
+    mass, square = torch.rand(2, 2, 3, 50).double()
+    found = torch.rand(2, 3, 7).double()
+    plain, compiled = (
+        of_evaluators._sums(found, inside, keys, (mass, square), looped=looped)
+        for looped in (False, True)
+    )
+    for name in ("mass", "chance", "rows", "variance"):
+        np.testing.assert_allclose(getattr(compiled, name), getattr(plain, name), rtol=1e-12)
+    assert (plain.variance > 0).all()
