@@ -29,7 +29,7 @@ def evidence_of(tally: Tally, rows: RowSums, *, causal: bool) -> PatternEvidence
     if chances.diagonals is not None:
         varied = reach.by_offset(rows.variance)
         offsets = as_offsets(
-            tally.by_offset(), chances.diagonals, varied, n_query=reach.n_query, causal=causal
+            tally.by_offset, chances.diagonals, varied, n_query=reach.n_query, causal=causal
         )
         clear = clear_lines(tally, chances)
         templates["block"], beside = measure_segments(tally, (rows.mass, rows.square), clear)

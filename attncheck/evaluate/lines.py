@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attncheck.evaluate.chances import Chances, Counted
@@ -73,8 +74,10 @@ def clear_lines(tally: Tally, chances: Chances) -> ClearLines:
     usable = tally.usable
     rows = chances.rows.sum(-1, keepdim=True)
     picked = clear_columns(tally.columns, chances.columns.chance, rows, tally.first)
-    chosen = clear_diagonals(tally.by_offset(), chances.diagonals.rows)
     n_query, positions = tally.reach.n_query, tally.reach.positions
+    start = 0 if tally.reach.ahead else n_query - 1  # nothing lies on diagonals that no row sees
+    diagonals = (held[..., start:] for held in (tally.by_offset, chances.diagonals.rows))
+    chosen = F.pad(clear_diagonals(*diagonals), (start, 0))
     every = torch.arange(n_query, device=positions.device)
     batch, head, key = picked.nonzero(as_tuple=True)
     on_columns = (batch, head, key[:, None].expand(-1, n_query))

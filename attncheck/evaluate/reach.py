@@ -59,7 +59,7 @@ class Reach:
         held = (self.low, self.high, self.seen, self.low if self.mask is None else self.mask)
         return all(len(part) == 1 for part in held)
 
-    @property
+    @cached_property
     def ahead(self) -> bool:
         """Whether any query sees a key behind its own position."""
         return bool((self.high > (self.positions + 1).clamp(min=0)).any())

@@ -182,6 +182,7 @@ class Tally:
         place = self.reach.n_query - 1 - rows.start + keys.start
         _add_diagonals(self.offsets[:, head], weights, place, ends=ends)
 
+    @cached_property
     def by_offset(self) -> Tensor:
         """Mass by distance as `attncheck.patterns.diagonals.by_offset` lays it."""
         assert self.offsets is not None
