@@ -17,6 +17,7 @@ Fused and blocked find the same; where fused reads given weights, it is told wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from typing import Any, Literal, TypeVar
 from attncheck.attention import LayerAttention
 from attncheck.attention.arguments import words
 from attncheck.compiled import SMALL
+from attncheck.compiled.threads import on_one_thread
 from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.fused import unfit
@@ -129,7 +131,15 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         >>> profile.evaluator
         'dense: weights are held, no query and key; not fused: the layer is small'
     """
-    choice = choose(layer, options.get("also", ()))
+    small = layer.device.type == "cpu" and prod(layer.shape) < SMALL
+    with on_one_thread() if small else nullcontext():
+        return _profile(layer, choose(layer, options.get("also", ())), tokens, options)
+
+
+def _profile(
+    layer: LayerAttention, choice: Choice, tokens: Any, options: dict[str, Any]
+) -> LayerProfile:
+    """Profile a layer with the evaluator chosen, or with another where that one can't."""
     found = None
     if choice.evaluator != "dense":
         options.pop("also", None)
