@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from attncheck.attention import AttentionMaps, LayerAttention
+from attncheck.cli.folder import Folder
 from attncheck.patterns import HeadLabel, HeadLabels
 from attncheck.plot import plot_attention_heatmap, plot_head_map, plot_heads, plot_statistics
 from attncheck.profile import HeadProfile
@@ -24,23 +24,20 @@ class Pictures:
     """
 
     def __init__(
-        self, folder: Path, model: str, tokens: Sequence[Sequence[str | int]] | None
+        self, folder: Folder, model: str, tokens: Sequence[Sequence[str | int]] | None
     ) -> None:
         self.folder, self.model, self.tokens = folder, model, tokens
-        self.files: list[Path] = []
         self._clearest: dict[str, tuple[float, HeadLabel, AttentionMaps]] = {}
 
     def layer(self, layer: LayerAttention, labels: HeadLabels) -> None:
         """Draw the heads of one layer (the first sequence of a batch)."""
         maps = AttentionMaps([_first(layer)], tokens=self._tokens_of(layer))
-        path = self.folder / f"layer_{layer.index:02d}.png"
         plot_heads(
             maps,
             labels=labels,
             title=f"{self.model}: layer {layer.index}, {layer.name}",
-            save_path=path,
+            save_path=self.folder.place(f"layer_{layer.index:02d}.png"),
         )
-        self.files.append(path)
         for position, label in enumerate(labels):
             lift = next((s.lift for s in label.ranked if s.pattern == label.label), None)
             best = self._clearest.get(label.label)
@@ -50,20 +47,15 @@ class Pictures:
     def finish(self, profile: HeadProfile, labels: HeadLabels) -> None:
         """Draw what needs all layers."""
         for pattern, (_, label, maps) in sorted(self._clearest.items()):
-            path = self.folder / f"{label.name}_{pattern}.png"
             score = label.score(pattern)
             plot_attention_heatmap(
                 maps,
                 title=f"{self.model}\n{label.name}: {score}",
-                save_path=path,
+                save_path=self.folder.place(f"{label.name}_{pattern}.png"),
             )
-            self.files.append(path)
-        path = self.folder / "head_map.png"
-        plot_head_map(labels, title=f"{self.model}: what each head does", save_path=path)
-        self.files.append(path)
-        path = self.folder / "statistics.png"
-        plot_statistics(profile, title=self.model, save_path=path)
-        self.files.append(path)
+        title, path = f"{self.model}: what each head does", self.folder.place("head_map.png")
+        plot_head_map(labels, title=title, save_path=path)
+        plot_statistics(profile, title=self.model, save_path=self.folder.place("statistics.png"))
 
     def _tokens_of(self, layer: LayerAttention) -> tuple[tuple[str | int, ...], ...] | None:
         """The tokens, where this layer's keys are those tokens."""

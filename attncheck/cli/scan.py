@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 
 from attncheck.attention import LayerAttention, as_attention
 from attncheck.capture import AttentionExtractor
 from attncheck.cli.arguments import ids_of, layers_of
+from attncheck.cli.folder import Folder
 from attncheck.cli.names import asks_the_hub
 from attncheck.cli.page import Page
 from attncheck.cli.parsers.scan import DEFAULT_FOLDER
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _result(
-    subject: Subject, args: argparse.Namespace, folder: Path | None, progress: Progress
+    subject: Subject, args: argparse.Namespace, folder: Folder | None, progress: Progress
 ) -> ScanResult:
     """Measure, and write what was asked for."""
     pictures = None
@@ -136,35 +136,27 @@ def _tokens_for(layer: LayerAttention, subject: Subject) -> list[list[str | int]
 
 
 def _write(
-    folder: Path, result: ScanResult, pictures: Pictures | None, progress: Progress
+    folder: Folder, result: ScanResult, pictures: Pictures | None, progress: Progress
 ) -> list[str]:
     """Write the profile and what pictures remain; returns all paths.
 
     Of attention that is not valid only the layers that are have pictures: its sums are no numbers
     to keep.
     """
-    files: list[Path] = []
+    folder.clear()
     try:
         if not result.findings:
-            files.append(result.profile.save(folder / "profile.json"))
+            result.profile.save(folder.place("profile.json"))
         if pictures is not None:
             progress.say("drawing")
             if not result.findings:
                 pictures.finish(result.profile, result.labels)
-            files += pictures.files
     except OSError as error:
-        raise CommandError(f"--out: cannot write to {folder}: {error.strerror}") from None
-    return [str(path) for path in files]
+        raise folder.problem(error) from None
+    return [str(path) for path in folder.files]
 
 
-def _folder(args: argparse.Namespace) -> Path | None:
-    """The folder to write to, made here so that a wrong one is told before the work."""
+def _folder(args: argparse.Namespace) -> Folder | None:
+    """The folder to write to, if any."""
     name = args.out if args.out is not None else "" if args.json else DEFAULT_FOLDER
-    if not name:
-        return None
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out: cannot make the folder {name}: {error.strerror}") from None
-    return folder
+    return Folder(name) if name else None

@@ -64,7 +64,7 @@ def test_writes_pictures_and_a_profile_and_says_where(capsys: Capture, tmp_path:
     said = capsys.readouterr().out.splitlines()
     listed = {line.strip() for line in said if line.startswith("  a/b/")}
     written = {str(path.relative_to(tmp_path)) for path in Path(tmp_path, "a", "b").iterdir()}
-    assert listed == written
+    assert listed == written - {"a/b/.attncheck-scan"}
     names = {Path(name).name for name in written}
     assert {
         "profile.json",
@@ -81,7 +81,8 @@ def test_writes_pictures_and_a_profile_and_says_where(capsys: Capture, tmp_path:
 
 def test_default_folder_and_no_plots(capsys: Capture) -> None:
     assert main(["scan", "--no-plots"]) == 0
-    assert [str(path) for path in Path().rglob("*.*")] == ["attncheck-scan/profile.json"]
+    assert [str(path) for path in Path().rglob("*.json")] == ["attncheck-scan/profile.json"]
+    assert list(Path().rglob("*.png")) == []
     assert "attncheck-scan/profile.json" in capsys.readouterr().out
 
 

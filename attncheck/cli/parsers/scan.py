@@ -56,8 +56,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help=f"where pictures and profile.json go (default: {DEFAULT_FOLDER}; with --json, or as "
-        "an empty word: nowhere)",
+        help="where pictures and profile.json go, in place of those of an earlier scan (default: "
+        f"{DEFAULT_FOLDER}; with --json, or as an empty word: nowhere)",
     )
     parser.add_argument(
         "--report",
