@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from attncheck.monitor.measure import Measurement
 from attncheck.monitor.replay import is_compiled, replay
 from attncheck.monitor.rules import Judge, Thresholds
 from attncheck.monitor.sample import HeadAlert
+from attncheck.monitor.telling import warn
 from attncheck.monitor.trigger import Trigger
 from attncheck.monitor.watch import Watch
 
@@ -272,7 +272,7 @@ class HeadMonitor:
             if callable(self._on_alert):
                 self._on_alert(alert)
             else:
-                warnings.warn(str(alert), MonitorWarning, stacklevel=2)
+                warn(str(alert))
 
     def _give_up(self, error: Exception) -> None:
         """Training goes on without this sample."""
@@ -284,7 +284,7 @@ class HeadMonitor:
     def _warn(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            warnings.warn(text, MonitorWarning, stacklevel=2)
+            warn(text)
 
     def _about(self) -> dict[str, Any]:
         return {
