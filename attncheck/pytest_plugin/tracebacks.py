@@ -1,33 +1,35 @@
-"""An error that attncheck raises on purpose shows the user's line and the message, not our source.
+"""An error that is no bug of ours shows the user's lines and the message, not our source.
 
-What a bug of ours raises stays as it is, and ``--full-trace`` shows everything.
+That is one that attncheck raises on purpose, or one of the user's model, which we only called. What
+a bug of ours raises stays as it is, and ``--full-trace`` shows everything.
 """
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
+from attncheck.pytest_plugin.whose import OWN, is_no_bug
+
 __all__ = ["Tracebacks"]
 
-OWN: Final = "attncheck"
-CARRIERS: Final = ("contextlib", "torch.nn.modules.module", "torch.utils._contextlib")
+CARRIERS: Final = (
+    *("contextlib", "torch.autograd.function", "torch.nn.modules.module"),
+    "torch.utils._contextlib",
+)
 """Modules that only pass a call on, from us to a model and back."""
 
 MARK: Final = "__tracebackhide__"
 """What pytest asks of a frame, here of the globals of its module."""
 
-RAISE: Final = dis.opmap["RAISE_VARARGS"]
-
 
 class Tracebacks:
-    """Hides our frames where pytest shows an error that we raised on purpose."""
+    """Hides our frames where pytest shows an error that is no bug of ours."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -50,7 +52,7 @@ class Tracebacks:
         """
         report = yield
         call = getattr(report, "call", None)
-        if report.failed and call is not None and _is_deliberate(call.excinfo):
+        if report.failed and call is not None and is_no_bug(call.excinfo):
             with _marked():
                 report.longrepr = collector.repr_failure(call.excinfo)
         return report
@@ -58,7 +60,7 @@ class Tracebacks:
 
 @contextmanager
 def _marked() -> Iterator[None]:
-    """Let pytest ask `_is_deliberate` about frames of our modules."""
+    """Let pytest ask `is_no_bug` about frames of our modules."""
     held = [
         vars(module)
         for name, module in list(sys.modules.items())
@@ -66,20 +68,9 @@ def _marked() -> Iterator[None]:
     ]
     marked = [names for names in held if MARK not in names]
     for names in marked:
-        names[MARK] = _is_deliberate
+        names[MARK] = is_no_bug
     try:
         yield
     finally:
         for names in marked:
             names.pop(MARK, None)
-
-
-def _is_deliberate(excinfo: Any) -> bool:
-    """Whether an exception came from a ``raise`` of ours, not from what a line of ours ran into."""
-    trace = None if excinfo is None else excinfo.tb
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code, package = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
-    return bool(package.partition(".")[0] == OWN and code.co_code[trace.tb_lasti] == RAISE)

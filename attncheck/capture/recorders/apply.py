@@ -41,7 +41,9 @@ _CODE: Final = vars(_Lent)["apply"].__func__.__code__
 
 def show(cls: type, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """Hand a call to whoever asked last; torch runs it where nobody did."""
-    return _SHOW[-1](cls, args, kwargs) if _SHOW else as_torch_applies(cls, *args, **kwargs)
+    if _SHOW:
+        return _SHOW[-1](cls, args, kwargs)
+    return as_torch_applies(cls, *args, **kwargs)
 
 
 def _copied(function: Any) -> Callable[..., Any]:
