@@ -53,6 +53,18 @@ def test_bug(monkeypatch):
     attncheck.assert_pattern(torch.eye(9), "diagonal", min_mass=0.5)
 """
 
+BUG_WHILE_COLLECTING = """
+import torch
+import attncheck
+import attncheck.checks.pattern as own
+
+held, own._pattern_name = own._pattern_name, None
+try:
+    attncheck.assert_pattern(torch.eye(9), "diagonal", min_mass=0.5)
+finally:
+    own._pattern_name = held
+"""
+
 
 def frames(result: pytest.RunResult) -> list[str]:
     """Lines that name a file and a line of ours."""
@@ -99,6 +111,26 @@ def test_an_error_of_ours_while_collecting_shows_the_users_line(
 def test_what_is_not_ours_is_left_as_it_is_while_collecting(run: Run) -> None:
     result = run("import attncheck\nkept = attncheck.parametrize_with_checks()\n")
     result.stdout.fnmatch_lines(["E *missing 1 required positional argument: 'functions'"])
+    result = run("import attncheck, torch\nkept = torch.nn.Linear(3, 3)(torch.ones(4))\n")
+    result.assert_outcomes(errors=1)
+    shown = [line.partition(":")[0] for line in result.stdout.lines if ".py:" in line]
+    for file in ("test_it.py", "torch/nn/modules/module.py", "torch/nn/modules/linear.py"):
+        assert any(line.endswith(file) for line in shown), file
+
+
+def test_what_pytest_says_of_a_module_that_is_not_there_is_left_as_it_is(run: Run) -> None:
+    result = run("import attncheck\nimport attncheck_no_such_module\n")
+    result.assert_outcomes(errors=1)
+    recorder: pytest.HookRecorder = result.reprec  # type: ignore[attr-defined]
+    [report] = [one for one in recorder.getreports("pytest_collectreport") if one.failed]
+    assert hasattr(report.longrepr, "toterminal")  # a report written again is plain text here
+
+
+def test_a_bug_of_ours_while_collecting_shows_where_it_is(run: Run) -> None:
+    result = run(BUG_WHILE_COLLECTING)
+    result.assert_outcomes(errors=1)
+    assert any("checks/pattern.py:" in line for line in frames(result))
+    result.stdout.fnmatch_lines(["E *TypeError: 'NoneType' object is not callable"])
 
 
 def test_a_bug_of_ours_shows_where_it_is(run: Run) -> None:
