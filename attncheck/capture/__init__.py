@@ -3,6 +3,7 @@
 from attncheck.capture.backends import BackendComparison, LayerDifference, compare_backends
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.huggingface import (
+    auto_classes,
     extract_huggingface_attention,
     knows_words,
     load_huggingface,
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionExtractor",
     "BackendComparison",
     "LayerDifference",
+    "auto_classes",
     "compare_backends",
     "extract_huggingface_attention",
     "knows_words",

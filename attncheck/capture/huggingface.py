@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from attncheck.capture.extractor import AttentionExtractor
 from attncheck.capture.select import index_of
 
-__all__ = ["extract_huggingface_attention", "knows_words", "load_huggingface"]
+__all__ = ["auto_classes", "extract_huggingface_attention", "knows_words", "load_huggingface"]
 
-FEWEST_WORDS: Final = 3
-"""An empty tokenizer of transformers may hold a word's beginning beside its special tokens."""
+LEFT_OVER: Final = frozenset({"\u2581", ".", "[START_REF]"})
+"""Of these an empty tokenizer of transformers may hold one beside its special tokens."""
 
 
 def extract_huggingface_attention(
@@ -97,17 +97,36 @@ def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module,
             f"model_name: is {type(model_name).__name__}; expected a name on the Hugging Face hub, "
             "a folder, or a loaded model"
         )
+    model_class, tokenizer_class = auto_classes()
+    if tokenizer is None:
+        tokenizer = _loaded(tokenizer_class, model_name)
+        if not knows_words(tokenizer):
+            raise OSError(f"model_name: {model_name!r} has no tokenizer; pass tokenizer=...")
+    model: nn.Module = _loaded(model_class, model_name)
+    return model.eval(), tokenizer
+
+
+def auto_classes() -> tuple[Any, Any]:
+    """Return what loads models and tokenizers by name.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError:
         raise ImportError(
             "loading a Hugging Face model needs transformers: pip install 'attncheck[hf]'"
         ) from None
+    return AutoModel, AutoTokenizer
+
+
+def _loaded(kind: Any, model_name: str) -> Any:
+    """Load a model or a tokenizer; says what to try where that fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            named = tokenizer or AutoTokenizer.from_pretrained(model_name)
-            model: nn.Module = AutoModel.from_pretrained(model_name)
+            return kind.from_pretrained(model_name)
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(
@@ -115,19 +134,22 @@ def load_huggingface(model_name: str, tokenizer: Any = None) -> tuple[nn.Module,
             "save_pretrained wrote, or a loaded model with tokenizer=...; with HF_HUB_OFFLINE=1 "
             "only models in the local cache are found"
         ) from error
-    if tokenizer is None and not knows_words(named):
-        raise OSError(f"model_name: {model_name!r} has no tokenizer; pass tokenizer=...")
-    return model.eval(), named
 
 
 def knows_words(tokenizer: Any) -> bool:
-    """Whether a tokenizer holds more than special tokens.
+    """Whether a tokenizer knows any word, character or byte: more than special tokens.
 
     Of some models that have no tokenizer transformers makes an empty one, under which a text has
-    no tokens, or unknown ones only.
+    no tokens, or unknown ones only. One whose vocabulary cannot be looked into is none of those.
     """
+    try:
+        vocabulary = tokenizer.get_vocab()
+    except (AttributeError, NotImplementedError):
+        return True
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    return not hasattr(tokenizer, "__len__") or len(tokenizer) - len(special) >= FEWEST_WORDS
+    return any(
+        number not in special and word not in LEFT_OVER for word, number in vocabulary.items()
+    )
 
 
 def _is_limited(tokenizer: Any) -> bool:

@@ -132,7 +132,11 @@ def _from_huggingface(name: str, request: Request) -> Subject:
     require_there(name)
     tokenizer = Tokenizer(name)
     try:
+        if request.ids is None and not request.any_prompt:
+            tokenizer.require()
         model, _ = load_huggingface(name, tokenizer)
+    except CommandError:
+        raise
     except (ImportError, OSError) as error:
         hint = "" if ":" in name or not Path(f"{name}.py").exists() else _FACTORY_HINT
         told = " ".join(str(error).split()).removeprefix("model_name: ")

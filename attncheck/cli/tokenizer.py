@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from attncheck.capture import knows_words
+from attncheck.capture import auto_classes, knows_words
 from attncheck.cli.problem import CommandError, described
 
 __all__ = ["Tokenizer"]
@@ -35,6 +35,21 @@ class Tokenizer:
         """Whether there is one that can be loaded."""
         return self._loaded[0] is not None
 
+    def require(self) -> None:
+        """Refuse a text before a model is loaded, where it is sure that nobody can read it.
+
+        Where the model itself may be missing, loading it tells more.
+
+        Raises:
+            CommandError: The model has no tokenizer; says what to pass instead.
+            ImportError: transformers is not installed.
+        """
+        tokenizer, reason = self._loaded
+        folder = Path(self.name)
+        sure = (folder / "config.json").is_file() if folder.is_dir() else reason == MISSING
+        if tokenizer is None and sure:
+            raise self._refused(reason)
+
     @property
     def longest(self) -> int | None:
         """How many tokens it makes at most, where it says so."""
@@ -49,7 +64,7 @@ class Tokenizer:
         """
         tokenizer, reason = self._loaded
         if tokenizer is None:
-            raise CommandError(f"{self.name}: {reason}; pass --tokens with ids such as '1 2 3'")
+            raise self._refused(reason)
         ids: Tensor = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()
         return ids
 
@@ -58,17 +73,19 @@ class Tokenizer:
         tokenizer = self._loaded[0]
         return [*ids] if tokenizer is None else [*map(str, tokenizer.convert_ids_to_tokens(ids))]
 
+    def _refused(self, reason: str) -> CommandError:
+        return CommandError(f"{self.name}: {reason}; pass --tokens with ids such as '1 2 3'")
+
     @cached_property
     def _loaded(self) -> tuple[Any, str]:
         """The tokenizer, or None and what is wrong."""
-        from transformers import AutoTokenizer
-
+        _, tokenizer_class = auto_classes()
         if _has_no_files(Path(self.name)):  # of which transformers makes an empty one for some
             return None, MISSING
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                tokenizer = AutoTokenizer.from_pretrained(self.name)
+                tokenizer = tokenizer_class.from_pretrained(self.name)
         except Exception as error:
             return None, f"its tokenizer cannot be loaded ({described(error)})"
         return (tokenizer, "") if knows_words(tokenizer) else (None, MISSING)
