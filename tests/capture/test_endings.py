@@ -256,34 +256,6 @@ def test_views_that_are_summed_are_no_heads_where_others_are_merged(wide: bool) 
     require(Written(summing, declares=4), (x,), weights_of(q, q))
 
 
-PROJECTION = torch.nn.Linear(16, 16)
-ONE_HEAD: dict[str, Callable[[Tensor], Tensor]] = {
-    "returned": lambda out: out,
-    "flattened": lambda out: (out + PROJECTION(out)).flatten(1),
-    "summed": lambda out: PROJECTION(out).sum(1),
-    "frames": lambda out: out.transpose(1, 2).flatten(2),
-}
-
-
-@pytest.mark.parametrize("end", ONE_HEAD)
-def test_where_one_head_is_declared_all_else_is_batch(end: str) -> None:
-    model = Written(lambda x: ONE_HEAD[end](fused(x, x, x)), declares=1)
-    x = torch.randn(2, 4, 6, 16)
-    require(model, (x,), weights_of(x, x).flatten(0, 1)[:, None])
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("end", ["returned", "flattened", "summed"])
-def test_features_that_are_projected_first_are_of_one_head(end: str, batch: int) -> None:
-    """Undeclared: whoever has several heads merges them before a layer."""
-
-    def rows(x: Tensor) -> Tensor:
-        return ONE_HEAD[end](PROJECTION(fused(x, x, x)))
-
-    x = torch.randn(batch, 4, 6, 16)
-    require(Written(rows), (x,), weights_of(x, x).flatten(0, 1)[:, None])
-
-
 def test_heads_that_are_projected_one_by_one_are_one_head_each() -> None:
     def each(*args: Tensor) -> Tensor:
         q = heads(args[0], 4)
@@ -346,69 +318,3 @@ def test_views_that_are_reduced_in_one_axis_with_heads_are_none(
     x = torch.randn(2, 3, 6, 16)
     q = heads(x.flatten(0, 1), 4)
     require(Written(views, declares=4), (x,), weights_of(q, q))
-
-
-def einsum(x: Tensor) -> Tensor:
-    q = heads(x, 4).transpose(0, 1)
-    weights = (torch.einsum("hbqd,hbkd->hbqk", q, q) / 2).softmax(-1)
-    return torch.einsum("hbqk,hbkd->bqhd", weights, q).flatten(2)
-
-
-def channels_first(x: Tensor) -> Tensor:
-    q = heads(x, 4).transpose(0, 1).flatten(0, 1).mT
-    weights = (torch.bmm(q.mT, q) / 2).softmax(-1)
-    return torch.bmm(q, weights.mT).view(4, len(x), 4, -1).permute(1, 3, 0, 2).flatten(2)
-
-
-def divided_late(x: Tensor) -> Tensor:
-    q = heads(x, 4).transpose(0, 1).flatten(0, 1)
-    raised = (q @ q.mT / 2).exp()
-    return merged(
-        ((raised @ q) / raised.sum(-1, keepdim=True)).view(4, len(x), -1, 4).transpose(0, 1)
-    )
-
-
-def in_tiles(x: Tensor) -> Tensor:
-    q = heads(x, 4).transpose(0, 1).flatten(0, 1)
-    out, total = torch.zeros(()), torch.zeros(())
-    for k in q.split(3, 1):
-        raised = (q @ k.mT / 2).exp()
-        out, total = out + raised @ k, total + raised.sum(-1, keepdim=True)
-    return merged((out / total).view(4, len(x), -1, 4).transpose(0, 1))
-
-
-def viewed_for_a_mask(x: Tensor) -> Tensor:
-    q = heads(x, 4).transpose(0, 1).flatten(0, 1)
-    scores = (torch.bmm(q, q.mT) / 2).view(4, len(x), 7, 7).masked_fill(torch.zeros(1) > 0, -1e9)
-    out = torch.bmm(scores.view(-1, 7, 7).softmax(-1), q)
-    return merged(out.view(4, len(x), 7, 4).transpose(0, 1))
-
-
-def dropped_at_random(x: Tensor) -> Tensor:
-    q = heads(x, 4).transpose(0, 1).flatten(0, 1)
-    out = F.dropout(weights_of(q, q), 0.5) @ q
-    return merged(out.view(4, len(x), 7, 4).transpose(0, 1))
-
-
-@pytest.mark.parametrize(
-    "way", [einsum, channels_first, divided_late, in_tiles, viewed_for_a_mask, dropped_at_random]
-)
-@pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("declares", [0, 4])
-def test_heads_first_are_told_however_weights_meet_values(
-    way: Callable[[Tensor], Tensor], batch: int, declares: int
-) -> None:
-    x = torch.randn(batch, 7, 16)
-    require(Written(way, declares), (x,), weights_of(heads(x, 4), heads(x, 4)))
-
-
-def test_windows_of_one_head_are_no_heads() -> None:
-    shown = (torch.rand(3, 4, 4) > 0.4) | torch.eye(4).bool()
-
-    def windows(x: Tensor) -> Tensor:
-        scores = (x @ x.mT / 4).view(-1, 3, 1, 4, 4).masked_fill(~shown[:, None], -torch.inf)
-        return merged(scores.view(-1, 1, 4, 4).softmax(-1) @ x[:, None])
-
-    x = torch.randn(6, 4, 16)
-    scores = (x @ x.mT / 4).masked_fill(~shown.repeat(2, 1, 1), -torch.inf)
-    require(Written(windows, declares=1), (x,), scores.softmax(-1)[:, None])

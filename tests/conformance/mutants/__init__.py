@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from tests.conformance.mutants import (  # noqa: F401
     arithmetic,
+    dispatch,
+    gradients,
     hiding,
-    kernels,
     normalising,
     reading,
     reported,
     stateful,
     survivors,
+    tiled,
 )
 from tests.conformance.mutants.base import MUTANTS, Mutant
 

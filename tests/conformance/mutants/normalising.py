@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ steps(
     "softmax",
     "no report; log2(e) rounded to 1.44",
     softmax=lambda c: _divide(torch.exp2((c.scores - _peak(c.scores)) * 1.44)),
+)
+steps(
+    "base-two-overflow",
+    "softmax",
+    "https://github.com/pytorch/pytorch/issues/110213",
+    softmax=lambda c: _base_two(c.scores),
 )
 steps(
     "softmax-causal-normaliser",
@@ -191,6 +198,14 @@ def _peak(scores: Any) -> Any:
 def _divide(powers: Any) -> Any:
     total = powers.sum(-1, keepdim=True)
     return powers / total.masked_fill(total == 0, 1)
+
+
+def _base_two(scores: Any) -> Any:
+    scores = scores * math.log2(math.e)
+    empty = (scores == -torch.inf).all(-1, keepdim=True)
+    safe = scores.masked_fill(empty, 0)
+    powers = torch.exp2(safe - safe.amax(-1, keepdim=True)).masked_fill(empty, 0)
+    return powers / powers.sum(-1, keepdim=True).masked_fill(empty, 1)
 
 
 def _one_added(scores: Any) -> Any:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.conformance.mutants.base import Steps, mutant, put, steps
-from tests.conformance.mutants.kernels import BLOCK, tiled
-from tests.conformance.mutants.kernels import RIGHT as TILED
+from tests.conformance.mutants.tiled import BLOCK, tiled
+from tests.conformance.mutants.tiled import RIGHT as TILED
 
 GH = "https://github.com/"
 RIGHT = Steps()
