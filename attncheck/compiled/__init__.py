@@ -6,6 +6,6 @@ cache. Importing this package is light and needs no numba; `missing` says whethe
 The other modules need it: import them inside the function that uses them.
 """
 
-from attncheck.compiled.presence import SMALL, missing
+from attncheck.compiled.presence import MANY, SMALL, missing
 
-__all__ = ["SMALL", "missing"]
+__all__ = ["MANY", "SMALL", "missing"]

@@ -6,10 +6,13 @@ import importlib.util
 from functools import cache
 from typing import Final
 
-__all__ = ["SMALL", "missing"]
+__all__ = ["MANY", "SMALL", "missing"]
 
 SMALL: Final = 1 << 20
-"""Weights of a layer below which loading compiled loops costs more than they save."""
+"""Weights of a layer below which loading compiled loops costs more than they save in one look."""
+
+MANY: Final = 1 << 16
+"""Weights of a layer, or cells of a grid, from which on a profile on a CPU is found by loops."""
 
 
 @cache

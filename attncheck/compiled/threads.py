@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from attncheck.compiled.mkl import number_of_thread
 from attncheck.compiled.openmp import torchs_team
 
 __all__ = ["on_one_thread", "shares", "side_by_side"]
@@ -102,9 +103,11 @@ def on_one_thread() -> Iterator[None]:
     team = torchs_team()
     if team is not None:
         team.number(1)
+        before_in_mkl = number_of_thread(1)
         try:
             yield
         finally:
+            number_of_thread(before_in_mkl)
             team.number(before)
         return
     torch.set_num_threads(1)

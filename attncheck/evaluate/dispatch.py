@@ -20,11 +20,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.arguments import words
-from attncheck.compiled import SMALL
+from attncheck.compiled import MANY, SMALL
 from attncheck.compiled.threads import on_one_thread
 from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
@@ -37,6 +37,9 @@ from attncheck.profile import LayerProfile
 __all__ = ["Choice", "choose", "profile_layer", "run_walk"]
 
 Result = TypeVar("Result")
+
+LEAST: Final = {"cpu": MANY}
+"""Weights of a layer that the fused evaluator is for, by device; `SMALL` on others."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def choose(layer: LayerAttention, also: Any = ()) -> Choice:
     if asked:
         return Choice("dense", f"{', '.join(asked)}: sorts whole rows of weights")
     fit = unfit_for_tiles if layer.device.type == "cuda" else unfit
-    why_not = "the layer is small" if prod(layer.shape) < SMALL else fit(layer)
+    least = LEAST.get(layer.device.type, SMALL)
+    why_not = "the layer is small" if prod(layer.shape) < least else fit(layer)
     if layer.query_key is None:
         if why_not is None:
             return Choice("fused", "weights are held; each is read once")
@@ -131,9 +135,10 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         >>> profile.evaluator
         'dense: weights are held, no query and key; not fused: the layer is small'
     """
+    choice = choose(layer, options.get("also", ()))
     small = layer.device.type == "cpu" and prod(layer.shape) < SMALL
-    with on_one_thread() if small else nullcontext():
-        return _profile(layer, choose(layer, options.get("also", ())), tokens, options)
+    with on_one_thread() if small and choice.evaluator != "fused" else nullcontext():
+        return _profile(layer, choice, tokens, options)
 
 
 def _profile(

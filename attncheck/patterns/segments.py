@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attncheck.compiled import missing
+from attncheck.compiled import MANY, missing
 from attncheck.patterns import thresholds
 from attncheck.patterns.cells import CellGrid
 from attncheck.patterns.refine import Read, move_cuts
@@ -41,9 +41,6 @@ WORTH: Final = 0.05
 
 LEAST: Final = 1e-4
 """Share of the mass that a cut must gain in any case: less is rounding in nearly even heads."""
-
-MANY: Final = 1 << 16
-"""Sums from which on items are cut by a compiled loop, where there is one: the result is one."""
 
 TIE: Final = 1e-4
 """Cuts whose gains differ by less than this share are equal but for rounding: the first is made."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,31 @@ def test_threads_that_start_later_have_the_process_s_number(two_threads: None) -
     later.start()
     later.join()
     assert found == [2]
+
+
+def mkl_threads() -> int:
+    """How many threads MKL would use here."""
+    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        library = ctypes.CDLL(str(path))
+        if hasattr(library, "MKL_Get_Max_Threads"):
+            return int(library.MKL_Get_Max_Threads())
+    pytest.skip("torch was built without MKL")
+
+
+def test_on_one_thread_a_product_of_matrices_uses_one_too(two_threads: None) -> None:
+    assert mkl_threads() == 2
+    for _ in range(2):
+        with on_one_thread():
+            assert mkl_threads() == 1
+            with on_one_thread():
+                assert mkl_threads() == 1
+            assert mkl_threads() == 1
+        assert mkl_threads() == 2
+    with pytest.raises(KeyboardInterrupt), on_one_thread():
+        raise KeyboardInterrupt
+    assert mkl_threads() == 2
+    torch.set_num_threads(3)
+    assert mkl_threads() == 3, "the number of the process was forgotten"
 
 
 def test_an_exception_comes_through() -> None:

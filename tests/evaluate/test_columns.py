@@ -39,7 +39,7 @@ def test_they_are_found_block_by_block_where_kernels_fail(monkeypatch: pytest.Mo
             raise KernelError("no compiler")
         return walk(*args, fused=fused)
 
-    monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setitem(dispatch.LEAST, "cpu", 0)
     monkeypatch.setattr(dispatch, "unfit", lambda _: None)
     monkeypatch.setattr(columns, "tallies_of", fails_first)
     query, key = torch.randn(2, 1, 2, 90, 8, generator=torch.Generator().manual_seed(0))

@@ -304,7 +304,7 @@ def test_a_layer_is_measured_block_by_block_where_kernels_fail(
         raise KernelError("OutOfResources: shared memory")
 
     layer = _layer(40, 40)
-    monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setitem(dispatch.LEAST, "cpu", 0)
     monkeypatch.setattr(dispatch, "unfit", lambda _: None)
     monkeypatch.setattr(blocked, "walk_fused", fail)
     found = dispatch.profile_layer(layer)
