@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attncheck.attention.adapters import BERTVIZ_FIELDS, from_lens_cache, unwrapped
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.attention.look import Look, look_over
 from attncheck.attention.maps import AttentionMaps, LayerAttention
 from attncheck.attention.masks import as_visible
@@ -43,6 +44,7 @@ ACCEPTED: Final = (
 )
 
 
+@on_one_thread_if_light
 def as_attention(
     attention: AttentionLike,
     *,

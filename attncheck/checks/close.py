@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.finite import judge_finite, spoiled_rows
@@ -47,6 +48,7 @@ class _Compared:
     broken: Tensor
 
 
+@on_one_thread_if_light
 def check_attention_close(
     actual: AttentionLike,
     expected: AttentionLike,

@@ -8,6 +8,7 @@ import numpy as np
 
 from attncheck.attention import AttentionLike, AttentionMaps, LayerAttention
 from attncheck.attention.arguments import flag
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
 from attncheck.checks.select import HeadSelection
@@ -21,6 +22,7 @@ DISTINCT: Final = 0.01
 moves a head by at most 0.0054, and the two most alike heads of one layer lie 0.053 apart."""
 
 
+@on_one_thread_if_light
 def check_heads_distinct(
     attn: AttentionLike,
     *,

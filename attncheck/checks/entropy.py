@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from attncheck.attention import AttentionLike
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.bounds import judge_bounds, require_bounds
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Finding
@@ -16,6 +17,7 @@ __all__ = ["assert_entropy", "check_entropy"]
 UNITS = {"normalized": "normalized_entropy", "nats": "entropy"}
 
 
+@on_one_thread_if_light
 def check_entropy(
     attn: AttentionLike,
     *,

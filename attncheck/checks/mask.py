@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.checks.forbidden import ForbiddenRule, judge_forbidden
@@ -17,6 +18,7 @@ from attncheck.checks.subject import open_subject
 __all__ = ["assert_mask_respected", "check_mask_respected"]
 
 
+@on_one_thread_if_light
 def check_mask_respected(
     attn: AttentionLike,
     mask: Any = None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from attncheck.attention import AttentionLike, LayerAttention, head_name
 from attncheck.attention.arguments import whole_number
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Finding, Offender
 from attncheck.checks.select import HeadSelection
@@ -71,6 +72,7 @@ class _Demand:
         return f"{self.pattern} {' and '.join(parts)}" if parts else f"label == {self.pattern}"
 
 
+@on_one_thread_if_light
 def check_pattern(  # noqa: PLR0913 - a demand, what tokens mean, and the common arguments
     attn: AttentionLike,
     pattern: str,

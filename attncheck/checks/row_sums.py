@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.defects import diagnose
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Evidence, Finding, Offender
@@ -39,6 +40,7 @@ class _Rows:
         return self.nan | self.negative | self.off
 
 
+@on_one_thread_if_light
 def check_row_stochastic(
     attn: AttentionLike,
     *,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.checks.forbidden import ForbiddenRule, judge_forbidden, require_positions
@@ -18,6 +19,7 @@ from attncheck.checks.subject import open_subject
 __all__ = ["assert_segments_isolated", "check_segments_isolated"]
 
 
+@on_one_thread_if_light
 def check_segments_isolated(
     attn: AttentionLike,
     segment_ids: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attncheck.attention import AttentionLike
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.bounds import judge_bounds, require_bounds
 from attncheck.checks.door import raise_if_failed, require_tolerance
 from attncheck.checks.finding import Finding
@@ -14,6 +15,7 @@ from attncheck.checks.subject import open_subject
 __all__ = ["assert_sink_mass", "check_sink_mass"]
 
 
+@on_one_thread_if_light
 def check_sink_mass(
     attn: AttentionLike,
     *,

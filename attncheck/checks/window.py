@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncheck.attention import AttentionLike, LayerAttention
 from attncheck.attention.arguments import whole_number
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.checks.door import raise_if_failed
 from attncheck.checks.finding import Finding
 from attncheck.checks.forbidden import ForbiddenRule, judge_forbidden, require_positions
@@ -22,6 +23,7 @@ __all__ = ["assert_sliding_window", "check_sliding_window", "require_window"]
 WHAT: Final = "an integer or (before, after)"
 
 
+@on_one_thread_if_light
 def check_sliding_window(
     attn: AttentionLike,
     window: int | tuple[int, int],

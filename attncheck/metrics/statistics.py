@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attncheck.attention import AttentionLike, AttentionMaps, LayerAttention, as_attention
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.metrics.blocks import RowBlock, row_dot
 from attncheck.metrics.catalogue import METRICS
 from attncheck.metrics.metric import Metric, measure_layer
@@ -42,6 +43,7 @@ FROM_ROWS: Final = {
 Array = npt.NDArray[np.float64]
 
 
+@on_one_thread_if_light
 def compute_attention_statistics(
     attention: AttentionLike, *, mask: Any = None, causal: bool | None = None
 ) -> dict[str, Any]:

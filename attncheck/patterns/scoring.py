@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from attncheck.attention import AttentionLike, as_attention
+from attncheck.attention.light import on_one_thread_if_light
 from attncheck.patterns.classify import classify_evidence
 from attncheck.patterns.collect import collect_evidence
 from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
@@ -13,6 +14,7 @@ from attncheck.patterns.labels import HeadLabel, HeadLabels, PatternScore
 __all__ = ["classify_heads", "identify_attention_pattern", "pattern_scores"]
 
 
+@on_one_thread_if_light
 def classify_heads(
     attention: AttentionLike,
     *,
