@@ -1,9 +1,14 @@
-"""`on_one_thread_if_light`: small maps are looked at without waking torch's other threads."""
+"""Small layers are looked at without waking torch's other threads.
+
+They gain little from several threads, and where other processes hold the cores, as beside
+pytest-xdist's workers, each operation waits for all of torch's.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +19,7 @@ from attncheck.attention.maps import AttentionMaps, LayerAttention
 from attncheck.compiled import SMALL
 from attncheck.compiled.threads import on_one_thread
 
-__all__ = ["is_light", "on_one_thread_if_light"]
+__all__ = ["is_light", "on_one_thread_if_light", "threads_for"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -23,8 +28,13 @@ Result = TypeVar("Result")
 def on_one_thread_if_light(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let a function use one thread if its first argument holds no large layer, see `is_light`.
 
-    A small layer gains little from several threads, and where other processes hold the cores, as
-    beside pytest-xdist's workers, each operation waits for all of torch's.
+    Example:
+        >>> import torch
+        >>> @on_one_thread_if_light
+        ... def threads(attention):
+        ...     return torch.get_num_threads()
+        >>> threads(torch.eye(4))
+        1
     """
 
     @wraps(function)
@@ -59,6 +69,16 @@ def is_light(attention: Any) -> bool:
     if isinstance(attention, list | tuple):
         return all(map(is_light, attention))
     return False
+
+
+def threads_for(shape: Iterable[int], device_type: str) -> AbstractContextManager[None]:
+    """Let torch use one thread for a layer with few weights, as many as ever for others.
+
+    Args:
+        shape: ``(batch, head, query, key)``.
+        device_type: Where the layer is; on others than ``"cpu"`` nothing is changed.
+    """
+    return on_one_thread() if device_type == "cpu" and _few(shape) else nullcontext()
 
 
 def _few(shape: Iterable[int]) -> bool:

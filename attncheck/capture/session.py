@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from torch import nn
 
 from attncheck.attention import LayerAttention
+from attncheck.attention.light import threads_for
 from attncheck.capture.call import AttentionCall, Waiting
 from attncheck.capture.keeping import Keeper, Settings
 from attncheck.capture.modules import ModuleTable
@@ -325,9 +326,9 @@ class Session:
         warnings.warn(text, stacklevel=4)
 
     def _keep(self, numbered: Numbered) -> None:
-        call = numbered.call
+        call, device_type = numbered.call, numbered.call.output.device.type
         try:
-            with quiet(call.output.device.type):
+            with quiet(device_type), threads_for(call.shape, device_type):
                 layer, unfaithful = self._keeper.layer(
                     call, numbered.index, numbered.repeat, numbered.to_come
                 )

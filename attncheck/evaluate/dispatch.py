@@ -24,8 +24,8 @@ from typing import Any, Final, Literal, TypeVar
 
 from attncheck.attention import LayerAttention
 from attncheck.attention.arguments import words
+from attncheck.attention.light import threads_for
 from attncheck.compiled import MANY, SMALL
-from attncheck.compiled.threads import on_one_thread
 from attncheck.evaluate import dense
 from attncheck.evaluate.blocked import profile_blocked
 from attncheck.evaluate.fused import unfit
@@ -136,8 +136,8 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         'dense: weights are held, no query and key; not fused: the layer is small'
     """
     choice = choose(layer, options.get("also", ()))
-    small = layer.device.type == "cpu" and prod(layer.shape) < SMALL
-    with on_one_thread() if small and choice.evaluator != "fused" else nullcontext():
+    threads = threads_for(layer.shape, layer.device.type)
+    with nullcontext() if choice.evaluator == "fused" else threads:
         return _profile(layer, choice, tokens, options)
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import attncheck
-from attncheck.attention import AttentionMaps, LayerAttention, as_attention
+from attncheck.attention import AttentionMaps, LayerAttention, QueryKey, as_attention
 from attncheck.attention.light import is_light, on_one_thread_if_light
+from attncheck.capture import keeping
 from attncheck.compiled import SMALL
+from attncheck.evaluate import dispatch
 
 LARGE = torch.zeros(1, 1, 1 << 10, SMALL >> 10)
 
@@ -105,3 +107,43 @@ def test_doors_that_do_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     DOORS[name](weights, *(wanted | more).get(name, ()), **bounds.get(name, {}))
     assert set(seen) == {1}
+
+
+class Attends(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(16, 1), (1 << 10, 2)])
+def test_captured_layers_are_compared_likewise(
+    length: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    layer = keeping.Keeper.layer
+
+    def watched(*args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return layer(*args)
+
+    monkeypatch.setattr(keeping.Keeper, "layer", watched)
+    maps = attncheck.AttentionExtractor(Attends()).get_attention(torch.randn(1, 1, length, 4))
+    assert maps[0].shape[-1] == length
+    assert seen == [expected]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("heads", [1, 16])
+def test_profiles_in_loops_run_on_all(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    profile = dispatch._profile
+
+    def watched(*args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return profile(*args)
+
+    monkeypatch.setattr(dispatch, "_profile", watched)
+    query = torch.randn(1, heads, 100, 4)
+    record = QueryKey(query, query, tuple(range(heads)), 0.5)
+    found = dispatch.profile_layer(LayerAttention(record, causal=True))
+    assert seen == [2 if found.evaluator.startswith("fused") else 1]
+    assert heads > 1 or seen == [1]
