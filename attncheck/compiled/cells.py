@@ -57,28 +57,29 @@ def running_sums(cells: Any, rows: Any, out: Any) -> None:
 
     Args:
         cells: ``(item, row, key)``.
-        rows: Number of rows before each edge, int64 ``(edge,)``: 0 or more, rising by 1 at most.
+        rows: Number of rows before each edge, int64 ``(edge,)``: never falling.
         out: ``(item, edge, key + 1)``, to be written.
     """
     for item in range(out.shape[0]):
+        done = 0
         for edge in range(out.shape[1]):
-            into, row = out[item, edge], rows[edge]
-            if row == 0:
-                into[:] = 0
-                continue
-            before, along = out[item, edge - 1], 0.0
-            into[0] = 0
-            for key in range(cells.shape[2]):
-                if rows[edge - 1] < row:
-                    along += cells[item, row - 1, key]
-                into[key + 1] = before[key + 1] + along
+            into = out[item, edge]
+            for key in range(into.shape[0]):
+                into[key] = out[item, edge - 1, key] if edge else 0.0
+            for row in range(done, rows[edge]):
+                along = 0.0
+                for key in range(cells.shape[2]):
+                    along += cells[item, row, key]
+                    into[key + 1] += along
+            done = rows[edge]
 
 
 @exact
 def sum_excess(cells: Any, items: Any, rows: Rows, points: Points, into: Any) -> None:
     """Sum what cells hold above even attention, but for single points, before each two edges.
 
-    Edges of rows are those of keys; the rows of cells are the last.
+    Edges of rows are those of keys; the rows of cells are the last. Of more rows than keys the
+    first lie before all edges.
 
     Args:
         cells: Weight by cell, ``(batch, head, row cell, key cell)``.
@@ -107,13 +108,13 @@ def sum_excess(cells: Any, items: Any, rows: Rows, points: Points, into: Any) ->
             held[query // rows.step, key // rows.step] += even[query] - points.weights[point]
             point = points.following[point]
         low, high = rows.low[sequence, own], rows.high[sequence, own]
-        before = out.shape[1] - held.shape[0] - 1  # edges that no row of cells lies before
-        out[item, : before + 1] = 0
+        edge = out.shape[1] - held.shape[0] - 1  # before which no row of cells lies, if any
+        out[item, : max(edge, 0) + 1] = 0
         for row in range(held.shape[0]):
             change[:] = 0
             queries = row * rows.step, min((row + 1) * rows.step, even.shape[0])
             _take_even(even, low, high, queries, rows.step, rows.lead, held[row], change)
-            above, into = out[item, before + row], out[item, before + row + 1]
+            above, into = out[item, max(edge + row, 0)], out[item, max(edge + row + 1, 0)]
             into[0] = covered = along = 0.0
             for key in range(held.shape[1]):
                 covered += change[key]

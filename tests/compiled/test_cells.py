@@ -71,14 +71,14 @@ def test_no_more_cuts_than_are_allowed(both_ways, monkeypatch: pytest.MonkeyPatc
         assert len(found.begin[0].unique()) == 3
 
 
-@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("shift", [0, 3, -40, -60])
 def test_running_sums_and_stretches(both_ways, shift: int) -> None:
     grid = CellGrid(100, 100 + shift)
-    cells = torch.randn(2, 4, 100, 100 + shift, dtype=torch.float64)
+    cells = torch.randn(2, 10, 100, 100 + shift, dtype=torch.float64)
     plain, compiled = both_ways(lambda: of_patterns.running_sums(grid, cells.flatten(0, 1)))
-    assert plain.shape == compiled.shape == (8, 101 + shift, 101 + shift)
+    assert plain.shape == compiled.shape == (20, 101 + shift, 101 + shift)
     torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-12)
-    ends = torch.randint(0, 101 + shift, (2, 2, 4, 100)).sort(0).values
+    ends = torch.randint(0, 101 + shift, (2, 2, 10, 100)).sort(0).values
     plain, compiled = both_ways(lambda: of_evaluators._sum_stretches(cells, *ends))
     torch.testing.assert_close(plain, compiled, rtol=1e-12, atol=1e-11)
 
@@ -97,7 +97,7 @@ def excess_of(weights: torch.Tensor, tally: Tally, even: torch.Tensor, lines: Cl
     return torch.nn.functional.pad(summed, (0, 0, grid.shift, 0))
 
 
-@pytest.mark.parametrize(("n_query", "n_key"), [(300, 300), (260, 333), (140, 170)])
+@pytest.mark.parametrize(("n_query", "n_key"), [(300, 300), (260, 333), (140, 170), (500, 140)])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_sums_above_even_attention(
     both_ways, monkeypatch: pytest.MonkeyPatch, n_query: int, n_key: int, heads: int
