@@ -68,14 +68,13 @@ def participation_ratio(block: RowBlock) -> Rows:
 def gini(block: RowBlock) -> Rows:
     """Gini coefficient over the ``v_i`` visible keys, divided by its maximum ``1 - 1/v_i``.
 
-    That is ``(2 sum r p_r - v - 1) / (v - 1)``, with ``r`` from 1 to ``v`` the ascending rank.
+    That is ``1 - 2 sum r p_r / (v - 1)``, with ``r`` from 0 the descending rank: hidden keys weigh
+    0 and come behind all others, so that no rank depends on how many they are.
     """
     size = block.weights.shape[-1]
-    ranks = torch.arange(1.0, size + 1, dtype=block.weights.dtype, device=block.given.device)
+    ranks = torch.arange(size - 1.0, -1, -1, dtype=block.weights.dtype, device=block.given.device)
     ranked = row_dot(_ascending(block.weights), ranks.expand_as(block.weights))
-    # Hidden keys weigh 0 and sort to the front: they shift the rank of every visible weight.
-    ranked = ranked / block.mass - (size - block.counts)
-    value = (2 * ranked - block.counts - 1) / (block.counts - 1)
+    value = 1 - 2 * ranked / block.mass / (block.counts - 1)
     return value.clamp(0, 1), block.carried & (block.counts >= 2)
 
 

@@ -319,3 +319,12 @@ def test_row_sums_of_float32_are_taken_in_float64() -> None:
     weights = torch.softmax(scores, -1)
     found = row_measures(weights, "row_sum_error")[0][0, 0]
     assert_close(found, (weights.double().sum(-1) - 1).abs(), atol=1e-12, rtol=0)
+
+
+def test_keys_that_are_hidden_cost_gini_no_digits() -> None:
+    seen = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    mask = torch.arange(8192) >= 8192 - 5
+    among_many = torch.nn.functional.pad(seen, (8192 - 5, 0))
+    found = row_measures(among_many, "gini", mask=mask.expand(4, -1))[0]
+    expected = row_measures(seen.double(), "gini")[0]
+    assert_close(found, expected, atol=2e-7, rtol=0)
