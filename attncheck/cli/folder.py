@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,9 @@ LIST: Final = ".attncheck-scan"
 """Names the files that a scan wrote, one a line; the next scan removes these and no others."""
 
 HEADING: Final = "# attncheck scan wrote these files; its next scan into this folder removes them"
+
+WRITTEN: Final = re.compile(r"profile\.json|\w+\.png", re.ASCII)
+"""Names that a scan gives: whatever else a list from somebody may say is not ours to remove."""
 
 
 class Folder:
@@ -66,6 +70,7 @@ class Folder:
                 path = self.path / name
                 if path.is_file() or path.is_symlink():
                     path.unlink()
+            (self.path / LIST).unlink(missing_ok=True)  # if a link, what it leads to stays
             (self.path / LIST).write_text(f"{HEADING}\n", encoding="utf-8")
         except OSError as error:
             raise self.problem(error) from None
@@ -76,9 +81,9 @@ class Folder:
         return CommandError(f"--out: cannot write to {self.path}: {error.strerror}")
 
     def _earlier(self) -> list[str]:
-        """Names that an earlier scan listed; a path that leads elsewhere is none."""
+        """Names that an earlier scan listed; a path that leads elsewhere is none of them."""
         try:
             lines = (self.path / LIST).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        return [name for name in lines if name and Path(name).name == name]
+        return [name for name in lines if WRITTEN.fullmatch(name)]

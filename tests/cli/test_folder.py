@@ -86,6 +86,24 @@ def test_a_list_that_leads_elsewhere_removes_nothing_there() -> None:
     assert Path("out/sub/below.png").exists()
 
 
+def test_a_list_that_names_what_no_scan_writes_removes_none_of_it() -> None:
+    names = {"pyproject.toml", "main.py", "a b.png", ".png", "profile.json.bak", "-rf.png"}
+    Path("out").mkdir()
+    for name in names:
+        Path("out", name).write_text("mine")
+    Path("out/.attncheck-scan").write_text("\n".join(sorted(names)))
+    Folder("out").clear()
+    assert lies_in("out") == names
+
+
+def test_a_list_that_is_a_link_is_not_written_through() -> None:
+    Path("out").mkdir()
+    Path("mine.txt").write_text("mine")
+    Path("out/.attncheck-scan").symlink_to(Path("mine.txt").resolve())
+    Folder("out").place("profile.json")
+    assert Path("mine.txt").read_text() == "mine"
+
+
 def test_a_file_that_cannot_be_removed_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     Folder("out").place("layer_00.png").write_text("of an earlier scan")
 
