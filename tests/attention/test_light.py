@@ -14,7 +14,7 @@ from attncheck.attention import AttentionMaps, LayerAttention, QueryKey, as_atte
 from attncheck.attention.light import is_light, on_one_thread_if_light
 from attncheck.capture import keeping
 from attncheck.compiled import SMALL
-from attncheck.evaluate import dispatch
+from attncheck.evaluate import dispatch, profile_layer
 
 LARGE = torch.zeros(1, 1, 1 << 10, SMALL >> 10)
 
@@ -84,6 +84,7 @@ DOORS = {
     "as_attention": as_attention,
     "classify_heads": attncheck.classify_heads,
     "compute_attention_statistics": attncheck.compute_attention_statistics,
+    "profile_layer": lambda weights: profile_layer(layer(weights)),
     **{name: check.run for name, check in attncheck.CHECKS.items()},
 }
 
