@@ -10,7 +10,8 @@ import torch
 
 from attncheck.attention import LayerAttention
 from attncheck.metrics import METRICS, measure_layer
-from attncheck.metrics.metric import measure_in_blocks
+from attncheck.metrics import metric as of_metric
+from attncheck.metrics.metric import Metric, measure_in_blocks
 from attncheck.metrics.rapid import KNOWN, measure_rapidly
 
 pytest.importorskip("numba")
@@ -69,6 +70,20 @@ def test_other_weights_are_left_to_blocks(value: float) -> None:
     hidden.weights[0, 0, 3, 4] = 0.25
     assert measure_rapidly(hidden, KNOWN) is None
     assert measure_layer(hidden, UNSORTED)["future_mass"][0][0, 0, 3] == 0.25
+
+
+def test_blocks_are_walked_for_what_sorts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[str] = []
+
+    def spy(layer: LayerAttention, metrics: tuple[Metric, ...]):
+        walked.extend(metric.name for metric in metrics)
+        return measure_in_blocks(layer, metrics)
+
+    monkeypatch.setattr(of_metric, "measure_in_blocks", spy)
+    assert list(measure_layer(_layer(True), METRICS.values())) == list(METRICS)
+    assert walked == ["gini"]
+    assert set(measure_layer(_layer(True), UNSORTED)) == KNOWN
+    assert walked == ["gini"]
 
 
 def test_what_it_cannot_read_it_does_not() -> None:
