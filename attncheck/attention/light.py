@@ -60,6 +60,8 @@ def is_light(attention: Any) -> bool:
         >>> is_light(torch.eye(4)), is_light([np.eye(4), np.zeros((8, 512, 512))])
         (True, False)
     """
+    if isinstance(attention, Tensor) and attention.is_nested:  # its sizes are no numbers
+        return False
     if isinstance(attention, Tensor | LayerAttention):
         return attention.device.type == "cpu" and _few(attention.shape)
     if isinstance(attention, np.ndarray):

@@ -70,6 +70,12 @@ def test_others_on_all(attention: Any) -> None:
     assert threads(attention) == 2
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_sizes_that_are_no_numbers_are_not_asked_for(layout: torch.layout) -> None:
+    assert threads(torch.nested.nested_tensor([torch.eye(3), torch.eye(4, 3)], layout=layout)) == 2
+
+
 def test_what_goes_wrong_comes_through_and_nothing_stays() -> None:
     @on_one_thread_if_light
     def fails(attention: Any) -> None:
