@@ -41,9 +41,7 @@ def on_one_thread_if_light(function: Callable[Arguments, Result]) -> Callable[Ar
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         __tracebackhide__ = True
         attention = args[0] if args else next(iter(kwargs.values()), None)
-        if not is_light(attention):
-            return function(*args, **kwargs)
-        with on_one_thread():
+        with on_one_thread() if is_light(attention) else nullcontext():
             return function(*args, **kwargs)
 
     return call

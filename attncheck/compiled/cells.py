@@ -75,7 +75,7 @@ def running_sums(cells: Any, rows: Any, out: Any) -> None:
 
 
 @exact
-def sum_excess(cells: Any, items: Any, rows: Rows, points: Points, into: Any) -> None:
+def sum_excess(cells: Any, items: Any, rows: Rows, points: Points, room: Any) -> None:
     """Sum what cells hold above even attention, but for single points, before each two edges.
 
     Edges of rows are those of keys; the rows of cells are the last. Of more rows than keys the
@@ -86,10 +86,10 @@ def sum_excess(cells: Any, items: Any, rows: Rows, points: Points, into: Any) ->
         items: Sequence and head of each item, int64 ``(item, 2)``.
         rows: What the rows see.
         points: What is set aside: there, nothing is above even attention.
-        into: Memory to work in, float64 ``(row cell, key cell)`` and ``(key cell,)``, and where the
+        room: Memory to work in, float64 ``(row cell, key cell)`` and ``(key cell,)``, and where the
             sums go, ``(item, edge, edge)``.
     """
-    held, change, out = into
+    held, change, out = room
     points.first[:] = -1
     for point in range(points.batch.shape[0] - 1, -1, -1):
         batch, head = points.batch[point], points.head[point]

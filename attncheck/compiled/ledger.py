@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["NUMBERS", "Keys", "Ledger", "Sight", "places_before", "ramp_of"]
+__all__ = ["MEASURES", "NUMBERS", "Keys", "Ledger", "Sight", "places_before", "ramp_of"]
 
 NUMBERS: Final = (
     *("peak", "top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share"),
@@ -19,6 +19,12 @@ NUMBERS: Final = (
     *("delimiter", "delimiter keys", "block", "block keys"),
 )
 """Numbers of a row in the order in which loops write them."""
+
+MEASURES: Final = (
+    *("row_sum_error", "entropy", "normalized_entropy", "effective_keys", "max_weight"),
+    *("participation_ratio", "mean_distance", "sink_mass", "future_mass"),
+)
+"""Measures of a row that do not sort it, in the order in which loops write them."""
 
 
 class Sight(NamedTuple):

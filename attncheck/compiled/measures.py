@@ -11,22 +11,12 @@ from attncheck.compiled.rows import measure, size, total, whole
 
 __all__ = ["COUNTS", "Measured", "Seen", "measure_rows"]
 
-COUNTS: Final = {
-    "row_sum_error": 0,
-    "entropy": 0,
-    "normalized_entropy": 1,
-    "effective_keys": 0,
-    "max_weight": 0,
-    "participation_ratio": 0,
-    "mean_distance": 2,
-    "sink_mass": 3,
-    "future_mass": 2,
-}
-"""The measures in the order of their values, and where `Measured.counted` tells of each."""
-
 ROW_SUM_ERROR, ENTROPY, NORMALIZED, EFFECTIVE, HIGHEST = range(5)
 PARTICIPATION, DISTANCE, FIRST, LATER = range(5, 9)
 EVERY, SEVERAL, DISTANT, BEHIND = range(4)
+
+COUNTS: Final = (EVERY, EVERY, SEVERAL, EVERY, EVERY, EVERY, DISTANT, BEHIND, DISTANT)
+"""Where `Measured.counted` tells of each measure."""
 
 
 class Seen(NamedTuple):
@@ -51,7 +41,7 @@ class Measured(NamedTuple):
     """Where the loop leaves what it finds in some heads of one sequence.
 
     Attributes:
-        values: The measures in the order of `COUNTS`, NaN where the row has none, float64
+        values: The measures in the order of `ledger.MEASURES`, NaN where the row has none, float64
             ``(head, query, measure)``: those of a row lie beside each other.
         counted: Rows that carry attention, those of them that see several keys, those that have
             distances, those behind the first key: bool ``(head, query, 4)``.

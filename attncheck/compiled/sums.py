@@ -12,16 +12,10 @@ import numpy as np
 
 from attncheck.compiled.loop import exact
 
-__all__ = ["MEASURES", "READ", "TOKENWISE", "Rows", "Sums", "sum_blocks", "sum_rows"]
+__all__ = ["READ", "TOKENWISE", "Rows", "Sums", "sum_blocks", "sum_rows"]
 
 READ: Final = ("top", "mass", "inner", "norm", "first", "far", "later", "overlap", "share")
 """Numbers of a row that are read."""
-
-MEASURES: Final = (
-    *("row_sum_error", "entropy", "normalized_entropy", "effective_keys", "max_weight"),
-    *("participation_ratio", "mean_distance", "sink_mass", "future_mass"),
-)
-"""Measures in the order in which the loop writes them."""
 
 TOKENWISE: Final = ("duplicate_token", "induction", "delimiter")
 """Patterns of tokens, in the order of their sums."""
@@ -75,7 +69,7 @@ class Sums(NamedTuple):
     """What is written, float64; 0 at first, but for the maxima, ``-inf``.
 
     Attributes:
-        measures: Sums, counts and maxima of `MEASURES`, ``(head, measure, 3)``.
+        measures: Sums, counts and maxima of `ledger.MEASURES`, ``(head, measure, 3)``.
         totals: Of squared weights, entropy and overlap over usable rows, ``(head, 3)``.
         selected: Mass, chance, rows and variance of the targets of `TOKENWISE`, and of the first
             key beside them, ``(head, name, 2, 4)``.

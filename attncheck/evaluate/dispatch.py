@@ -136,8 +136,8 @@ def profile_layer(layer: LayerAttention, tokens: Any = None, **options: Any) -> 
         'dense: weights are held, no query and key; not fused: the layer is small'
     """
     choice = choose(layer, options.get("also", ()))
-    threads = threads_for(layer.shape, layer.device.type)
-    with nullcontext() if choice.evaluator == "fused" else threads:
+    fused = choice.evaluator == "fused"
+    with nullcontext() if fused else threads_for(layer.shape, layer.device.type):
         return _profile(layer, choice, tokens, options)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attncheck.compiled.ledger import MEASURES
 from attncheck.evaluate.chances import Chances
 from attncheck.evaluate.measures import Totals, measures_of, sees_first
 from attncheck.evaluate.tally import Tally
@@ -124,7 +125,7 @@ def _in_loop(tally: Tally) -> RowSums:
     names = tally.targets.tokenwise
     kept = torch.zeros(3, batch, heads, n_query, dtype=torch.float64)
     into = loops.Sums(
-        measures=np.zeros((heads, len(loops.MEASURES), 3)),
+        measures=np.zeros((heads, len(MEASURES), 3)),
         totals=np.zeros((heads, 3)),
         selected=np.zeros((heads, len(loops.TOKENWISE), 2, 4)),
         held=kept.numpy(),
@@ -133,7 +134,7 @@ def _in_loop(tally: Tally) -> RowSums:
     loops.sum_rows(_rows(tally), into)
     mass, square, variance = kept
     totals = zip(("square", "entropy", "overlap"), into.totals.T, strict=True)
-    measures = zip(loops.MEASURES, into.measures.transpose(1, 2, 0), strict=True)
+    measures = zip(MEASURES, into.measures.transpose(1, 2, 0), strict=True)
     selected = dict(zip(loops.TOKENWISE, into.selected.transpose(1, 2, 3, 0), strict=True))
     return RowSums(
         mass,

@@ -127,12 +127,8 @@ def _search(tally: Tally, rest: _Rest, clear: ClearLines, even: Tensor, worth: T
     """Cut the heads that have mass beside their lines: ``(item, cell)``."""
     variance = (rest.square - rest.mass * even).clamp_(min=0) / rest.keys.clamp(min=1)
     present = tally.reach.seen_keys.expand(*worth.shape, -1)
-    every = bool(worth.all())
-    variance, present = (
-        part.flatten(0, 1) if every else part[worth] for part in (variance, present)
-    )
-    sums = _sum_excess(tally, clear, even, worth)
-    return cut_cells(tally.grid, sums, variance, present, causal=not tally.reach.ahead)
+    sums, causal = _sum_excess(tally, clear, even, worth), not tally.reach.ahead
+    return cut_cells(tally.grid, sums, variance[worth], present[worth], causal=causal)
 
 
 def _sum_excess(tally: Tally, clear: ClearLines, even: Tensor, worth: Tensor) -> Tensor:
@@ -156,8 +152,10 @@ def _sum_excess_in_loop(tally: Tally, clear: ClearLines, even: Tensor, worth: Te
     grid, reach, items = tally.grid, tally.reach, worth.nonzero()
     even, low, high = (part.contiguous() for part in (even, reach.low, reach.high))
     rows = loops.Rows(even.numpy(), low.numpy(), high.numpy(), grid.step, grid.lead)
-    numbers = (*clear.cells, clear.weights, clear.cells[0].clone(), torch.empty_like(worth).long())
-    points = loops.Points(*(part.contiguous().numpy() for part in numbers))
+    batch, head, query, key = (part.contiguous().numpy() for part in clear.cells)
+    following, first = np.empty(len(batch), np.int64), np.empty(tuple(worth.shape), np.int64)
+    weights = clear.weights.contiguous().numpy()
+    points = loops.Points(batch, head, query, key, weights, following, first)
     sums = even.new_empty(len(items), grid.n_keys + 1, grid.n_keys + 1)
     room = np.empty((grid.n_rows, grid.n_keys)), np.empty(grid.n_keys), sums.numpy()
     loops.sum_excess(tally.cells.contiguous().numpy(), items.numpy(), rows, points, room)

@@ -14,19 +14,14 @@ from torch import Tensor
 from attncheck.attention import LayerAttention
 from attncheck.attention.quiet import quiet
 from attncheck.attention.reading import is_large, read_heads, worth_compiled
-from attncheck.compiled.ledger import ramp_of
+from attncheck.compiled.ledger import MEASURES, ramp_of
 from attncheck.compiled.threads import on_one_thread
 from attncheck.kernels import missing
 from attncheck.kernels.launch import KernelError, launch, next_power
 
 __all__ = ["measure_rapidly"]
 
-KNOWN: Final = frozenset(
-    {
-        *("row_sum_error", "entropy", "normalized_entropy", "effective_keys", "max_weight"),
-        *("participation_ratio", "mean_distance", "sink_mass", "future_mass"),
-    }
-)
+KNOWN: Final = frozenset(MEASURES)
 
 Rows = tuple[Tensor, Tensor]
 
@@ -61,8 +56,8 @@ def _on_cpu(layer: LayerAttention, wanted: Collection[str]) -> dict[str, Rows] |
         high = (np.arange(n_query) + position + 1).clip(0)
     ramp = ramp_of(n_query, n_key, positional)
     seen = Seen(high, np.log(high.clip(1)), position, positional, ramp)
-    values = np.empty((batch, heads, n_query, len(COUNTS)))
-    counted = np.empty((batch, heads, n_query, len({*COUNTS.values()})), dtype=bool)
+    values = np.empty((batch, heads, n_query, len(MEASURES)))
+    counted = np.empty((batch, heads, n_query, max(COUNTS) + 1), dtype=bool)
     with quiet("cpu"):
         sinks = np.zeros((batch, 0, 0))
         if layer.sink_mass is not None:
@@ -76,8 +71,8 @@ def _on_cpu(layer: LayerAttention, wanted: Collection[str]) -> dict[str, Rows] |
         return None
     held = torch.from_numpy(values).unbind(-1)
     kinds = torch.from_numpy(counted).unbind(-1)
-    rows = dict(zip(COUNTS, held, strict=True))
-    return {name: (rows[name], kinds[COUNTS[name]]) for name in wanted}
+    rows = {name: (held[i], kinds[COUNTS[i]]) for i, name in enumerate(MEASURES)}
+    return {name: rows[name] for name in wanted}
 
 
 def _worth_kernel(layer: LayerAttention) -> bool:

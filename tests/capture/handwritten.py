@@ -12,6 +12,9 @@ from attncheck import AttentionExtractor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+ONE = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(5))
+"""One sequence of six tokens."""
+
 
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attncheck import AttentionExtractor
 from tests.capture.handwritten import (
+    ONE,
     Attend,
     Written,
     fused,
@@ -22,7 +23,6 @@ from tests.capture.handwritten import (
 )
 
 SIZE = 4
-ONE = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(5))
 
 
 def _tokens_first(x: Tensor, attend: Attend) -> Tensor:

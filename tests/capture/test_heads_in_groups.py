@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attncheck import AttentionExtractor
 from tests.capture.handwritten import (
+    ONE,
     Attend,
     Written,
     fused,
@@ -19,7 +20,6 @@ from tests.capture.handwritten import (
 )
 
 SIZE = 4
-ONE = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize(
